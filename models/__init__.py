@@ -1,0 +1,154 @@
+"""The registry of networks: what each takes and gives, and how it is best trained.
+
+Nothing here imports torch, so that the command line can check a configuration in a moment; `build_model` does, when called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.preprocess import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One network.
+
+    `builder` names a class as `module:Class`; it is called with `num_outputs`, `input_shape` and the fields in `options`.
+    `input_shape` is the shape of one sample; `None` stands for any length. `layers` are the prefixes of its parameters'
+    names. `recipes` maps a recipe, or `recipe:data set` where one data set needs other values, to configuration fields.
+    """
+
+    summary: str
+    builder: str
+    tasks: tuple[str, ...]
+    input_shape: tuple[int | None, ...]
+    layers: tuple[str, ...]
+    recipes: Mapping[str, Mapping[str, object]]
+    options: tuple[str, ...] = ()
+
+    def recipe(self, name: str, dataset: str | None = None) -> dict[str, object]:
+        """Return the fields that recipe `name` sets, for `dataset` (default: the recipe's own data set)."""
+        base = dict(self.recipes[name])
+        return base | dict(self.recipes.get(f"{name}:{dataset or base['dataset']}", {}))
+
+
+_DIGITS = {"dataset": "digits", "loss": "cross_entropy", "preprocess": "standardize"}
+
+MODELS: dict[str, ModelSpec] = {
+    "polynomial": ModelSpec(
+        summary="a cubic y = a + b x + c x^2 + d x^3 with hand-derived, autograd or nn.Linear gradients",
+        builder="models.polynomial:Polynomial",
+        tasks=("regression",),
+        input_shape=(1,),
+        layers=("a", "b", "c", "d", "linear"),
+        options=("gradient",),
+        recipes={
+            "default": {
+                "dataset": "sine", "loss": "mse", "preprocess": "standardize", "optimizer": "adam", "lr": 0.1,
+                "scheduler": "cosine", "epochs": 300, "batch_size": 2000,
+            },
+            "seed": {
+                "dataset": "sine", "loss": "sse", "preprocess": "none", "holdout": False, "optimizer": "sgd", "lr": 1e-6,
+                "epochs": 2000, "batch_size": 2000, "gradient": "manual",
+            },
+        },
+    ),
+    "mlp": ModelSpec(
+        summary="a perceptron with one hidden tanh layer",
+        builder="models.perceptron:Perceptron",
+        tasks=("binary", "multiclass"),
+        input_shape=(None,),
+        layers=("hidden", "output"),
+        options=("hidden", "dropout"),
+        recipes={
+            "default": {
+                "dataset": "breast_cancer", "loss": "bce", "preprocess": "standardize", "optimizer": "adamw", "lr": 0.01,
+                "weight_decay": 0.01, "scheduler": "cosine", "epochs": 50, "batch_size": 64, "hidden": 25,
+            },
+            "seed": {
+                "dataset": "breast_cancer", "loss": "mse", "preprocess": "none", "holdout": False, "optimizer": "adam",
+                "lr": 1e-3, "epochs": 1000, "batch_size": 569, "hidden": 25,
+            },
+        },
+    ),
+    "moons": ModelSpec(
+        summary="two logistic layers built from operators with hand-written forward and backward",
+        builder="models.moons:Moons",
+        tasks=("binary",),
+        input_shape=(None,),
+        layers=("hidden", "output"),
+        options=("hidden",),
+        recipes={
+            "default": {
+                "dataset": "moons", "loss": "bce", "preprocess": "standardize", "optimizer": "adamw", "lr": 0.05,
+                "weight_decay": 0.01, "scheduler": "cosine", "epochs": 200, "batch_size": 640, "hidden": 16,
+            },
+            "seed": {
+                "dataset": "moons", "loss": "bce", "preprocess": "none", "optimizer": "sgd", "lr": 0.2, "epochs": 1000,
+                "batch_size": 640, "hidden": 5,
+            },
+        },
+    ),
+    "lenet": ModelSpec(
+        summary="LeNet: two convolutions and three linear layers on 32x32 images",
+        builder="models.lenet:LeNet",
+        tasks=("multiclass",),
+        input_shape=(1, 32, 32),
+        layers=("conv1", "conv2", "fc1", "fc2", "fc3"),
+        options=("dropout",),
+        recipes={
+            "default": _DIGITS | {
+                "optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.01, "scheduler": "one_cycle", "warmup": 0.3,
+                "epochs": 30, "batch_size": 64,
+            },
+            "default:mnist": {"epochs": 5},
+            "seed": _DIGITS | {"preprocess": "scale", "optimizer": "sgd", "lr": 0.01, "epochs": 30, "batch_size": 10},
+        },
+    ),
+    "cnn": ModelSpec(
+        summary="two 5x5 convolutions and two linear layers on 28x28 images; its 128 features are an output too",
+        builder="models.cnn:CNN",
+        tasks=("multiclass",),
+        input_shape=(1, 28, 28),
+        layers=("conv1", "conv2", "fc1", "fc2"),
+        options=("dropout",),
+        recipes={
+            "default": _DIGITS | {
+                "optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.01, "scheduler": "one_cycle", "warmup": 0.3,
+                "epochs": 20, "batch_size": 64,
+            },
+            "default:mnist": {"epochs": 5, "lr": 6e-3, "batch_size": 96},
+            "seed": _DIGITS | {
+                "dataset": "mnist", "preprocess": "scale", "holdout": False, "optimizer": "adam", "lr": 0.01,
+                "epochs": 20, "batch_size": 50,
+            },
+        },
+    ),
+}  # fmt: skip
+
+
+def build_model(
+    name: str,
+    *,
+    input_shape: tuple[int, ...],
+    num_outputs: int,
+    preprocess: Mapping[str, Any],
+    options: Mapping[str, object],
+) -> Model:
+    """Build a network behind its preprocessing, on the CPU, in float32 and training mode.
+
+    `preprocess` holds `mean` and `std`, floats nested like one value per channel (images) or per feature (vectors).
+    `options` may hold more fields than the network reads. Weights are drawn from torch's global generator.
+    """
+    from models.preprocess import Model
+
+    spec = MODELS[name]
+    module, _, attribute = spec.builder.partition(":")
+    builder = getattr(importlib.import_module(module), attribute)
+    network = builder(input_shape=input_shape, num_outputs=num_outputs, **{o: options[o] for o in spec.options})
+    return Model(network, mean=preprocess["mean"], std=preprocess["std"], input_shape=input_shape)
