@@ -1,0 +1,378 @@
+"""RunConfig: every parameter of a training, in one frozen, validated, flat class; the flags and the help come from it.
+
+A configuration is never half right: `resolve` reports every problem at once, and what it returns needs no further checks.
+A standard dataclass and not pydantic: the help and an error must answer in half a second, and importing pydantic takes most
+of that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from models import MODELS, ModelSpec
+from pipeline.data.catalog import DATASETS
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. Each message says what was given, what is wrong and what to do; exit status 2."""
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__("\n".join(messages))
+        self.messages = messages
+
+
+class Failure(RuntimeError):
+    """Work that was asked for rightly and failed: a loss that diverged, an artifact that disagrees. Exit status 1."""
+
+
+LOSSES = {"multiclass": ("cross_entropy", "nll", "mse"), "binary": ("bce", "mse", "sse"), "regression": ("mse", "sse")}
+
+
+def option(
+    default: object,
+    meaning: str,
+    *,
+    choices: Iterable[str] = (),
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Declare a field with its meaning and the values that it may take."""
+    bounds = {"above": above, "at_least": at_least, "at_most": at_most, "below": below}
+    return field(default=default, metadata={"meaning": meaning, "choices": tuple(choices), "bounds": bounds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The parameters of one training run. A default may be replaced by the model's recipe (see `models.MODELS`)."""
+
+    model: str = option("cnn", "network to train", choices=MODELS)
+    recipe: str = option("default", "set of defaults: an expert's, or the source text's own", choices=("default", "seed"))
+    dataset: str = option("digits", "data to train on", choices=DATASETS)
+    data_dir: Path = option(Path("data"), "folder with (or for) downloaded raw files")
+    cache_dir: Path = option(Path("~/.cache/trainyard"), "folder for prepared tensors")
+    output_dir: str = option("", "the run folder; empty: runs/<model>-<first 8 of the MLflow run id>")
+    resume: bool = option(False, "go on from the newest valid checkpoint in --output_dir")
+    split_seed: int = option(0, "seed of the data set's points (moons) and of its split", at_least=0)
+    holdout: bool = option(True, "hold samples out for validation; false: train on every one, test on the same if need be")
+    noise: float = option(0.5, "standard deviation of the noise (moons)", at_least=0)
+    preprocess: str = option(
+        "standardize", "the model's first layer: input as it is, scaled to [0, 1], or standardised",
+        choices=("none", "scale", "standardize"),
+    )  # fmt: skip
+    hidden: int = option(25, "width of the hidden layer (mlp, moons)", at_least=1)
+    dropout: float = option(0.0, "share of the last features dropped in training (mlp, lenet, cnn)", at_least=0, below=1)
+    gradient: str = option(
+        "autograd", "how the cubic's gradient is taken (polynomial)", choices=("manual", "autograd", "linear")
+    )
+    epochs: int = option(20, "passes over the training samples", at_least=1)
+    batch_size: int = option(64, "samples in one optimiser step, over all ranks together", at_least=1)
+    accumulation_steps: int = option(1, "parts in which a rank works through its share of a batch", at_least=1)
+    optimizer: str = option("adamw", "update rule", choices=("sgd", "adam", "adamw", "rmsprop"))
+    lr: float = option(1e-3, "learning rate (its peak, where a schedule moves it)", above=0)
+    momentum: float = option(0.0, "momentum (sgd, rmsprop)", at_least=0, below=1)
+    nesterov: bool = option(False, "Nesterov momentum (sgd)")
+    weight_decay: float = option(0.0, "L2 penalty; decoupled in adamw", at_least=0)
+    layer_lr: str = option("", "learning rates of single layers, as fc2=1e-4,conv1=1e-3")
+    layer_weight_decay: str = option("", "weight decay of single layers, as fc2=0.1")
+    loss: str = option(
+        "cross_entropy",
+        "training loss: a mean over samples, sse a sum",
+        choices=dict.fromkeys(sum(LOSSES.values(), ())),
+    )
+    label_smoothing: float = option(0.0, "label smoothing (cross_entropy)", at_least=0, below=1)
+    grad_clip: float = option(0.0, "largest global norm of the gradient; 0: no limit", at_least=0)
+    early_stopping: int = option(0, "stop after so many epochs without a better validation result; 0: never", at_least=0)
+    scheduler: str = option(
+        "constant", "course of the learning rate, per step", choices=("constant", "step", "cosine", "one_cycle")
+    )
+    warmup: float = option(0.0, "share of all steps in which the learning rate rises", at_least=0, below=1)
+    step_size: int = option(10, "epochs between two cuts of the learning rate (step)", at_least=1)
+    gamma: float = option(0.1, "factor of each cut (step)", above=0, at_most=1)
+    seed: int = option(0, "seed of weights, sample order and dropout", at_least=0)
+    device: str = option("auto", "where to compute; auto: cuda if there is one", choices=("auto", "cpu", "cuda"))
+    precision: str = option("fp32", "arithmetic of the forward pass (autocast)", choices=("fp32", "bf16", "fp16"))
+    compile: bool = option(False, "compile the model with torch.compile")
+    nproc: int | Literal["auto"] = option("auto", "worker processes; auto: one per GPU, one on the CPU", at_least=1)
+    workers: int = option(0, "loader processes of each rank; 0: batches are gathered in the training process", at_least=0)
+    checkpoint_every: int = option(1, "epochs between two checkpoints; the last epoch always saves one", at_least=1)
+    log_every: int = option(10, "optimiser steps that one logged training loss stands for", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What a stage after training needs: which run, and where its data lies on this machine."""
+
+    run: str = option("", "MLflow run id or run folder")
+    data_dir: Path = option(Path("data"), "folder with (or for) downloaded raw files")
+    cache_dir: Path = option(Path("~/.cache/trainyard"), "folder for prepared tensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(StageConfig):
+    """Parameters of `evaluate`."""
+
+    device: str = option("auto", "where to compute; auto: cuda if there is one", choices=("auto", "cpu", "cuda"))
+    nproc: int | Literal["auto"] = option("auto", "worker processes; auto: one per GPU, one on the CPU", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(StageConfig):
+    """Parameters of `verify`."""
+
+    onnx: str = option("", "another .onnx file to hold against the run's model; empty: the run's own artifacts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotConfig:
+    """Parameters of `plot`."""
+
+    picture: str = option(
+        "activations", "what to draw; none of these needs a run", choices=("activations", "scatter", "tsne", "samples")
+    )
+    output: Path = option(Path("plots"), "folder for the PNG file")
+
+
+RUNTIME_FIELDS = frozenset({"data_dir", "cache_dir", "output_dir", "resume", "device", "nproc", "workers"})
+"""Fields that say where and how a run is computed, not what: they may change when it is resumed."""
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _convert(spec: dataclasses.Field[Any], kind: Any, text: str) -> object:
+    """Return the value that `text` stands for. Raises ValueError with the end of a sentence that begins `name=text `."""
+    flag = f"--{spec.name}"
+    if "auto" in typing.get_args(typing.get_args(kind)[1] if typing.get_args(kind) else None):
+        if text == "auto":
+            return text
+        kind = int
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError(f"is neither true nor false. Give {flag} true or {flag} false.")
+        return text == "true"
+    if kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise ValueError(f"is not {what}. Give {what}, as in {flag} {spec.default}.") from None
+        if not math.isfinite(number):
+            raise ValueError(f"is not a finite number. Give a number, as in {flag} {spec.default}.")
+        _check_bounds(spec, number)
+        return number
+    if spec.metadata["choices"] and text not in spec.metadata["choices"]:
+        near = get_close_matches(text, spec.metadata["choices"], n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"is not known.{hint} Choose one of: {', '.join(spec.metadata['choices'])}.")
+    if kind is Path and not text:
+        raise ValueError(f"is empty. Give a folder, as in {flag} {spec.default}.")
+    return Path(text) if kind is Path else text
+
+
+def _check_bounds(spec: dataclasses.Field[Any], number: float) -> None:
+    bounds = spec.metadata["bounds"]
+    broken = {
+        "above": lambda b: number <= b,
+        "at_least": lambda b: number < b,
+        "at_most": lambda b: number > b,
+        "below": lambda b: number >= b,
+    }
+    for name, limit in bounds.items():
+        if limit is not None and broken[name](limit):
+            allowed = " and ".join(f"{n.replace('_', ' ')} {b}" for n, b in bounds.items() if b is not None)
+            raise ValueError(f"is out of range. Give a value {allowed}, as in --{spec.name} {spec.default}.")
+
+
+def convert(cls: type, texts: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Turn flag texts into values of the fields of `cls`. Returns the good values, and a message for each bad field."""
+    values: dict[str, Any] = {}
+    problems: dict[str, str] = {}
+    kinds = field_types(cls)
+    for spec in dataclasses.fields(cls):
+        if spec.name in texts:
+            text = texts[spec.name]
+            try:
+                values[spec.name] = _convert(spec, kinds[spec.name], text)
+            except ValueError as error:
+                problems[spec.name] = f"{spec.name}={text} {error}"
+    return values, problems
+
+
+def resolve(texts: Mapping[str, str], *, world_size: int | None = None) -> RunConfig:
+    """Return the full configuration for the flags `texts`: flag, or else recipe, or else default.
+
+    `world_size` is the number of ranks where torchrun has already set it. Raises UserError with every problem.
+    """
+    values, problems = convert(RunConfig, texts)
+    spec = MODELS[values.get("model", "cnn")]
+    recipe: dict[str, Any] = spec.recipe(values.get("recipe", "default"), values.get("dataset"))
+    config = RunConfig(**(recipe | values))
+    messages = list(problems.values())
+    if "model" not in problems:
+        doubtful = set(problems)
+        messages += [m for fields, m in _cross_checks(config, spec, set(texts), world_size) if not doubtful & set(fields)]
+    if messages:
+        raise UserError(*messages)
+    return config
+
+
+def resume(texts: Mapping[str, str], stored: RunConfig) -> RunConfig:
+    """Return the configuration of a stored run with the runtime fields of `texts`.
+
+    Raises UserError for a flag that would make it another training.
+    """
+    values, problems = convert(RunConfig, texts)
+    changed = [
+        f"{name}={texts[name]} differs from the run's {getattr(stored, name)}. A resumed run keeps its configuration: "
+        f"leave --{name} out, or train in another folder."
+        for name, value in values.items()
+        if name not in RUNTIME_FIELDS and value != getattr(stored, name)
+    ]
+    if problems or changed:
+        raise UserError(*problems.values(), *changed)
+    return dataclasses.replace(stored, **{k: v for k, v in values.items() if k in RUNTIME_FIELDS})
+
+
+def _cross_checks(
+    c: RunConfig, spec: ModelSpec, given: set[str], world_size: int | None
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the fields concerned and the message for every rule between fields that `c` breaks."""
+    data = DATASETS[c.dataset]
+    if data.task not in spec.tasks:
+        yield (
+            ("dataset",),
+            f"model={c.model} does {' or '.join(spec.tasks)}, dataset={c.dataset} is {data.task}. "
+            f"Use --dataset {_fitting(spec)}, or another --model.",
+        )
+    elif not _shapes_fit(spec, data.sample_shape):
+        yield (
+            ("dataset",),
+            f"model={c.model} takes samples of shape {_shape(spec.input_shape)}, dataset={c.dataset} has "
+            f"{_shape(data.sample_shape)}. Use --dataset {_fitting(spec)}, or another --model.",
+        )
+    elif c.loss not in LOSSES[data.task]:
+        yield (
+            ("dataset", "loss"),
+            f"loss={c.loss} does not fit {data.task} data. Use --loss {' or '.join(LOSSES[data.task])}.",
+        )
+    if c.preprocess == "scale" and not data.is_image:
+        yield (
+            ("dataset", "preprocess"),
+            f"preprocess=scale needs images, dataset={c.dataset} has {_shape(data.sample_shape)} "
+            "without a fixed range. Use --preprocess standardize.",
+        )
+    for name in ("hidden", "dropout", "gradient"):
+        if name in given and name not in spec.options:
+            yield (name,), f"{name}={getattr(c, name)} has no effect on model={c.model}. Leave --{name} out."
+    if "noise" in given and "noise" not in data.fields:
+        yield ("dataset", "noise"), f"noise={c.noise} has no effect on dataset={c.dataset}. Leave --noise out."
+    if c.momentum and c.optimizer not in ("sgd", "rmsprop"):
+        yield ("momentum",), f"momentum={c.momentum} has no effect on {c.optimizer}. Use --optimizer sgd or rmsprop."
+    if c.nesterov and not (c.optimizer == "sgd" and c.momentum):
+        yield (
+            ("nesterov", "momentum", "optimizer"),
+            "nesterov=true needs sgd with momentum. Add --optimizer sgd --momentum 0.9.",
+        )
+    if c.label_smoothing and c.loss != "cross_entropy":
+        yield (
+            ("label_smoothing", "loss"),
+            f"label_smoothing={c.label_smoothing} has no effect on loss={c.loss}. Use --loss cross_entropy, or leave it out.",
+        )
+    if c.early_stopping and not c.holdout:
+        yield (
+            ("early_stopping", "holdout"),
+            f"early_stopping={c.early_stopping} needs validation samples. Use --holdout true, or leave it out.",
+        )
+    for name in ("layer_lr", "layer_weight_decay"):
+        yield from (((name,), message) for message in _layer_problems(name, getattr(c, name), spec))
+    ranks = world_size or (c.nproc if isinstance(c.nproc, int) else 1)
+    if c.batch_size < ranks:
+        yield (
+            ("batch_size", "nproc"),
+            f"batch_size={c.batch_size} is smaller than the {ranks} ranks. "
+            f"Use --batch_size {ranks} or more, or fewer processes (--nproc).",
+        )
+    elif c.batch_size < ranks * c.accumulation_steps:
+        yield (
+            ("batch_size", "nproc", "accumulation_steps"),
+            f"batch_size={c.batch_size} is smaller than {ranks} ranks x "
+            f"accumulation_steps={c.accumulation_steps}. Use --batch_size {ranks * c.accumulation_steps} or more.",
+        )
+    if c.precision == "fp16" and c.device == "cpu":
+        yield (
+            ("precision", "device"),
+            "precision=fp16 needs a GPU, device=cpu was given. Use --precision bf16 or fp32.",
+        )
+    if c.resume and not c.output_dir:
+        yield ("resume",), "resume=true was given without a run folder. Add --output_dir FOLDER."
+
+
+def _layer_problems(name: str, text: str, spec: ModelSpec) -> Iterator[str]:
+    for part in filter(None, text.split(",")):
+        layer, _, number = part.partition("=")
+        if layer not in spec.layers:
+            yield f"{name}={text} names the layer {layer!r}, which is not there. Its layers are: {', '.join(spec.layers)}."
+        try:
+            good = math.isfinite(float(number)) and float(number) >= 0
+        except ValueError:
+            good = False
+        if not good:
+            yield f"{name}={text} gives {number!r} for {layer}. Give a number from 0 up, as in --{name} {spec.layers[-1]}=1e-4."
+
+
+def layer_values(text: str) -> dict[str, float]:
+    """Return {layer: value} of a checked `layer=value,layer=value` text."""
+    return {layer: float(number) for layer, _, number in (p.partition("=") for p in text.split(",") if p)}
+
+
+def _shapes_fit(spec: ModelSpec, sample_shape: tuple[int, ...]) -> bool:
+    """Images of any size fit an image model with as many channels, since `prepare` resizes them."""
+    if len(spec.input_shape) != len(sample_shape):
+        return False
+    if len(sample_shape) == 3:
+        return spec.input_shape[0] == sample_shape[0]
+    return spec.input_shape[0] in (None, sample_shape[0])
+
+
+def input_shape(model: str, dataset: str) -> tuple[int, ...]:
+    """Return the shape of one sample as `model` takes it from `dataset`."""
+    raw = DATASETS[dataset].sample_shape
+    return tuple(have if want is None else want for want, have in zip(MODELS[model].input_shape, raw, strict=True))
+
+
+def _fitting(spec: ModelSpec) -> str:
+    names = [n for n, d in DATASETS.items() if d.task in spec.tasks and _shapes_fit(spec, d.sample_shape)]
+    return " or ".join(names)
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("any" if s is None else str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """Return the fields as JSON values: paths become text."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def from_json(values: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration that `to_json` wrote, checked again. Raises UserError."""
+    texts = {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in values.items()}
+    unknown = set(texts) - set(field_types(RunConfig))
+    if unknown:
+        raise UserError(
+            f"the configuration has unknown fields: {', '.join(sorted(unknown))}. Was it written by another version?"
+        )
+    converted, problems = convert(RunConfig, texts)
+    if problems:
+        raise UserError(*problems.values())
+    return RunConfig(**converted)

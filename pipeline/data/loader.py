@@ -1,0 +1,126 @@
+"""Prepared tensors to batches: which samples a rank works on, and one indexing operation to gather them.
+
+The order of samples is a function of (seed, epoch) and of nothing else: not of the ranks, not of what ran before. A global
+batch is cut among the ranks, so that any number of them walks through the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.prepare import read_manifest
+
+Part = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: x (N, *input_shape) uint8 or float32, and y (N,) int64 labels or (N, 1) float32 values."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device) -> Split:
+        return Split(self.x.to(device), self.y.to(device))
+
+
+def open_split(folder: Path, name: str) -> Split:
+    """Return split `name` of a prepared folder, memory-mapped: pages are read when used and shared by all processes."""
+    parts = read_manifest(folder)["splits"][name]
+    x, y = (_map(folder / parts[axis]["file"]) for axis in ("x", "y"))
+    return Split(x, y)
+
+
+def _map(path: Path) -> Tensor:
+    array = np.load(path, mmap_mode="c")  # copy on write: never written, and torch wants a writable array
+    return torch.from_numpy(array) if array.size else torch.from_numpy(np.array(array))
+
+
+def share(length: int, rank: int, world_size: int) -> slice:
+    """Return this rank's part of `length` items: the parts are disjoint, cover all and differ by one at most."""
+    return slice(rank * length // world_size, (rank + 1) * length // world_size)
+
+
+def fits_on(device: torch.device, split: Split) -> bool:
+    """Tell whether a split may live on `device`: always on the CPU, up to half of a GPU's free memory."""
+    if device.type != "cuda":
+        return True
+    return split.x.nbytes + split.y.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+
+
+class _Gather(torch.utils.data.Dataset[list[Part]]):
+    """Turns a list of index tensors, one for each part of a step, into the samples."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __getitem__(self, indices: list[Tensor]) -> list[Part]:
+        return [(self.split.x.index_select(0, i), self.split.y.index_select(0, i)) for i in indices]
+
+
+class Batches:
+    """The batches of one rank. `batch_size` counts the samples of all ranks; the last batch of an epoch may be smaller."""
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        accumulation_steps: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        workers: int = 0,
+    ) -> None:
+        self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.device, self.workers = device, workers
+        self.num_samples = len(split)
+        self.split = split.to(device) if not workers and fits_on(device, split) else split
+
+    def __len__(self) -> int:
+        """The number of optimiser steps in an epoch."""
+        return -(-self.num_samples // self.batch_size)
+
+    def num_in_step(self, step: int) -> int:
+        """Return the number of samples in global batch `step` of an epoch."""
+        return min(self.batch_size, self.num_samples - step * self.batch_size)
+
+    def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[list[Part]]:
+        """Yield this rank's samples, on its device, for each step of `epoch` from `first_step` on.
+
+        A step comes as `accumulation_steps` parts; a part is empty where a rank has no sample left in a small batch.
+        """
+        if len(self) == 1 and self.world_size * self.accumulation_steps == 1 and not self.workers:
+            if not first_step:
+                yield [(self.split.x, self.split.y)]  # a full batch is the split itself: nothing to gather
+            return
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(self.num_samples, generator=generator)
+        steps = [self._indices(order, step) for step in range(first_step, len(self))]
+        gather = _Gather(self.split)
+        if self.workers:
+            options: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
+            loader = torch.utils.data.DataLoader(gather, sampler=steps, batch_size=None, **options)
+            parts: Iterator[list[Part]] = iter(loader)
+        else:
+            on = self.split.x.device
+            parts = (gather[[i.to(on, non_blocking=True) for i in indices]] for indices in steps)
+        for step in parts:
+            yield [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in step]
+
+    def _indices(self, order: Tensor, step: int) -> list[Tensor]:
+        batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+        mine = batch[share(len(batch), self.rank, self.world_size)]
+        return [mine[share(len(mine), k, self.accumulation_steps)] for k in range(self.accumulation_steps)]

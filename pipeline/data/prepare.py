@@ -1,0 +1,168 @@
+"""From a data set to typed tensors on disk: split, resized, measured, hashed; written once, then memory-mapped by all.
+
+A prepared folder appears under its final name only when it is complete, so a reader never meets half of one; a lock keeps
+two processes from doing the same work, and is freed by the system when its holder is killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import RunConfig, UserError, input_shape
+from pipeline.data import sources
+from pipeline.data.catalog import DATASETS, IMAGE_RANGE, DatasetSpec
+
+FORMAT = 1
+SPLITS = ("train", "val", "test")
+
+
+def prepare(config: RunConfig) -> Path:
+    """Return the folder with the prepared tensors and `manifest.json`, making it if it is not there or is damaged.
+
+    Raises UserError where the data cannot be had or the cache cannot be written.
+    """
+    folder, identity = _locate(config)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder.parent / f"{folder.name}.lock"):
+            if not is_intact(folder):
+                _make(folder, config, identity)
+    except OSError as error:
+        raise UserError(
+            f"cache_dir={config.cache_dir} cannot be used ({error.strerror}). Give a writable folder with --cache_dir."
+        ) from error
+    return folder
+
+
+def prepared_folder(config: RunConfig) -> Path:
+    """Return where `prepare` has laid the tensors, without looking at them."""
+    return _locate(config)[0]
+
+
+def _locate(config: RunConfig) -> tuple[Path, dict[str, Any]]:
+    """Return the folder for all that shapes the tensors, and these facts themselves."""
+    spec = DATASETS[config.dataset]
+    identity = {
+        "format": FORMAT, "dataset": config.dataset, "input_shape": list(input_shape(config.model, config.dataset)),
+        "holdout": config.holdout, "split_seed": config.split_seed, "raw": sources.fingerprint(sources.raw_files(config)),
+    } | {name: getattr(config, name) for name in spec.fields if name != "data_dir"}  # fmt: skip
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return config.cache_dir.expanduser() / f"{config.dataset}-{key}", identity
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the description of a prepared folder: shapes, dtypes, hashes, statistics, classes."""
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def is_intact(folder: Path) -> bool:
+    """Tell whether a prepared folder is there and each of its files has the hash that its manifest names."""
+    if not (folder / "manifest.json").is_file():
+        return False
+    files = {part["file"]: part["sha256"] for split in read_manifest(folder)["splits"].values() for part in split.values()}
+    return all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in files.items())
+
+
+def sha256(path: Path) -> str:
+    """Return the hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
+    spec, shape = DATASETS[config.dataset], tuple(identity["input_shape"])
+    for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a process that was killed; we hold the lock
+        shutil.rmtree(leftover)
+    temporary = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
+    temporary.mkdir()
+    splits = _split(getattr(sources, spec.source)(config), config, spec)
+    entries: dict[str, dict[str, Any]] = {}
+    for name, (x, y) in splits.items():
+        if name == "test" and x is splits["train"][0]:
+            entries["test"] = entries["train"]
+            continue
+        x = _resize(x, shape) if spec.is_image else x
+        if name == "train":
+            mean, std = _statistics(x, is_image=spec.is_image)
+        entries[name] = {axis: _save(temporary / f"{name}_{axis}.npy", array) for axis, array in (("x", x), ("y", y))}
+    manifest = {
+        "identity": identity, "task": spec.task, "classes": list(spec.classes), "input_shape": list(shape),
+        "input_dtype": "uint8" if spec.is_image else "float32", "input_range": list(IMAGE_RANGE) if spec.is_image else None,
+        "statistics": {"mean": mean, "std": std}, "splits": entries,
+        "data_sha256": hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest(),
+    }  # fmt: skip
+    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    if folder.exists():  # damaged: `is_intact` said so
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+
+
+def _split(samples: sources.Samples, config: RunConfig, spec: DatasetSpec) -> dict[str, tuple[sources.Array, sources.Array]]:
+    """Cut the samples into train, val and test; without holdout, val is empty and test may be train itself."""
+    from sklearn.model_selection import train_test_split
+
+    x, y, test_x, test_y = samples
+    num_val, num_test = round(len(x) * spec.val_fraction), round(len(x) * spec.test_fraction)
+
+    def cut(x: sources.Array, y: sources.Array, size: int) -> list[sources.Array]:
+        strata = None if spec.task == "regression" else y
+        rest_x, part_x, rest_y, part_y = train_test_split(x, y, test_size=size, random_state=config.split_seed, stratify=strata)
+        return [rest_x, rest_y, part_x, part_y]
+
+    if not config.holdout:
+        test = (x, y) if test_x is None or test_y is None else (test_x, test_y)
+        return {"train": (x, y), "val": (x[:0], y[:0]), "test": test}
+    if test_x is None or test_y is None:
+        x, y, test_x, test_y = cut(x, y, num_test)
+    x, y, val_x, val_y = cut(x, y, num_val)
+    return {"train": (x, y), "val": (val_x, val_y), "test": (test_x, test_y)}
+
+
+def _resize(images: sources.Array, shape: tuple[int, ...]) -> sources.Array:
+    """Resize uint8 images (N, C, H, W) to `shape` = (C, H', W'), bilinear with antialiasing."""
+    if images.shape[1:] == shape or not len(images):
+        return images.reshape(-1, *shape)
+    import torch
+    from torch.nn.functional import interpolate
+
+    resized = [
+        interpolate(chunk.float(), size=shape[1:], mode="bilinear", antialias=True).round().clamp(*IMAGE_RANGE).byte()
+        for chunk in torch.from_numpy(images).split(4096)
+    ]
+    return torch.cat(resized).numpy()
+
+
+def _statistics(x: sources.Array, *, is_image: bool) -> tuple[list[float], list[float]]:
+    """Return mean and deviation of each channel (images) or feature (vectors), summed in float64."""
+    axes = (0, 2, 3) if is_image else (0,)
+    if is_image:  # from counts of the 256 values: exact, and no float copy of the whole split
+        values = np.arange(256, dtype=np.float64)
+        counts = [np.bincount(x[:, c].ravel(), minlength=256) for c in range(x.shape[1])]
+        mean = [float(c @ values / c.sum()) for c in counts]
+        return mean, [float(np.sqrt(c @ (values - m) ** 2 / c.sum())) for c, m in zip(counts, mean, strict=True)]
+    return x.mean(axes, dtype=np.float64).tolist(), x.std(axes, dtype=np.float64).tolist()
+
+
+def _save(path: Path, array: sources.Array) -> dict[str, Any]:
+    with path.open("wb") as file:
+        np.save(file, np.ascontiguousarray(array))
+        file.flush()
+        os.fsync(file.fileno())
+    return {"file": path.name, "dtype": str(array.dtype), "shape": list(array.shape), "sha256": sha256(path)}
