@@ -1,0 +1,245 @@
+"""The command line: sub-commands, flags generated from the configuration classes, exit status.
+
+Nothing heavy is imported before the flags are known to be right, so a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from models import MODELS
+from pipeline import __version__
+from pipeline import config as configuration
+from pipeline.config import EvaluateConfig, Failure, PlotConfig, RunConfig, StageConfig, UserError, VerifyConfig
+from pipeline.data.catalog import DATASETS
+
+COMMANDS: Mapping[str, tuple[type, str]] = {
+    "run": (RunConfig, "prepare, train, evaluate, export and verify, in one MLflow run (MLproject's `main`)"),
+    "prepare": (RunConfig, "lay the data set out as tensors on disk"),
+    "train": (RunConfig, "prepare what is missing, train and evaluate"),
+    "evaluate": (EvaluateConfig, "evaluate a run's best weights on its test split"),
+    "export": (StageConfig, "write a run's model as ONNX, TorchScript, .pt2 and safetensors"),
+    "verify": (VerifyConfig, "prove that a run's artifacts answer as its model does"),
+    "plot": (PlotConfig, "draw a picture that needs no run"),
+}
+
+_METAVARS = {"int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command; return 0 done, 1 failed, 2 bad configuration or input, 130 or 143 stopped by a signal."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        _complain(error.messages)
+        return 2
+    except Failure as error:
+        _complain(str(error).splitlines())
+        return 1
+    except KeyboardInterrupt:
+        _complain(["stopped by SIGINT. Go on with --resume true --output_dir FOLDER."])
+        return 130
+    except SystemExit as stop:
+        if stop.code == 143:
+            _complain(["stopped by SIGTERM. Go on with --resume true --output_dir FOLDER."])
+        return stop.code if isinstance(stop.code, int) else 1
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise SystemExit(143)
+
+
+def _complain(messages: Sequence[str]) -> None:
+    """Say what is wrong, one line each; ranks above 0 leave that to rank 0."""
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(messages), file=sys.stderr, flush=True)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    command, *flags = arguments
+    if command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"{command} is not a command.{hint} Choose one of: {', '.join(COMMANDS)}.")
+    cls = COMMANDS[command][0]
+    if "-h" in flags or "--help" in flags:
+        _parser(command).print_help()
+        return 0
+    texts = _read_flags(flags, cls, _parser(command))
+    if cls is RunConfig:
+        return _training(command, arguments, texts)
+    values, problems = configuration.convert(cls, texts)
+    if problems:
+        raise UserError(*problems.values())
+    return _later_stage(command, arguments, cls(**values))
+
+
+def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> int:
+    if texts.get("resume") == "true" and texts.get("output_dir"):
+        from pipeline.store import open_run
+
+        config = configuration.resume(texts, open_run(Path(texts["output_dir"]), check=False).config)
+    else:
+        config = configuration.resolve(texts, world_size=int(os.environ.get("WORLD_SIZE", 0)) or None)
+    if command == "prepare":
+        from pipeline.data.prepare import prepare
+
+        print(prepare(config))
+        return 0
+    if config.output_dir and not config.resume:
+        from pipeline.store import refuse_existing
+
+        refuse_existing(Path(config.output_dir))
+    from pipeline import distributed
+
+    device = distributed.resolve_device(config.device)
+    if config.precision == "fp16" and device == "cpu":
+        raise UserError("precision=fp16 needs a GPU, and torch finds none here. Use --precision bf16 or fp32.")
+    if not distributed.is_worker():
+        nproc = distributed.resolve_nproc(config.nproc, device)
+        if config.batch_size < nproc * config.accumulation_steps:
+            raise UserError(
+                f"batch_size={config.batch_size} is smaller than {nproc} ranks x accumulation_steps="
+                f"{config.accumulation_steps}. Use a larger --batch_size, or fewer processes (--nproc)."
+            )
+        if nproc > 1:
+            from pipeline.data.prepare import prepare
+
+            prepare(config)  # a mistake in the data is told before any worker starts
+            return distributed.launch(["pipeline", *arguments], nproc)
+    from pipeline import stages
+
+    with distributed.process_group(device) as ranks:
+        stages.train(config, ranks, export=command == "run")
+    return 0
+
+
+def _later_stage(command: str, arguments: list[str], config: Any) -> int:
+    if command == "plot":
+        from pipeline import pictures, plots
+
+        path = config.output / f"{config.picture}.png"
+        plots.save(pictures.PICTURES[config.picture](), path)
+        print(path)
+        return 0
+    from pipeline.tracking import find_run
+
+    if command == "evaluate":
+        return _evaluate(arguments, config)
+    run = find_run(config.run)
+    from pipeline import stages
+
+    if command == "export":
+        stages.export(config, run)
+    else:
+        stages.verify(config, run)
+    return 0
+
+
+def _evaluate(arguments: list[str], config: EvaluateConfig) -> int:
+    from pipeline import distributed, stages
+    from pipeline.tracking import find_run
+
+    device = distributed.resolve_device(config.device)
+    if not distributed.is_worker() and (nproc := distributed.resolve_nproc(config.nproc, device)) > 1:
+        find_run(config.run)
+        return distributed.launch(["pipeline", *arguments], nproc)
+    with distributed.process_group(device) as ranks:
+        run = distributed.broadcast(distributed.together(lambda: find_run(config.run), on=ranks.is_main))
+        stages.evaluate(config, run, ranks)
+    return 0
+
+
+def _read_flags(flags: Sequence[str], cls: type, parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Return {field: text}. A flag takes the word behind it, also one that begins with a minus. Raises UserError."""
+    joined: list[str] = []
+    for word in flags:
+        waits = bool(joined) and joined[-1].startswith("--") and "=" not in joined[-1]
+        if waits and not word.startswith("--"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    names = {f"--{field.name}" for field in dataclasses.fields(cls)}
+    known, unknown = parser.parse_known_args([word for word in joined if word not in names])
+    problems = [_unknown_flag(word, cls) for word in unknown]
+    problems += [f"{word} was given without a value. Write {word} VALUE." for word in joined if word in names]
+    texts = {name: text for name, text in vars(known).items() if text is not None}
+    if problems:
+        raise UserError(*problems, *configuration.convert(cls, texts)[1].values())
+    return texts
+
+
+def _unknown_flag(word: str, cls: type) -> str:
+    name = word.partition("=")[0]
+    near = get_close_matches(name.lstrip("-").replace("-", "_"), [f.name for f in dataclasses.fields(cls)], n=1)
+    hint = f"Did you mean --{near[0]}?" if near else "Leave it out; --help lists the flags."
+    return f"{name} is not a flag of this command. {hint}"
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    cls, meaning = COMMANDS[command]
+    parser = argparse.ArgumentParser(
+        prog=f"python -m pipeline {command}",
+        description=f"{meaning[0].upper()}{meaning[1:]}.",
+        epilog=_recipes() if cls is RunConfig else None,
+        allow_abbrev=False,
+        usage="%(prog)s [--flag VALUE ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    by_recipe = {name for spec in MODELS.values() for recipe in spec.recipes.values() for name in recipe}
+    for field in dataclasses.fields(cls):
+        choices = field.metadata["choices"]
+        default = "from the recipe" if cls is RunConfig and field.name in by_recipe else _text(field.default)
+        parser.add_argument(
+            f"--{field.name}",
+            metavar="|".join(choices) or _METAVARS.get(str(field.type), "auto|N"),
+            help=f"{field.metadata['meaning']} (default: {default or 'empty'})".replace("%", "%%"),
+        )
+    return parser
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _recipes() -> str:
+    lines = ["models and their default recipes (seed recipes: --recipe seed):"]
+    for name, spec in MODELS.items():
+        recipe = " ".join(f"{k}={_text(v)}" for k, v in spec.recipe("default").items())
+        lines += [
+            f"  {name}: {spec.summary}",
+            *textwrap.wrap(recipe, 110, initial_indent="    ", subsequent_indent="    "),
+        ]
+    return "\n".join([*lines, "data sets:", *(f"  {name}: {spec.summary}" for name, spec in DATASETS.items())])
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: python -m pipeline COMMAND [--flag VALUE ...]",
+            "",
+            "Data to trained model, model to artifacts that are proven to answer as it did in training.",
+            "",
+            *(f"  {name:{width}}  {meaning}" for name, (_, meaning) in COMMANDS.items()),
+            "",
+            "`python -m pipeline COMMAND --help` lists the flags of a command with their meanings and defaults.",
+        ]
+    )

@@ -1,0 +1,183 @@
+"""Ranks: which process this is, on which device, and the few collectives the pipeline needs.
+
+Every function works the same with one process and no process group: a sum over one rank is the sum.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.config import UserError
+
+T = TypeVar("T")
+
+_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which alone writes, prints and tracks."""
+        return self.rank == 0
+
+
+def single_process() -> Ranks:
+    """Return the ranks of a stage that runs in one process, on the CPU."""
+    return Ranks(0, 0, 1, 1, torch.device("cpu"))
+
+
+def is_worker() -> bool:
+    """Tell whether torchrun (or our own launcher) started this process as one of its ranks."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def world_size_from_environment() -> int | None:
+    return int(os.environ["WORLD_SIZE"]) if is_worker() else None
+
+
+def resolve_device(name: str) -> str:
+    """Return `cpu` or `cuda` for `auto`, `cpu` or `cuda`. Raises UserError when cuda is asked for and is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch finds no CUDA device here. Use --device cpu, or auto.")
+    return name
+
+
+def resolve_nproc(nproc: int | str, device: str) -> int:
+    """Return the number of workers to start on this host. Raises UserError for more workers than GPUs."""
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    if nproc == "auto":
+        return max(1, gpus)
+    if device == "cuda" and int(nproc) > gpus:
+        raise UserError(f"nproc={nproc} is more than the {gpus} GPUs of this host. Use --nproc {gpus}, or --device cpu.")
+    return int(nproc)
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Ranks]:
+    """Join the process group that the environment describes (none for a single process) and leave it at the end."""
+    environment = os.environ
+    rank, local_rank = int(environment.get("RANK", 0)), int(environment.get("LOCAL_RANK", 0))
+    world_size, local_size = int(environment.get("WORLD_SIZE", 1)), int(environment.get("LOCAL_WORLD_SIZE", 1))
+    chosen = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
+    if device == "cuda":
+        torch.cuda.set_device(chosen)
+    elif local_size > 1 and "OMP_NUM_THREADS" not in environment:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+    if world_size > 1:
+        options: dict[str, Any] = {"device_id": chosen} if device == "cuda" else {}
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT, **options)
+    try:
+        yield Ranks(rank, local_rank, world_size, local_size, chosen)
+    finally:
+        if dist.is_initialized() and sys.exc_info()[0] is None:  # after an error the others may be gone: do not wait for them
+            dist.destroy_process_group()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum `tensor` over all ranks, in place, and return it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast(value: Any) -> Any:
+    """Return rank 0's `value` (anything that pickles) on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """Return every rank's `value` (anything that pickles), in the order of ranks, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def together(action: Callable[[], T], *, on: bool) -> T | None:
+    """Run `action` on the ranks where `on` is true; a UserError of one of them is raised on all, so that none waits."""
+    result: T | None = None
+    messages: tuple[str, ...] = ()
+    if on:
+        try:
+            result = action()
+        except UserError as error:
+            messages = error.messages
+    failed = [m for m in gather(messages) if m]
+    if failed:
+        raise UserError(*failed[0])
+    return result
+
+
+def concatenate(rows: Tensor) -> Tensor:
+    """Return the rows (n_r, ...) of all ranks, one after the other, on every rank; each may have another number of rows."""
+    return torch.cat(gather(rows.cpu()))
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def launch(command: list[str], nproc: int) -> int:
+    """Run `python -m <command>` as `nproc` ranks on this host with torch's elastic launcher; return the exit status.
+
+    The status is the highest of the ranks'; a rank that a signal ended counts as 128 + signal.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # a restart must not meet a dead rank's address
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", *command)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return max(code if code > 0 else 128 - code for code in codes)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
+
+
+def leave(status: int) -> NoReturn:
+    """End a worker at once, its output flushed: gloo threads that outlive the interpreter were seen to abort the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

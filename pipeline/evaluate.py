@@ -1,0 +1,128 @@
+"""The evaluation pass: each sample once, on whatever number of ranks, and the report and pictures of a test split.
+
+Evaluation is always in float32, whatever the training's precision: that is what the exported artifacts compute.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.preprocess import Model
+from pipeline import distributed, metrics, store
+from pipeline.config import RunConfig
+from pipeline.data.catalog import DATASETS
+from pipeline.data.loader import Split, open_split, share
+from pipeline.distributed import Ranks
+from pipeline.losses import LossSum, loss_sum, normaliser
+from pipeline.store import Run
+
+_BATCH = 1000  # samples in one forward pass
+
+
+@torch.no_grad()
+def _forward(model: Model, split: Split, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield scores, features and targets of this rank's share, on its device; at least one, maybe empty, batch."""
+    model.eval()
+    part = share(len(split), ranks.rank, ranks.world_size)
+    for x, y in zip(split.x[part].split(_BATCH), split.y[part].split(_BATCH), strict=True):
+        scores, features = model(x.to(ranks.device))
+        yield scores, features, y.to(ranks.device)
+
+
+def measure(model: Model, split: Split, loss: LossSum, ranks: Ranks, *, config: RunConfig, task: str) -> dict[str, float]:
+    """Return loss and accuracy (or rmse) over all ranks' shares of a split: sums are all-reduced, then divided."""
+    totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+    for scores, _, target in _forward(model, split, ranks):
+        totals += torch.stack([loss(scores, target).double(), metrics.merit_sum(task, scores, target).double(),
+                               torch.tensor(len(target), device=ranks.device)])  # fmt: skip
+    total_loss, total_merit, count = distributed.all_reduce_sum(totals).tolist()
+    assert count == len(split)
+    return {
+        "loss": total_loss / normaliser(config.loss, int(count)),
+        metrics.merit_name(task): metrics.merit(task, total_merit, int(count)),
+    }
+
+
+def evaluate(run: Run, ranks: Ranks, data: Path) -> dict[str, float]:
+    """Evaluate the best weights on the test split; on rank 0, write test.json and plots/. Returns the figures.
+
+    `data` is the prepared folder. Every rank must call it; the weights are read by rank 0 and sent to the others.
+    """
+    state = distributed.broadcast(run.load_model().state_dict() if ranks.is_main else None)
+    model = run.build_model()
+    model.load_state_dict(state)
+    model.to(ranks.device)
+    split, c = open_split(data, "test"), run.config
+    loss = loss_sum(c.loss, task=run.task, label_smoothing=c.label_smoothing, network=model.network)
+    figures = {"loss": measure(model, split, loss, ranks, config=c, task=run.task)["loss"]}
+    batches = list(_forward(model, split, ranks))
+    scores, features = (distributed.concatenate(torch.cat([b[k] for b in batches])) for k in (0, 1))
+    if run.task == "regression":
+        report = metrics.regression_report(scores, split.y)
+    else:
+        report = metrics.classification_report(scores, split.y, task=run.task, classes=DATASETS[c.dataset].classes)
+    report |= figures
+    if ranks.is_main:
+        store.write_json(run.folder / store.TEST, report)
+        _draw(run, model.cpu(), data, split, scores, features, report)
+    return metrics.flat_figures(report, "test")
+
+
+def _draw(run: Run, model: Model, data: Path, split: Split, scores: Tensor, features: Tensor, report: dict[str, Any]) -> None:
+    """Draw every picture that fits the task and the data into plots/."""
+    from pipeline import plots
+
+    folder, spec, c = run.folder / "plots", DATASETS[run.config.dataset], run.config
+    rows = [json.loads(line) for line in (run.folder / store.METRICS).read_text().splitlines()]
+    figures = {"curves": plots.curves(rows)}
+    if run.task == "regression":
+        from models.polynomial import Polynomial, formula
+
+        text = formula(model) if isinstance(model.network, Polynomial) else ""
+        if text:
+            with store.atomic(run.folder / "formula.txt") as path:
+                path.write_text(text + "\n")
+        if split.x.shape[1] == 1:
+            figures["fitted_curve"] = plots.fitted_curve(
+                split.x.numpy(), split.y.numpy(), predicted=scores.numpy(), formula=text
+            )
+    else:
+        labels, classes = split.y.numpy(), spec.classes
+        figures["confusion_matrix"] = plots.confusion_matrix(np.array(report["confusion_matrix"]), classes=classes)
+        figures["tsne"] = plots.tsne(features.numpy(), labels=labels, classes=classes, seed=c.seed)
+        if spec.is_image:
+            figures["wrongest"] = _wrongest(split, scores, run.task, classes)
+        if not spec.is_image and split.x.shape[1] == 2:
+            splits = {n: (s.x.numpy(), s.y.numpy()) for n in ("train", "val", "test") if len(s := open_split(data, n))}
+
+            def predict(points: Any) -> Any:
+                with torch.no_grad():
+                    return metrics.probabilities(run.task, model(torch.from_numpy(points))[0])[:, 1].numpy()
+
+            figures["scatter"] = plots.scatter(splits, classes=classes)
+            figures["decision_regions"] = plots.decision_regions(predict, splits, classes=classes)
+    for name, figure in figures.items():
+        plots.save(figure, folder / f"{name}.png")
+
+
+def _wrongest(split: Split, scores: Tensor, task: str, classes: tuple[str, ...]) -> Any:
+    """Draw the wrong answers that were given with the most confidence."""
+    from pipeline import plots
+
+    confidence, predicted = metrics.probabilities(task, scores).max(1)
+    wrong = (predicted != split.y).nonzero()[:, 0]
+    worst = wrong[confidence[wrong].argsort(descending=True)][:25]
+    return plots.wrongest(
+        split.x[worst].numpy(),
+        true=split.y[worst].numpy(),
+        predicted=predicted[worst].numpy(),
+        confidence=confidence[worst].numpy(),
+        classes=classes,
+    )

@@ -1,0 +1,58 @@
+"""The update rules and the course of the learning rate, as parameters of a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from pipeline.config import RunConfig, UserError, layer_values
+
+_ONE_CYCLE_START = 1 / 25  # of the peak, as in torch's OneCycleLR
+
+
+def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of `config` over the parameters of `model`, layers with values of their own in their own groups.
+
+    Raises UserError where `layer_lr` or `layer_weight_decay` names a layer that this model does not have.
+    """
+    rates, decays = layer_values(config.layer_lr), layer_values(config.layer_weight_decay)
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        layer = name.removeprefix("network.").partition(".")[0]
+        own = layer if layer in rates or layer in decays else ""
+        group = groups.setdefault(
+            own, {"params": [], "lr": rates.get(own, config.lr), "weight_decay": decays.get(own, config.weight_decay)}
+        )
+        group["params"].append(parameter)
+    if missing := sorted((set(rates) | set(decays)) - set(groups)):
+        raise UserError(f"layer_lr or layer_weight_decay names {', '.join(missing)}, which model={config.model} lacks here.")
+    parameters = list(groups.values())
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=config.lr, momentum=config.momentum)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, lr=config.lr, fused=True)
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, config: RunConfig, *, total_steps: int, steps_per_epoch: int) -> LambdaLR:
+    """Return a scheduler that is stepped after every optimiser step."""
+    return LambdaLR(optimizer, lambda step: lr_factor(step, config, total_steps=total_steps, steps_per_epoch=steps_per_epoch))
+
+
+def lr_factor(step: int, config: RunConfig, *, total_steps: int, steps_per_epoch: int) -> float:
+    """Return the learning rate in optimiser step `step` (from 0) as a share of `lr`: a function of the step alone."""
+    warm = round(config.warmup * total_steps)
+    if step < warm:
+        risen = (step + 1) / (warm + 1)
+        if config.scheduler == "one_cycle":
+            return _ONE_CYCLE_START + (1 - _ONE_CYCLE_START) * (1 - math.cos(math.pi * risen)) / 2
+        return risen
+    if config.scheduler == "step":
+        return config.gamma ** (step // (config.step_size * steps_per_epoch))
+    if config.scheduler in ("cosine", "one_cycle"):
+        return (1 + math.cos(math.pi * (step - warm) / max(1, total_steps - warm))) / 2
+    return 1.0

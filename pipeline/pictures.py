@@ -1,0 +1,85 @@
+"""Pictures that need no run, for `python -m pipeline plot --picture NAME`: each function returns a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from matplotlib.figure import Figure
+
+from pipeline import plots
+from pipeline.config import RunConfig
+from pipeline.data import sources
+from pipeline.data.catalog import DATASETS
+
+NOISES = (0.0, 0.2, 0.5)
+
+
+def activations() -> Figure:
+    """Draw each activation function over 10 000 points in [-10, 10], and its derivative by autograd."""
+    import torch
+
+    from models.activations import ACTIVATIONS
+
+    num_columns = 3
+    num_rows = -(-len(ACTIVATIONS) // num_columns)
+    figure = Figure(figsize=(9, 0.6 + 2.4 * num_rows), layout="constrained")
+    grid = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True)
+    blue, orange = plots.class_colors(2)
+    for axes, (name, function) in zip(grid.ravel(), ACTIVATIONS.items(), strict=False):
+        x = torch.linspace(-10, 10, 10_000, requires_grad=True)
+        y = function(x)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        axes.plot(x.detach().numpy(), y.detach().numpy(), color=blue, linewidth=2, label="function f(x)")
+        axes.plot(x.detach().numpy(), slope.numpy(), "--", color=orange, linewidth=1.5, label="derivative f'(x)")
+        axes.set_title(name, fontsize=11)
+        axes.grid(alpha=0.3)
+    for axes in grid.ravel()[len(ACTIVATIONS) :]:
+        axes.set_axis_off()
+    figure.supxlabel("x", fontsize=10)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def scatter() -> Figure:
+    """Draw the two moons with noise 0, 0.2 and 0.5, side by side in equal scales."""
+    classes = DATASETS["moons"].classes
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    for axes, noise in zip(figure.subplots(1, len(NOISES), sharex=True, sharey=True), NOISES, strict=True):
+        x, y, *_ = sources.moons(RunConfig(model="moons", dataset="moons", noise=noise))
+        plots.draw_points(axes, {"all": (x, y)}, classes=classes)
+        axes.set_title(f"noise {noise:g}")
+        axes.label_outer()
+    plots.point_legend(axes, {"all": (x, y)}, classes=classes)
+    return figure
+
+
+def tsne() -> Figure:
+    """Draw t-SNE of the raw pixels of scikit-learn's digits 0 to 5."""
+    images, labels = _digits()
+    kept = labels < 6
+    return plots.tsne(images[kept].reshape(kept.sum(), -1), labels=labels[kept], classes=DATASETS["digits"].classes[:6])
+
+
+def samples() -> Figure:
+    """Draw five images of each digit, one column per class."""
+    images, labels = _digits()
+    classes = DATASETS["digits"].classes
+    num_rows = 5
+    figure = Figure(figsize=(0.9 * len(classes), 0.9 * num_rows + 0.4), layout="constrained")
+    grid = figure.subplots(num_rows, len(classes))
+    for k, name in enumerate(classes):
+        for axes, image in zip(grid[:, k], images[labels == k][:num_rows], strict=True):
+            plots.show_image(axes, image)
+        grid[0, k].set_title(name)
+    return figure
+
+
+def _digits() -> plots.Part:
+    x, y, *_ = sources.digits(RunConfig())
+    return x, y
+
+
+PICTURES: dict[str, Callable[[], Figure]] = {
+    "activations": activations, "scatter": scatter, "tsne": tsne, "samples": samples,
+}  # fmt: skip

@@ -1,0 +1,89 @@
+"""What a person sees while a model trains: a bar on a terminal, a line for each epoch elsewhere, nothing above rank 0."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+_MAX_LINES = 20  # of a training with more than 100 epochs; every epoch has its line below that
+
+
+class Progress:
+    """Takes what happens and shows nothing: the progress of ranks above 0."""
+
+    def step(self, step: int, loss: float) -> None: ...
+
+    def epoch(self, epoch: int, row: Mapping[str, float]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class _Lines(Progress):
+    def __init__(self, epochs: int) -> None:
+        self.epochs, self.every = epochs, 1 if epochs <= 100 else -(-epochs // _MAX_LINES)
+        self.loss, self.started, self.first = float("nan"), time.perf_counter(), -1
+
+    def step(self, step: int, loss: float) -> None:
+        self.loss = loss
+
+    def epoch(self, epoch: int, row: Mapping[str, float]) -> None:
+        if self.first < 0:
+            self.first = epoch - 1
+        if epoch % self.every and epoch != self.epochs and epoch != self.first + 1:
+            return
+        spent = time.perf_counter() - self.started
+        left = spent / (epoch - self.first) * (self.epochs - epoch)
+        self.note(f"epoch {epoch}/{self.epochs}  {_describe(self.loss, row)}  {left:.0f} s left")
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)
+
+
+class _Bar(Progress):
+    def __init__(self, bar: Any, epochs: int, steps_per_epoch: int, first_step: int) -> None:
+        self.bar, self.epochs, self.row = bar, epochs, {"": 0.0}
+        self.per_epoch = steps_per_epoch
+        self.task = bar.add_task("", total=epochs * steps_per_epoch, completed=first_step)
+
+    def step(self, step: int, loss: float) -> None:
+        epoch = min(self.epochs, (step - 1) // self.per_epoch + 1)
+        text = f"epoch {epoch}/{self.epochs}  {_describe(loss, self.row)}"
+        self.bar.update(self.task, completed=step, description=text)
+
+    def epoch(self, epoch: int, row: Mapping[str, float]) -> None:
+        self.row = dict(row)
+
+    def note(self, text: str) -> None:
+        self.bar.console.print(text, highlight=False)
+
+
+def _describe(loss: float, row: Mapping[str, float]) -> str:
+    names = {
+        "val/loss": "val loss",
+        "train/accuracy": "accuracy",
+        "val/accuracy": "val accuracy",
+        "val/rmse": "val rmse",
+    }
+    figures = [f"{text} {row[key]:.4f}" for key, text in names.items() if key in row]
+    if "perf/samples_per_second" in row:
+        figures.append(f"{row['perf/samples_per_second']:,.0f} samples/s".replace(",", " "))
+    return "  ".join([f"loss {loss:.4f}", *figures])
+
+
+@contextmanager
+def show(*, epochs: int, steps_per_epoch: int, first_step: int, is_main: bool) -> Iterator[Progress]:
+    """Yield what shows the progress of a training in this process."""
+    if not is_main:
+        yield Progress()
+    elif not sys.stdout.isatty():
+        yield _Lines(epochs)
+    else:
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Rich
+
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn())
+        with Rich(*columns) as bar:
+            yield _Bar(bar, epochs, steps_per_epoch, first_step)

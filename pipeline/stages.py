@@ -1,0 +1,179 @@
+"""What each sub-command does, in order: the stages put together, with their tracking and their last words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from pipeline import distributed, store, tracking
+from pipeline.config import EvaluateConfig, Failure, RunConfig, StageConfig, UserError, VerifyConfig
+from pipeline.data.loader import open_split
+from pipeline.data.prepare import prepare, prepared_folder, read_manifest
+from pipeline.distributed import Ranks
+from pipeline.store import Run
+from pipeline.tracking import NullTracker, Tracker
+
+
+def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
+    """Prepare, train and evaluate on all ranks; with `export`, export and verify on rank 0, all in one MLflow run."""
+    from pipeline.evaluate import evaluate
+    from pipeline.progress import show
+    from pipeline.train import Training, parameter_table
+
+    data = _prepare_everywhere(config, ranks)
+    with ExitStack() as stack:
+        begun = distributed.together(lambda: _begin(config, ranks, data, stack), on=ranks.is_main)
+        tracker: NullTracker = begun[1] if begun else NullTracker()
+        run: Run = distributed.broadcast(begun[0] if begun else None)
+        checkpoint = distributed.broadcast(store.newest_checkpoint(run.folder) if config.resume and ranks.is_main else None)
+        training = Training(run, ranks, tracker, open_split(data, "train"), open_split(data, "val"))
+        if checkpoint:
+            training.restore(checkpoint[1])
+        if isinstance(tracker, Tracker):
+            tracker.open_journal(run.folder / store.METRICS, step=training.state.step)
+            with store.atomic(run.folder / "parameters.md") as path:
+                path.write_text("\n".join(parameter_table(training.model)) + "\n")
+        with show(
+            epochs=config.epochs, steps_per_epoch=len(training.batches), first_step=training.state.step,
+            is_main=ranks.is_main,
+        ) as progress:  # fmt: skip
+            try:
+                training.fit(progress)
+            except Failure:
+                training.keep_best()
+                raise
+        figures = evaluate(run, ranks, data)
+        if isinstance(tracker, Tracker):
+            _close(run, tracker, figures)
+            _say(f"best weights: epoch {training.state.best_epoch or training.state.epoch} of {training.state.epoch}")
+            _summary(run, figures)
+            if export:
+                _export(run, tracker)
+                _verify(run, tracker, data)
+            _say(f"next: {_next(run, exported=export)}")
+
+
+def _prepare_everywhere(config: RunConfig, ranks: Ranks) -> Path:
+    """Prepare once on each host; return the folder on this one."""
+    distributed.together(lambda: prepare(config), on=ranks.local_rank == 0)
+    return prepared_folder(config)
+
+
+def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tuple[Run, Tracker]:
+    """Open the MLflow run and the run folder, on rank 0: nothing exists before this, and it refuses to overwrite."""
+    manifest = read_manifest(data)
+    commit, dirty = tracking.git_state()
+    if config.resume:
+        run = store.open_run(Path(config.output_dir), check=False)
+        _same_data(run, manifest)
+        tracker = stack.enter_context(tracking.training_run(config, run_id=run.mlflow_run_id))
+        run = dataclasses.replace(run, config=config)
+    else:
+        if config.output_dir:
+            store.refuse_existing(Path(config.output_dir))
+        tracker = stack.enter_context(tracking.training_run(config))
+        folder = Path(config.output_dir or f"runs/{config.model}-{tracker.run_id[:8]}")
+        run = store.create(folder, config=config, mlflow_run_id=tracker.run_id, git_commit=commit, data=manifest)
+        tracker.log_dataset(config.dataset, digest=manifest["data_sha256"], source=f"pipeline.data.sources.{config.dataset}")
+    tracker.set_tags(tracking.environment_tags(config, run, world_size=ranks.world_size, device=str(ranks.device), dirty=dirty))
+    _say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}, {ranks.world_size} x {ranks.device.type}")
+    return run, tracker
+
+
+def _same_data(run: Run, manifest: Mapping[str, object]) -> None:
+    if manifest["data_sha256"] != run.data["data_sha256"]:
+        raise UserError(
+            f"dataset={run.config.dataset}: the tensors prepared here are not those of the training (SHA-256 "
+            f"{str(manifest['data_sha256'])[:12]}, not {run.data['data_sha256'][:12]}). Point --data_dir to the same raw "
+            "files, and use the same versions (see README)."
+        )
+
+
+def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
+    """Evaluate a run's best weights on its test split, on all ranks, and write the figures into its MLflow run."""
+    from pipeline.evaluate import evaluate as evaluate_pass
+
+    data = _data_of(run, config, ranks)
+    figures = evaluate_pass(run, ranks, data)
+    if ranks.is_main:
+        _close(run, tracking.attach(run), figures)
+        _summary(run, figures)
+
+
+def export(config: StageConfig, run: Run) -> None:
+    """Write the artifacts of a run, and their sizes into its MLflow run."""
+    _export(run, tracking.attach(run))
+    _say(f"next: {_next(run, exported=False)}".replace(" export ", " verify "))
+
+
+def verify(config: VerifyConfig, run: Run) -> None:
+    """Hold a run's artifacts, or another .onnx file, against its model. Raises Failure where they disagree."""
+    onnx = Path(config.onnx) if config.onnx else None
+    if onnx and not onnx.is_file():
+        raise UserError(f"onnx={onnx} is not a file. Give the path of an .onnx file.")
+    if not onnx and not (run.folder / "export" / "model.onnx").is_file():
+        raise UserError(f"run={run.folder} has no export/ yet. Make it: python -m pipeline export --run {run.folder}")
+    _verify(run, tracking.attach(run), _data_of(run, config, distributed.single_process()), onnx=onnx)
+
+
+def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> Path:
+    """Prepare the data that a run was trained on, from where it lies on this machine."""
+    here = dataclasses.replace(run.config, data_dir=config.data_dir, cache_dir=config.cache_dir)
+    data = _prepare_everywhere(here, ranks)
+    _same_data(run, read_manifest(data))
+    return data
+
+
+def _export(run: Run, tracker: Tracker) -> None:
+    from export.stage import export_run
+
+    figures = export_run(run)
+    _close(run, tracker, {k: v for k, v in figures.items() if isinstance(v, int | float)})
+    names = ", ".join(sorted(p.name for p in (run.folder / "export").iterdir()))
+    _say(f"exported to {run.folder / 'export'}: {names}")
+
+
+def _verify(run: Run, tracker: Tracker, data: Path, *, onnx: Path | None = None) -> None:
+    from export.verify import verify_run
+
+    verdict = verify_run(run, data=data, onnx=onnx)
+    report = run.folder / "export" / (f"parity-{onnx.stem}.md" if onnx else "parity.md")
+    _say(report.read_text())
+    if onnx is None:
+        if verdict.passed:
+            difference = tracker.log_onnx_model(
+                run.folder / "export" / "model.onnx", open_split(data, "test").x[:7].numpy().copy()
+            )
+            verdict.figures["export/pyfunc/max_abs_diff"] = difference
+            _say(f"MLflow model logged and loaded back with pyfunc: max abs diff {difference:.1e}")
+            if difference > 0:
+                verdict.problems.append(f"MLflow's pyfunc answers otherwise than onnxruntime, by {difference:.1e}")
+        tracker.set_tags({"parity": "failed" if verdict.problems else "passed"})
+        _close(run, tracker, verdict.figures)
+    if verdict.problems:
+        raise Failure("\n".join(["the artifacts do not answer as the model does:", *verdict.problems, f"See {report}."]))
+
+
+def _close(run: Run, tracker: Tracker, figures: Mapping[str, float]) -> None:
+    """Seal the folder after a stage, and mirror it and its figures to MLflow."""
+    store.seal(run.folder)
+    tracker.log_figures(figures)
+    tracker.upload(run.folder)
+
+
+def _summary(run: Run, figures: Mapping[str, float]) -> None:
+    _say("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    formula = run.folder / "formula.txt"
+    if formula.is_file():
+        _say(formula.read_text().strip())
+    _say(f"run folder: {run.folder} (figures in test.json, pictures in plots/)")
+
+
+def _next(run: Run, *, exported: bool) -> str:
+    return "mlflow ui" if exported else f"python -m pipeline export --run {run.folder}"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,235 @@
+"""The run folder: what a training leaves behind, and the only hand-off between stages.
+
+Every file appears under its name only when it is complete. `manifest.json`, written last, holds the SHA-256 of each, and a
+stage checks what it is about to read against it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models import build_model
+from pipeline import __version__
+from pipeline.config import RunConfig, UserError, from_json, to_json
+from pipeline.data.catalog import DATASETS
+from pipeline.data.prepare import sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.preprocess import Model
+
+WEIGHTS = "weights.safetensors"
+LAST_WEIGHTS = "last.safetensors"
+METRICS = "metrics.jsonl"
+TEST = "test.json"
+_DATA_KEYS = ("task", "classes", "input_shape", "input_dtype", "input_range", "statistics", "data_sha256")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder's `config.json`: its parameters, where it is tracked, and what its data looked like."""
+
+    folder: Path
+    config: RunConfig
+    mlflow_run_id: str
+    git_commit: str
+    data: Mapping[str, Any]
+
+    @property
+    def task(self) -> str:
+        return DATASETS[self.config.dataset].task
+
+    def build_model(self) -> Model:
+        """Return the model of this run with fresh weights, on the CPU."""
+        from models.preprocess import statistics
+
+        stats = self.data["statistics"]
+        return build_model(
+            self.config.model,
+            input_shape=tuple(self.data["input_shape"]),
+            num_outputs=DATASETS[self.config.dataset].num_outputs,
+            preprocess=statistics(
+                self.config.preprocess, mean=stats["mean"], std=stats["std"], input_range=self.data["input_range"]
+            ),
+            options=to_json(self.config),
+        )
+
+    def load_model(self, weights: str = WEIGHTS) -> Model:
+        """Return the trained model in evaluation mode, float32, on the CPU. Raises UserError where it does not fit."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        model = self.build_model()
+        try:
+            model.load_state_dict(load_file(self.folder / weights))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UserError(
+                f"{self.folder / weights} does not hold the weights of model={self.config.model}: {error}"
+            ) from error
+        return model.eval()
+
+
+def holds_run(folder: Path) -> bool:
+    return (folder / "config.json").exists() or (folder / "manifest.json").exists()
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise UserError if `folder` already holds a run."""
+    if holds_run(folder):
+        raise UserError(f"output_dir={folder} already holds a run. Give another folder, or go on with that run: --resume true.")
+
+
+def create(folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: str, data: Mapping[str, Any]) -> Run:
+    """Make a run folder and write its `config.json`. Raises UserError if it already holds a run or cannot be written."""
+    refuse_existing(folder)
+    run = Run(
+        folder=folder,
+        config=config,
+        mlflow_run_id=mlflow_run_id,
+        git_commit=git_commit,
+        data={key: data[key] for key in _DATA_KEYS},
+    )
+    values = {
+        "trainyard_version": __version__, "mlflow_run_id": mlflow_run_id, "git_commit": git_commit, "data": run.data,
+        "config": to_json(config),
+    }  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", values)
+    except OSError as error:
+        raise UserError(f"output_dir={folder} cannot be written ({error.strerror}). Give a folder that can.") from error
+    return run
+
+
+def open_run(folder: Path, *, check: bool = True) -> Run:
+    """Return the run in `folder`. `check` holds every file against the manifest (a run that never ended has none).
+
+    Raises UserError if the folder holds no run, or a file that is missing or was changed.
+    """
+    try:
+        values = json.loads((folder / "config.json").read_text())
+        run = Run(
+            folder=folder,
+            config=from_json(values["config"]),
+            mlflow_run_id=values["mlflow_run_id"],
+            git_commit=values["git_commit"],
+            data=values["data"],
+        )
+    except FileNotFoundError:
+        raise UserError(
+            f"run={folder} is not a run folder: it has no config.json. Give a folder that `train` wrote, or an MLflow run id."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"run={folder} has a config.json that cannot be read: {error}") from error
+    if check:
+        _check(folder)
+    return run
+
+
+def _check(folder: Path) -> None:
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"run={folder} has no manifest.json: its training did not end. Finish it: --resume true.")
+    try:
+        digests = dict(json.loads((folder / "manifest.json").read_text())["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"run={folder} has a manifest.json that cannot be read: {error}") from error
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"run={folder}: {name} is missing. Fetch it again, or repeat the stage that makes it.")
+        if sha256(path) != digest:
+            raise UserError(f"run={folder}: {name} is not the file that was written (its SHA-256 differs). Fetch it again.")
+
+
+def seal(folder: Path) -> None:
+    """Write `manifest.json` over all files of the run but its checkpoints, which carry hashes of their own."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    kept = [n for n in names if n != "manifest.json" and not n.startswith("checkpoints/") and not Path(n).name.startswith(".")]
+    write_json(folder / "manifest.json", {"sha256": {name: sha256(folder / name) for name in kept}})
+
+
+def sealed_files(folder: Path) -> list[str]:
+    """Return the names that the manifest holds, relative to the run folder."""
+    return list(json.loads((folder / "manifest.json").read_text())["sha256"])
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what is written there takes its name at the end, or is removed on an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write JSON that a person can read, atomically. NaN and infinity are refused: they are not JSON."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict as safetensors, atomically, from the CPU."""
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
+
+
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
+    """Write `checkpoints/step-<step>.pt` and its hash beside it, and remove all but the newest `keep`.
+
+    A checkpoint counts only once its hash file is there, so a kill in between loses nothing.
+    """
+    import torch
+
+    path = folder / "checkpoints" / f"step-{step:09d}.pt"
+    with atomic(path) as temporary:
+        torch.save(dict(state), temporary)
+    write_json(path.with_suffix(".json"), {"step": step, "sha256": sha256(path)})
+    for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
+        old.with_suffix(".json").unlink(missing_ok=True)
+        old.unlink()
+    return path
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest checkpoint that is whole, or None if none was ever written; says which ones it passed over.
+
+    Raises UserError if there are checkpoints and none of them is valid.
+    """
+    import torch
+
+    paths = sorted((folder / "checkpoints").glob("step-*.pt"), reverse=True)
+    for path in paths:
+        try:
+            if json.loads(path.with_suffix(".json").read_text())["sha256"] != sha256(path):
+                raise ValueError("its SHA-256 differs")
+            return path, torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+            print(f"checkpoint {path} is damaged and passed over ({str(error).splitlines()[0]})", flush=True)
+    if paths:
+        raise UserError(f"output_dir={folder}: none of its {len(paths)} checkpoints is valid. Train anew in another folder.")
+    return None

@@ -1,0 +1,240 @@
+"""Training: the loop, its checkpoints and the choice of the best weights.
+
+All ranks walk through the same global batches. Losses stay on the device and are summed over the ranks once for every
+`log_every` steps, so a step waits for nothing; that is also where a loss that is not finite is noticed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.preprocess import Model
+from pipeline import distributed, store
+from pipeline.config import Failure
+from pipeline.data.catalog import DATASETS
+from pipeline.data.loader import Batches, Part, Split, fits_on
+from pipeline.distributed import Ranks
+from pipeline.evaluate import measure
+from pipeline.losses import loss_sum, normaliser
+from pipeline.metrics import merit, merit_name, merit_sum
+from pipeline.optimizers import build_optimizer, build_scheduler
+from pipeline.progress import Progress
+from pipeline.store import Run
+from pipeline.tracking import NullTracker
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class State:
+    """How far a training has come. All of it is in every checkpoint."""
+
+    epoch: int = 0  # epochs completed
+    step: int = 0  # optimiser steps done
+    cursor: int = 0  # samples of the current epoch already used, over all ranks
+    best_epoch: int = 0
+    best_merit: float = -math.inf  # larger is better
+    best_loss: float = math.inf
+
+
+class Training:
+    """One rank's side of a training run: the model and all that changes with it."""
+
+    def __init__(self, run: Run, ranks: Ranks, tracker: NullTracker, train: Split, val: Split) -> None:
+        c = run.config
+        self.run, self.config, self.ranks, self.tracker, self.task = run, c, ranks, tracker, run.task
+        torch.manual_seed(c.seed)
+        self.model: Model = run.build_model().to(ranks.device)
+        if DATASETS[c.dataset].is_image:
+            self.model.to(memory_format=torch.channels_last)
+        self.batches = Batches(
+            train, batch_size=c.batch_size, accumulation_steps=c.accumulation_steps, seed=c.seed, rank=ranks.rank,
+            world_size=ranks.world_size, device=ranks.device, workers=c.workers,
+        )  # fmt: skip
+        self.val = val.to(ranks.device) if fits_on(ranks.device, val) else val
+        self.loss_sum = loss_sum(c.loss, task=self.task, label_smoothing=c.label_smoothing, network=self.model.network)
+        self.optimizer = build_optimizer(self.model, c)
+        self.scheduler = build_scheduler(
+            self.optimizer, c, total_steps=c.epochs * len(self.batches), steps_per_epoch=len(self.batches)
+        )
+        self.scaler = torch.amp.GradScaler(enabled=c.precision == "fp16")
+        compiled: nn.Module = torch.compile(self.model) if c.compile else self.model  # type: ignore[assignment]
+        self.wrapped = compiled
+        if ranks.world_size > 1:
+            ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+            self.wrapped = DistributedDataParallel(compiled, device_ids=ids)
+        self.best: dict[str, Tensor] = {}
+        self.state = State()
+        torch.manual_seed(c.seed + 1_000_003 * (ranks.rank + 1))  # dropout: another stream on each rank
+
+    def autocast(self) -> Any:
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.ranks.device.type, dtype=_DTYPES[self.config.precision])
+
+    def fit(self, progress: Progress) -> None:
+        """Train to the last epoch, or until validation has not improved for `early_stopping` epochs."""
+        c = self.config
+        while self.state.epoch < c.epochs:
+            row = self._epoch(progress)
+            row |= self._validate()
+            self._log(row)
+            progress.epoch(self.state.epoch, row)
+            patience = c.early_stopping and self.state.epoch - self.state.best_epoch >= c.early_stopping
+            if self.state.epoch % c.checkpoint_every == 0 or self.state.epoch == c.epochs or patience:
+                self.save_checkpoint()
+            if patience:
+                progress.note(f"stopped: no better validation result for {c.early_stopping} epochs")
+                return
+
+    def _epoch(self, progress: Progress) -> dict[str, float]:
+        """Run the optimiser steps of one epoch; return its accuracy (or rmse), learning rate and speed."""
+        c, state, batches = self.config, self.state, self.batches
+        self.wrapped.train()
+        first = state.cursor // c.batch_size
+        losses = torch.zeros(len(batches), device=self.ranks.device, dtype=torch.float64)
+        hits = torch.zeros((), device=self.ranks.device, dtype=torch.float64)
+        logged, start = first, time.perf_counter()
+        for step, parts in enumerate(batches.epoch(state.epoch, first_step=first), start=first):
+            lr = self.optimizer.param_groups[0]["lr"]
+            losses[step], right = self._step(parts, batches.num_in_step(step))
+            hits += right
+            state.step += 1
+            state.cursor += batches.num_in_step(step)
+            if state.step % c.log_every == 0 or step + 1 == len(batches):
+                loss = self._check(losses, logged, step + 1)
+                logged = step + 1
+                self._log({"train/loss": loss, "lr": lr})
+                progress.step(state.step, loss)
+        seconds = time.perf_counter() - start
+        state.epoch, state.cursor = state.epoch + 1, 0
+        total = distributed.all_reduce_sum(hits).item()
+        used = batches.num_samples - first * c.batch_size
+        return {
+            f"train/{merit_name(self.task)}": merit(self.task, total, used),
+            "perf/samples_per_second": used / seconds,
+        }
+
+    def _step(self, parts: list[Part], count: int) -> tuple[Tensor, Tensor]:
+        """Do one optimiser step; return this rank's loss, as its share of the global loss, and its right answers."""
+        scale = 1 / normaliser(self.config.loss, count)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses, hits = [], []
+        for k, (x, y) in enumerate(parts):
+            with self._synchronised(k == len(parts) - 1):
+                with self.autocast():
+                    scores, _ = self.wrapped(x)
+                scores = scores.float()
+                loss = self.loss_sum(scores, y) * scale
+                # DDP averages the gradients over the ranks, and the global loss is their sum
+                self.scaler.scale(loss * self.ranks.world_size).backward()
+            losses.append(loss.detach())
+            hits.append(merit_sum(self.task, scores.detach(), y))
+        if self.config.grad_clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        return torch.stack(losses).sum(), torch.stack(hits).sum()
+
+    def _synchronised(self, last: bool) -> Any:
+        """Exchange gradients only in the last part of a step."""
+        if isinstance(self.wrapped, DistributedDataParallel) and not last:
+            return self.wrapped.no_sync()
+        return nullcontext()
+
+    def _check(self, losses: Tensor, first: int, end: int) -> float:
+        """Return the mean global loss of steps [first, end). Raises Failure on every rank if one is not finite."""
+        window = distributed.all_reduce_sum(losses[first:end]).tolist()
+        for step, loss in enumerate(window, start=self.state.step - len(window) + 1):
+            if not math.isfinite(loss):
+                c = self.config
+                kept = f"The best weights so far, of epoch {self.state.best_epoch}, are kept." if self.best else ""
+                raise Failure(
+                    f"loss={loss} in step {step} (epoch {self.state.epoch + 1}): the training diverged. Lower --lr (now "
+                    f"{c.lr:g}), limit the gradient (--grad_clip 1)"
+                    + (", or use --precision fp32. " if c.precision != "fp32" else ". ") + kept
+                )  # fmt: skip
+        return sum(window) / len(window)
+
+    def _validate(self) -> dict[str, float]:
+        """Measure the validation split, if there is one, and keep the weights if they are the best so far."""
+        state = self.state
+        if not len(self.val):
+            return {}
+        figures = measure(self.model, self.val, self.loss_sum, self.ranks, config=self.config, task=self.task)
+        sign = -1 if self.task == "regression" else 1
+        result = (sign * figures[merit_name(self.task)], -figures["loss"])
+        if all(map(math.isfinite, result)) and result > (state.best_merit, -state.best_loss):
+            state.best_merit, state.best_loss, state.best_epoch = result[0], -result[1], state.epoch
+            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        return {f"val/{k}": v for k, v in figures.items()}
+
+    def _log(self, figures: dict[str, float]) -> None:
+        now = time.time_ns() // 1_000_000
+        epoch = self.state.epoch + self.state.cursor / self.batches.num_samples
+        self.tracker.log({"step": self.state.step, "epoch": round(epoch, 6), "time": now} | figures)
+
+    def keep_best(self) -> None:
+        """Write the best weights so far, if validation has found any."""
+        if self.ranks.is_main and self.best:
+            store.save_weights(self.run.folder / store.WEIGHTS, self.best)
+
+    def save_checkpoint(self) -> None:
+        """Write everything that a resumed run needs, and send the figures up to here."""
+        generators = distributed.gather(self._generators())
+        self.tracker.write()  # before the checkpoint: what lies behind it is not done again
+        if self.ranks.is_main:
+            last = self.model.state_dict()
+            store.save_weights(self.run.folder / store.LAST_WEIGHTS, last)
+            store.save_weights(self.run.folder / store.WEIGHTS, self.best or last)  # without validation, these are the best
+            content = {
+                "state": vars(self.state), "model": self.model.state_dict(), "best": self.best,
+                "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
+                "scaler": self.scaler.state_dict(), "generators": generators, "mlflow_run_id": self.run.mlflow_run_id,
+                "world_size": self.ranks.world_size,
+            }  # fmt: skip
+            store.save_checkpoint(self.run.folder, self.state.step, content)
+        self.tracker.flush()
+
+    def _generators(self) -> dict[str, Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        if self.ranks.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.ranks.device)
+        return states
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take up where `save_checkpoint` was called. With another number of ranks, dropout draws other numbers."""
+        self.state = State(**checkpoint["state"])
+        self.model.load_state_dict(checkpoint["model"])
+        self.best = {k: v.to(self.ranks.device) for k, v in checkpoint["best"].items()}
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        generators = checkpoint["generators"]
+        if len(generators) == self.ranks.world_size:
+            mine = generators[self.ranks.rank]
+            torch.set_rng_state(mine["cpu"])
+            if "cuda" in mine and self.ranks.device.type == "cuda":
+                torch.cuda.set_rng_state(mine["cuda"], self.ranks.device)
+
+
+def parameter_table(model: nn.Module) -> Iterator[str]:
+    """Yield the lines of a Markdown table of the parameters: name, shape, number of values."""
+    yield "| parameter | shape | values |"
+    yield "|---|---|---:|"
+    total = 0
+    for name, parameter in model.named_parameters():
+        total += parameter.numel()
+        yield f"| {name.removeprefix('network.')} | {tuple(parameter.shape)} | {parameter.numel()} |"
+    yield f"| **all {len(list(model.parameters()))} tensors** | | {total} |"

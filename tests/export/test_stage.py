@@ -1,0 +1,208 @@
+"""What the export stage writes: five files that say where they come from, and nothing about this machine."""
+
+from __future__ import annotations
+
+import getpass
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor, nn
+
+import export
+from export import onnx_model, stage, torchscript
+from export.deployed import OUTPUTS, Deployed, ExportError, deployed, example_input, metadata
+from export.stage import FILES, FOLDER, export_run
+from pipeline import store
+from pipeline.config import RUNTIME_FIELDS
+from pipeline.data.prepare import sha256
+from tests.export.conftest import VARIANTS, MakeRun, Trained
+
+ROOT = Path(export.__file__).parents[1]
+METADATA = {
+    "model", "task", "classes", "input_shape", "input_dtype", "input_range", "mlflow_run_id", "git_commit",
+    "data_sha256", "weights_sha256", "trainyard_version",
+}  # fmt: skip
+
+
+def file(trained: Trained, kind: str) -> Path:
+    return trained.run.folder / FOLDER / FILES[kind]
+
+
+def test_export_writes_five_whole_files_and_nothing_else(exported: Trained) -> None:
+    assert sorted(p.name for p in (exported.run.folder / FOLDER).iterdir()) == sorted(FILES.values())
+    assert all(file(exported, kind).stat().st_size > 0 for kind in FILES)
+
+
+def test_onnx_declares_raw_input_dynamic_batch_and_named_outputs(exported: Trained) -> None:
+    run, graph = exported.run, onnx.load(file(exported, "onnx")).graph
+    (taken,) = graph.input
+    shape = [d.dim_param or d.dim_value for d in taken.type.tensor_type.shape.dim]
+    assert (taken.name, shape) == ("input", ["batch", *run.data["input_shape"]])
+    kind = onnx.helper.tensor_dtype_to_np_dtype(taken.type.tensor_type.elem_type)
+    assert kind == np.dtype(run.data["input_dtype"])
+    assert tuple(o.name for o in graph.output) == OUTPUTS[run.task]
+    assert {o.type.tensor_type.shape.dim[0].dim_param for o in graph.output} == {"batch"}
+    if run.task != "regression":
+        assert graph.output[1].type.tensor_type.shape.dim[1].dim_value == len(run.data["classes"])
+
+
+def test_onnx_is_one_file_of_the_pinned_opset_that_passes_the_full_checker(exported: Trained) -> None:
+    content, model = onnx_model.read(file(exported, "onnx"), what="it")
+    onnx.checker.check_model(content, full_check=True)
+    assert onnx_model.opset(model) == onnx_model.OPSET == 20
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    named = {tensor.name for tensor in model.graph.initializer}
+    assert not named & {value.name for value in model.graph.value_info}
+
+
+def test_every_format_tells_where_it_comes_from(exported: Trained) -> None:
+    run, expected = exported.run, metadata(exported.run)
+    assert set(expected) == METADATA
+    assert expected["weights_sha256"] == sha256(run.folder / store.WEIGHTS)
+    props = {p.key: json.loads(p.value) for p in onnx.load(file(exported, "onnx")).metadata_props}
+    extra = {"metadata.json": ""}
+    torch.jit.load(file(exported, "torchscript"), _extra_files=extra)
+    with zipfile.ZipFile(file(exported, "pt2")) as archive:
+        in_pt2 = json.loads(archive.read("archive/extra/metadata.json"))
+    beside = json.loads(file(exported, "config").read_text())
+    assert props == json.loads(extra["metadata.json"]) == in_pt2 == expected
+    assert expected.items() <= beside.items()
+
+
+def test_no_file_names_a_folder_or_a_user_of_this_machine(exported: Trained) -> None:
+    traces = {str(ROOT), str(Path(torch.__file__).parents[1]), str(exported.run.folder), str(exported.data), "/tmp"}
+    traces |= {str(Path.home()), "/home/", "site-packages", "stack_trace", f"/{getpass.getuser()}/"}
+    for kind in FILES:
+        content = file(exported, kind).read_bytes()
+        unpacked = [content]
+        if zipfile.is_zipfile(io.BytesIO(content)):
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                unpacked += [archive.read(name) for name in archive.namelist()]
+                assert not any(name.endswith(".debug_pkl") for name in archive.namelist())
+        found = {trace for trace in traces for part in unpacked if trace.encode() in part}
+        assert not found, kind
+
+
+def test_exporting_again_in_another_process_and_folder_gives_the_same_bytes(
+    exports: Callable[[str], Trained], tmp_path: Path
+) -> None:
+    for variant in VARIANTS:
+        copied = ("config.json", store.WEIGHTS)
+        (tmp_path / variant).mkdir()
+        for name in copied:
+            shutil.copy(exports(variant).run.folder / name, tmp_path / variant / name)
+    script = (
+        "import pathlib, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from export.stage import export_run; from pipeline.store import open_run\n"
+        "for name in sys.argv[2:]: export_run(open_run(pathlib.Path(name), check=False))"
+    )
+    reverse = reversed(VARIANTS)  # another history of the process, too
+    subprocess.run(
+        [sys.executable, "-c", script, ROOT, *reverse],
+        cwd=tmp_path,
+        check=True,
+        env=os.environ | {"PYTHONHASHSEED": "7"},
+    )
+    for variant in VARIANTS:
+        for name in FILES.values():
+            again = tmp_path / variant / FOLDER / name
+            assert sha256(again) == sha256(exports(variant).run.folder / FOLDER / name), again
+
+
+def test_exporting_again_in_the_same_process_gives_the_same_bytes_and_prints_nothing(
+    exports: Callable[[str], Trained],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    first = exports("cnn").run
+    shutil.copytree(first.folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / FOLDER)
+    figures = export_run(store.open_run(tmp_path / "run", check=False))
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+    for name in FILES.values():
+        assert sha256(tmp_path / "run" / FOLDER / name) == sha256(first.folder / FOLDER / name), name
+    assert figures["export/onnx/size_bytes"] == (first.folder / FOLDER / "model.onnx").stat().st_size
+
+
+def test_torchscript_keeps_its_weights_as_buffers_that_can_be_moved(exported: Trained) -> None:
+    state = torch.jit.load(file(exported, "torchscript")).state_dict()
+    weights = load_file(exported.run.folder / store.WEIGHTS)
+    assert set(state) == {"model_" + name.replace(".", "_") for name in weights}
+    assert all(np.array_equal(state["model_" + n.replace(".", "_")].numpy(), a) for n, a in weights.items())
+
+
+def test_safetensors_are_the_runs_weights_with_a_configuration_free_of_folders(exported: Trained) -> None:
+    assert sha256(file(exported, "safetensors")) == sha256(exported.run.folder / store.WEIGHTS)
+    config = json.loads(file(exported, "config").read_text())["config"]
+    assert config["model"] == exported.run.config.model
+    assert not RUNTIME_FIELDS & set(config)
+
+
+@pytest.mark.parametrize("task", OUTPUTS)
+def test_deployed_probabilities_have_one_column_a_class_and_sum_to_one(task: str) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    logits = torch.tensor([[0.5], [-200.0]]) if task == "binary" else torch.tensor([[1.0, 2.0], [90.0, -90.0]])
+    outputs = Deployed(Fixed(), task=task)(logits)  # type: ignore[arg-type]
+    assert len(outputs) == len(OUTPUTS[task])
+    if task == "binary":
+        assert torch.allclose(outputs[1], torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1), rtol=1e-6)
+    if task == "multiclass":
+        assert torch.allclose(outputs[1].sum(1), torch.ones(2))
+
+
+class Refused(nn.Module):
+    """A network that some format cannot express."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.kind == "operator":
+            return torch.linalg.eigvals(x[:, :4].reshape(-1, 2, 2)).real, x
+        if self.kind == "branch":
+            return (x * 2 if x.sum() > 0 else x), x
+        return torch.from_numpy(x.detach().numpy() * 2), x
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("operator", r"^onnx: the operator aten\.linalg_eig cannot be exported"),
+        ("branch", r"^pt2: .*`return \(x \* 2 if x\.sum\(\) > 0 else x\), x` \(test_stage\.py:\d+\)"),
+        ("numpy", r"^pt2: .*x\.detach\(\)\.numpy\(\)"),
+    ],
+    ids=["operator", "branch", "numpy"],
+)
+def test_a_model_that_cannot_be_exported_fails_with_the_operators_name_and_leaves_no_file(
+    kind: str, message: str, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("mlp", tmp_path / "run").run
+    monkeypatch.setattr(stage, "deployed", lambda run: Deployed(Refused(kind), task="regression").eval())
+    with pytest.raises(ExportError, match=message):
+        export_run(run)
+    assert not (run.folder / FOLDER).exists()
+
+
+def test_tracing_leaves_autograd_functions_as_they_were(exports: Callable[[str], Trained]) -> None:
+    before = torch.autograd.Function.__dict__["apply"]
+    run = exports("moons").run
+    torchscript.build(deployed(run), example_input(run), {})
+    assert torch.autograd.Function.__dict__["apply"] is before

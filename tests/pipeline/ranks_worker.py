@@ -1,0 +1,69 @@
+"""Started on each rank by test_ranks.py: trains and evaluates a few models, and has rank 0 write what it saw as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline import distributed, store
+from pipeline.config import resolve
+from pipeline.data.loader import open_split
+from pipeline.data.prepare import prepare, read_manifest
+from pipeline.distributed import Ranks
+from pipeline.evaluate import measure
+from pipeline.losses import loss_sum
+from pipeline.progress import Progress
+from pipeline.tracking import NullTracker
+from pipeline.train import Training
+
+CASES: dict[str, dict[str, str]] = {  # 20 steps or more each; no batch size or data set divides by 2 and by 3
+    "mean loss": {"model": "mlp", "loss": "bce", "batch_size": "35", "epochs": "2"},
+    "sum loss": {"model": "polynomial", "loss": "sse", "optimizer": "sgd", "lr": "1e-6", "batch_size": "113", "epochs": "2"},
+    "by hand": {"model": "moons", "batch_size": "61", "epochs": "2"},
+    "images": {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "momentum": "0.9", "batch_size": "101", "epochs": "2"},
+    "parts and clipping": {
+        "model": "mlp", "accumulation_steps": "4", "grad_clip": "0.01", "batch_size": "35", "epochs": "2", "optimizer": "sgd",
+    },
+    "tiny batches": {"model": "moons", "batch_size": "7", "epochs": "1", "accumulation_steps": "2"},
+}  # fmt: skip
+
+
+class _Recorder(NullTracker):
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def log(self, row: Any) -> None:
+        self.rows.append(row)
+
+
+def run_cases(folder: Path, cache_dir: str, ranks: Ranks) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    for name, flags in CASES.items():
+        config = resolve(flags | {"cache_dir": cache_dir, "log_every": "1"})
+        data = prepare(config)
+
+        def create(config: Any = config, data: Path = data, name: str = name) -> store.Run:
+            return store.create(folder / name, config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
+
+        run = distributed.broadcast(distributed.together(create, on=ranks.is_main))
+        recorder = _Recorder()
+        training = Training(run, ranks, recorder, open_split(data, "train"), open_split(data, "val"))
+        training.fit(Progress())
+        split = open_split(data, "test")
+        totals = measure(training.model, split, loss_sum(config.loss, task=run.task), ranks, config=config, task=run.task)
+        seen[name] = {
+            "losses": [row["train/loss"] for row in recorder.rows if "train/loss" in row],
+            "val": [row[key] for row in recorder.rows for key in ("val/loss", "val/accuracy", "val/rmse") if key in row],
+            "test": totals, "num_test": len(split),
+        }  # fmt: skip
+    return seen
+
+
+if __name__ == "__main__":
+    with distributed.process_group("cpu") as this:
+        result = run_cases(Path(sys.argv[1]), sys.argv[2], this)
+        if this.is_main:
+            (Path(sys.argv[1]) / "seen.json").write_text(json.dumps(result))
+    distributed.leave(0)

@@ -1,0 +1,126 @@
+"""The command line as a user meets it, in processes of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import __version__
+from pipeline.cli import COMMANDS, main
+from pipeline.config import RunConfig
+from tests.conftest import ROOT
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def _tree(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_every_field_with_meaning_and_default(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(COMMANDS[name][0]):
+        assert f"--{field.name} " in text
+        assert field.metadata["meaning"] in text
+    assert text.count("(default:") >= len(dataclasses.fields(COMMANDS[name][0]))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from pipeline.cli import main; main(['train', '--help']);"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'mlflow', 'sklearn', 'onnx', 'pydantic')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, check=False).returncode == 0
+
+
+def test_a_configuration_error_imports_nothing_heavy_either() -> None:
+    code = (
+        "import sys; from pipeline.cli import main; assert main(['train', '--lr', '-1']) == 2;"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'mlflow')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "trian is not a command. Did you mean train?"),
+        (["train", "--ephocs", "3"], "--ephocs is not a flag of this command. Did you mean --epochs?"),
+        (["train", "--batch-size", "3"], "Did you mean --batch_size?"),
+        (["train", "cnn"], "cnn is not a flag of this command"),
+        (["train", "--resume"], "--resume was given without a value. Write --resume VALUE."),
+        (["train", "--lr", "-1e-3"], "lr=-1e-3 is out of range"),
+        (["train", "--resume", "true", "--output_dir", "nowhere"], "run=nowhere is not a run folder"),
+        (["evaluate"], "Add --run FOLDER or --run MLFLOW_RUN_ID"),
+        (["verify", "--run", "no/such"], "run=no/such is not a run folder"),
+        (["train", "--device", "cuda"], "device=cuda: torch finds no CUDA device here"),
+        (["train", "--dataset", "mnist", "--cache_dir", "/proc/nowhere"], "/proc/nowhere"),
+        (["plot", "--picture", "scater"], "Did you mean scatter?"),
+    ],
+)
+def test_a_mistake_gets_a_sentence_exit_2_and_leaves_nothing(
+    arguments: list[str], said: str, working_folder: Path, capsys: pytest.CaptureFixture[str], mnist_dir: Path
+) -> None:
+    if "cuda" in arguments:
+        import torch
+
+        assert not torch.cuda.is_available(), "this claim is about machines without a GPU"
+    if "mnist" in arguments:
+        arguments = [*arguments, "--data_dir", str(mnist_dir)]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+    assert _tree(working_folder) == []
+
+
+def test_several_mistakes_come_one_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--lr", "0", "--modle", "cnn", "--epochs", "few", "--seed"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert all(any(word in line for line in lines) for word in ("lr=0", "--modle", "epochs=few", "--seed"))
+
+
+def test_a_real_process_exits_2_without_a_traceback(command: Command, working_folder: Path) -> None:
+    done = command("train", "--model", "mlp", "--lr", "nan")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("lr=nan is not a finite number") and done.stderr.count("\n") == 1
+    assert _tree(working_folder) == []
+
+
+def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0 and capsys.readouterr().out.strip() == __version__
+    assert main([]) == 0
+    overview = capsys.readouterr().out
+    assert all(f"  {name} " in overview for name in COMMANDS)
+
+
+def test_mlproject_flags_and_fields_are_in_step() -> None:
+    """Each entry point runs the command of its name, and each of its parameters is a field, with the same default."""
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    assert project["conda_env"] == "conda.yaml"
+    assert list(project["entry_points"]) == ["main", "prepare", "train", "evaluate", "export", "verify"]
+    for entry, point in project["entry_points"].items():
+        program, flags = point["command"].split(" --", 1)[0], point["command"].split()[4:]
+        name = "run" if entry == "main" else entry
+        assert program == f"python -m pipeline {name}"
+        fields = {f.name: f for f in dataclasses.fields(COMMANDS[name][0])}
+        assert flags == [w for p in point["parameters"] for w in (f"--{p}", "{" + p + "}")]
+        for parameter, declared in point["parameters"].items():
+            assert parameter in fields
+            if isinstance(declared, dict):
+                assert declared["default"] == fields[parameter].default
+
+
+def test_the_overview_of_flags_is_the_configuration() -> None:
+    assert {f.name for f in dataclasses.fields(RunConfig)} >= {
+        "model", "dataset", "data_dir", "epochs", "batch_size", "lr", "optimizer", "weight_decay", "loss", "scheduler",
+        "seed", "device", "precision", "nproc", "workers", "checkpoint_every", "output_dir", "resume",
+    }  # fmt: skip

@@ -1,0 +1,49 @@
+"""One, two and three gloo processes do the same training: real processes, started as a user's are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.distributed import single_process
+from tests.pipeline.ranks_worker import CASES, run_cases
+
+_LAUNCH = "import sys; from pipeline.distributed import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> dict[int, dict[str, Any]]:
+    result = {1: run_cases(tmp_path_factory.mktemp("ranks1"), str(cache_dir), single_process())}
+    for world in (2, 3):
+        folder = tmp_path_factory.mktemp(f"ranks{world}")
+        words = [str(world), "tests.pipeline.ranks_worker", str(folder), str(cache_dir)]
+        done = subprocess.run([sys.executable, "-c", _LAUNCH, *words], capture_output=True, text=True, timeout=110, check=False)
+        assert done.returncode == 0, done.stderr
+        result[world] = json.loads((folder / "seen.json").read_text())
+    return result
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_any_number_of_ranks_draws_the_same_loss_curve(seen: dict[int, Any], case: str, world: int) -> None:
+    alone, together = (np.array(seen[w][case]["losses"]) for w in (1, world))
+    assert len(alone) >= 20
+    np.testing.assert_allclose(together[:20], alone[:20], rtol=1e-5)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_evaluation_counts_each_sample_once_on_any_number_of_ranks(seen: dict[int, Any], case: str, world: int) -> None:
+    alone, together = seen[1][case]["test"], seen[world][case]["test"]
+    for name in alone:
+        assert together[name] == pytest.approx(alone[name], rel=1e-3)
+    if "accuracy" in alone:  # a count of samples over the size of the split, so no sample was padded or left out
+        hits = together["accuracy"] * seen[world][case]["num_test"]
+        assert hits == pytest.approx(round(hits), abs=1e-9) and together["accuracy"] == alone["accuracy"]

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import store
+from pipeline.config import RunConfig, UserError
+from pipeline.data.prepare import prepare, read_manifest
+from pipeline.store import Run
+
+
+@pytest.fixture
+def run(make_config: Callable[..., RunConfig], tmp_path: Path) -> Run:
+    config = make_config(model="mlp")
+    made = store.create(
+        tmp_path / "run", config=config, mlflow_run_id="abc", git_commit="123", data=read_manifest(prepare(config))
+    )
+    store.save_weights(made.folder / store.WEIGHTS, made.build_model().state_dict())
+    store.seal(made.folder)
+    return made
+
+
+def test_a_run_is_read_back_as_it_was_written(run: Run) -> None:
+    assert store.open_run(run.folder) == run
+
+
+def test_the_model_is_rebuilt_from_the_folder_alone(run: Run) -> None:
+    model = run.load_model()
+    assert not model.training
+    assert torch.equal(model.mean, torch.tensor(run.data["statistics"]["mean"]))
+
+
+def test_a_folder_that_holds_a_run_is_never_written_over(run: Run) -> None:
+    with pytest.raises(UserError, match=r"already holds a run.*--resume true"):
+        store.create(run.folder, config=run.config, mlflow_run_id="x", git_commit="", data=run.data)
+    assert store.open_run(run.folder).mlflow_run_id == "abc"
+
+
+def test_a_changed_file_is_named(run: Run) -> None:
+    path = run.folder / store.WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"weights\.safetensors is not the file that was written"):
+        store.open_run(run.folder)
+
+
+def test_a_missing_file_is_named(run: Run) -> None:
+    (run.folder / store.WEIGHTS).unlink()
+    with pytest.raises(UserError, match=r"weights\.safetensors is missing"):
+        store.open_run(run.folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"config": {}}', '{"config": {"lr": "x"}}'])
+def test_a_config_that_cannot_be_read_is_a_sentence(run: Run, text: str) -> None:
+    (run.folder / "config.json").write_text(text)
+    with pytest.raises(UserError):
+        store.open_run(run.folder)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"sha256": 3}'])
+def test_a_manifest_that_cannot_be_read_is_a_sentence(run: Run, text: str) -> None:
+    (run.folder / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json that cannot be read"):
+        store.open_run(run.folder)
+
+
+def test_a_training_that_did_not_end_is_told_apart(run: Run) -> None:
+    (run.folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match="did not end"):
+        store.open_run(run.folder)
+    assert store.open_run(run.folder, check=False) == run
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("canary"),))
+
+
+def test_a_pickle_bomb_never_runs_as_weights_or_checkpoint(run: Run) -> None:
+    torch.save(_Bomb(), run.folder / store.WEIGHTS)
+    with pytest.raises(UserError, match="does not hold the weights of model=mlp"):
+        run.load_model()
+    path = store.save_checkpoint(run.folder, 1, {"step": 1})
+    torch.save({"state": _Bomb()}, path)
+    store.write_json(path.with_suffix(".json"), {"step": 1, "sha256": store.sha256(path)})
+    with pytest.raises(UserError, match="none of its 1 checkpoints is valid"):
+        store.newest_checkpoint(run.folder)
+    assert not Path("canary").exists()
+
+
+def test_atomic_writing_leaves_the_old_file_and_no_other_when_it_fails(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), store.atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_nan_is_not_written_as_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        store.write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def _save(folder: Path, *steps: int) -> None:
+    for step in steps:
+        store.save_checkpoint(folder, step, {"step": step, "weights": {"w": torch.full((50,), float(step))}})
+
+
+def test_the_two_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    _save(tmp_path, 9, 10, 11, 100)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "step-000000011.json", "step-000000011.pt", "step-000000100.json", "step-000000100.pt",
+    ]  # fmt: skip
+    found = store.newest_checkpoint(tmp_path)
+    assert found and found[1]["step"] == 100
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no hash", "bad hash file"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _save(tmp_path, 1, 2)
+    path = tmp_path / "checkpoints" / "step-000000002.pt"
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[:-100])
+    elif damage == "no hash":
+        path.with_suffix(".json").unlink()
+    else:
+        path.with_suffix(".json").write_text("{")
+    found = store.newest_checkpoint(tmp_path)
+    assert found and found[1]["step"] == 1
+    assert "step-000000002.pt is damaged and passed over" in capsys.readouterr().out
+
+
+def test_no_checkpoint_at_all_is_no_error(tmp_path: Path) -> None:
+    assert store.newest_checkpoint(tmp_path) is None
+
+
+def test_the_manifest_leaves_out_checkpoints_and_half_written_files(run: Run) -> None:
+    _save(run.folder, 1)
+    (run.folder / ".weights.safetensors.tmp").write_text("half")
+    store.seal(run.folder)
+    names = json.loads((run.folder / "manifest.json").read_text())["sha256"]
+    assert sorted(names) == ["config.json", "weights.safetensors"] == sorted(store.sealed_files(run.folder))
