@@ -91,6 +91,7 @@ class RunConfig:
     label_smoothing: float = option(0.0, "label smoothing (cross_entropy)", at_least=0, below=1)
     grad_clip: float = option(0.0, "largest global norm of the gradient; 0: no limit", at_least=0)
     early_stopping: int = option(0, "stop after so many epochs without a better validation result; 0: never", at_least=0)
+    monitor: str = option("loss", "validation figure by which the best weights are chosen", choices=("loss", "accuracy"))
     scheduler: str = option(
         "constant", "course of the learning rate, per step", choices=("constant", "step", "cosine", "one_cycle")
     )
@@ -140,6 +141,9 @@ class PlotConfig:
     )
     output: Path = option(Path("plots"), "folder for the PNG file")
 
+
+_BELONGING = {"optimizer": ("momentum", "nesterov"), "loss": ("label_smoothing",)}
+"""What a recipe sets together with a choice, and what goes with it when a flag chooses otherwise."""
 
 RUNTIME_FIELDS = frozenset({"data_dir", "cache_dir", "output_dir", "resume", "device", "nproc", "workers"})
 """Fields that say where and how a run is computed, not what: they may change when it is resumed."""
@@ -216,6 +220,9 @@ def resolve(texts: Mapping[str, str], *, world_size: int | None = None) -> RunCo
     values, problems = convert(RunConfig, texts)
     spec = MODELS[values.get("model", "cnn")]
     recipe: dict[str, Any] = spec.recipe(values.get("recipe", "default"), values.get("dataset"))
+    for choice, belonging in _BELONGING.items():
+        if values.get(choice, recipe.get(choice)) != recipe.get(choice):
+            recipe = {name: value for name, value in recipe.items() if name not in belonging}
     config = RunConfig(**(recipe | values))
     messages = list(problems.values())
     if "model" not in problems:
@@ -288,6 +295,8 @@ def _cross_checks(
             ("label_smoothing", "loss"),
             f"label_smoothing={c.label_smoothing} has no effect on loss={c.loss}. Use --loss cross_entropy, or leave it out.",
         )
+    if c.monitor == "accuracy" and data.task == "regression":
+        yield ("dataset", "monitor"), f"monitor=accuracy does not fit regression data ({c.dataset}). Use --monitor loss."
     if c.early_stopping and not c.holdout:
         yield (
             ("early_stopping", "holdout"),

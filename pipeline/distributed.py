@@ -23,6 +23,7 @@ from pipeline.config import UserError
 T = TypeVar("T")
 
 _TIMEOUT = timedelta(minutes=10)
+_FAILED = "trainyard/failed"
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,22 @@ def process_group(device: str) -> Iterator[Ranks]:
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT, **options)
     try:
         yield Ranks(rank, local_rank, world_size, local_size, chosen)
+    except Exception:
+        if dist.is_initialized():
+            _shared_store().set(_FAILED, str(rank))
+        raise
     finally:
         if dist.is_initialized() and sys.exc_info()[0] is None:  # after an error the others may be gone: do not wait for them
             dist.destroy_process_group()
+
+
+def another_rank_failed() -> bool:
+    """Tell whether a rank ended with an error, so that a SIGTERM comes from the launcher and not from a person."""
+    return dist.is_initialized() and _shared_store().check([_FAILED])
+
+
+def _shared_store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

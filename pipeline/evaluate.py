@@ -60,7 +60,7 @@ def evaluate(run: Run, ranks: Ranks, data: Path) -> dict[str, float]:
     model.load_state_dict(state)
     model.to(ranks.device)
     split, c = open_split(data, "test"), run.config
-    loss = loss_sum(c.loss, task=run.task, label_smoothing=c.label_smoothing, network=model.network)
+    loss = loss_sum(c.loss, task=run.task, network=model.network)
     figures = {"loss": measure(model, split, loss, ranks, config=c, task=run.task)["loss"]}
     batches = list(_forward(model, split, ranks))
     scores, features = (distributed.concatenate(torch.cat([b[k] for b in batches])) for k in (0, 1))
@@ -77,7 +77,7 @@ def evaluate(run: Run, ranks: Ranks, data: Path) -> dict[str, float]:
 
 def _draw(run: Run, model: Model, data: Path, split: Split, scores: Tensor, features: Tensor, report: dict[str, Any]) -> None:
     """Draw every picture that fits the task and the data into plots/."""
-    from pipeline import plots
+    from pipeline import pictures, plots
 
     folder, spec, c = run.folder / "plots", DATASETS[run.config.dataset], run.config
     rows = [json.loads(line) for line in (run.folder / store.METRICS).read_text().splitlines()]
@@ -106,6 +106,7 @@ def _draw(run: Run, model: Model, data: Path, split: Split, scores: Tensor, feat
                 with torch.no_grad():
                     return metrics.probabilities(run.task, model(torch.from_numpy(points))[0])[:, 1].numpy()
 
+            figures["activations"] = pictures.activations()
             figures["scatter"] = plots.scatter(splits, classes=classes)
             figures["decision_regions"] = plots.decision_regions(predict, splits, classes=classes)
     for name, figure in figures.items():

@@ -140,7 +140,8 @@ def _verify(run: Run, tracker: Tracker, data: Path, *, onnx: Path | None = None)
 
     verdict = verify_run(run, data=data, onnx=onnx)
     report = run.folder / "export" / (f"parity-{onnx.stem}.md" if onnx else "parity.md")
-    _say(report.read_text())
+    _say(report.read_text().partition("\n## Each batch size")[0])
+    _say(f"report: {report}")
     if onnx is None:
         if verdict.passed:
             difference = tracker.log_onnx_model(
@@ -151,7 +152,7 @@ def _verify(run: Run, tracker: Tracker, data: Path, *, onnx: Path | None = None)
             if difference > 0:
                 verdict.problems.append(f"MLflow's pyfunc answers otherwise than onnxruntime, by {difference:.1e}")
         tracker.set_tags({"parity": "failed" if verdict.problems else "passed"})
-        _close(run, tracker, verdict.figures)
+    _close(run, tracker, verdict.figures)
     if verdict.problems:
         raise Failure("\n".join(["the artifacts do not answer as the model does:", *verdict.problems, f"See {report}."]))
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import __version__, store
+from pipeline import __version__, distributed, store
 from pipeline.config import RunConfig, UserError, to_json
 from pipeline.store import Run
 
@@ -193,6 +193,7 @@ def configure() -> None:
     os.environ.setdefault("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # it misses pip, which uv environments do without
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -238,7 +239,7 @@ def training_run(config: RunConfig, *, run_id: str = "") -> Iterator[Tracker]:
         status = "KILLED"
         raise
     except SystemExit as stop:
-        status = "KILLED" if stop.code == 143 else "FAILED"
+        status = "KILLED" if stop.code == 143 and not distributed.another_rank_failed() else "FAILED"
         raise
     except Exception:
         tracker.flush()  # a stopped run goes on from its checkpoint and logs the rest again; a failed one does not

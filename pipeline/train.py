@@ -42,8 +42,7 @@ class State:
     step: int = 0  # optimiser steps done
     cursor: int = 0  # samples of the current epoch already used, over all ranks
     best_epoch: int = 0
-    best_merit: float = -math.inf  # larger is better
-    best_loss: float = math.inf
+    best: tuple[float, ...] = (-math.inf,)  # what `monitor` names, larger is better
 
 
 class Training:
@@ -61,7 +60,10 @@ class Training:
             world_size=ranks.world_size, device=ranks.device, workers=c.workers,
         )  # fmt: skip
         self.val = val.to(ranks.device) if fits_on(ranks.device, val) else val
-        self.loss_sum = loss_sum(c.loss, task=self.task, label_smoothing=c.label_smoothing, network=self.model.network)
+        self.loss_sum, self.val_loss_sum = (  # smoothed labels are a means of training, not a measure
+            loss_sum(c.loss, task=self.task, label_smoothing=smoothing, network=self.model.network)
+            for smoothing in (c.label_smoothing, 0.0)
+        )
         self.optimizer = build_optimizer(self.model, c)
         self.scheduler = build_scheduler(
             self.optimizer, c, total_steps=c.epochs * len(self.batches), steps_per_epoch=len(self.batches)
@@ -72,7 +74,7 @@ class Training:
         if ranks.world_size > 1:
             ids = [ranks.device.index] if ranks.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(compiled, device_ids=ids)
-        self.best: dict[str, Tensor] = {}
+        self.best_weights: dict[str, Tensor] = {}
         self.state = State()
         torch.manual_seed(c.seed + 1_000_003 * (ranks.rank + 1))  # dropout: another stream on each rank
 
@@ -159,7 +161,7 @@ class Training:
         for step, loss in enumerate(window, start=self.state.step - len(window) + 1):
             if not math.isfinite(loss):
                 c = self.config
-                kept = f"The best weights so far, of epoch {self.state.best_epoch}, are kept." if self.best else ""
+                kept = f"The best weights so far, of epoch {self.state.best_epoch}, are kept." if self.best_weights else ""
                 raise Failure(
                     f"loss={loss} in step {step} (epoch {self.state.epoch + 1}): the training diverged. Lower --lr (now "
                     f"{c.lr:g}), limit the gradient (--grad_clip 1)"
@@ -172,12 +174,11 @@ class Training:
         state = self.state
         if not len(self.val):
             return {}
-        figures = measure(self.model, self.val, self.loss_sum, self.ranks, config=self.config, task=self.task)
-        sign = -1 if self.task == "regression" else 1
-        result = (sign * figures[merit_name(self.task)], -figures["loss"])
-        if all(map(math.isfinite, result)) and result > (state.best_merit, -state.best_loss):
-            state.best_merit, state.best_loss, state.best_epoch = result[0], -result[1], state.epoch
-            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        figures = measure(self.model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task)
+        result = (-figures["loss"],) if self.config.monitor == "loss" else (figures["accuracy"], -figures["loss"])
+        if all(map(math.isfinite, result)) and result > state.best:
+            state.best, state.best_epoch = result, state.epoch
+            self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         return {f"val/{k}": v for k, v in figures.items()}
 
     def _log(self, figures: dict[str, float]) -> None:
@@ -187,8 +188,8 @@ class Training:
 
     def keep_best(self) -> None:
         """Write the best weights so far, if validation has found any."""
-        if self.ranks.is_main and self.best:
-            store.save_weights(self.run.folder / store.WEIGHTS, self.best)
+        if self.ranks.is_main and self.best_weights:
+            store.save_weights(self.run.folder / store.WEIGHTS, self.best_weights)
 
     def save_checkpoint(self) -> None:
         """Write everything that a resumed run needs, and send the figures up to here."""
@@ -197,9 +198,11 @@ class Training:
         if self.ranks.is_main:
             last = self.model.state_dict()
             store.save_weights(self.run.folder / store.LAST_WEIGHTS, last)
-            store.save_weights(self.run.folder / store.WEIGHTS, self.best or last)  # without validation, these are the best
+            store.save_weights(
+                self.run.folder / store.WEIGHTS, self.best_weights or last
+            )  # without validation, these are the best
             content = {
-                "state": vars(self.state), "model": self.model.state_dict(), "best": self.best,
+                "state": vars(self.state), "model": self.model.state_dict(), "best_weights": self.best_weights,
                 "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(), "generators": generators, "mlflow_run_id": self.run.mlflow_run_id,
                 "world_size": self.ranks.world_size,
@@ -217,7 +220,7 @@ class Training:
         """Take up where `save_checkpoint` was called. With another number of ranks, dropout draws other numbers."""
         self.state = State(**checkpoint["state"])
         self.model.load_state_dict(checkpoint["model"])
-        self.best = {k: v.to(self.ranks.device) for k, v in checkpoint["best"].items()}
+        self.best_weights = {k: v.to(self.ranks.device) for k, v in checkpoint["best_weights"].items()}
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["scheduler"])
         self.scaler.load_state_dict(checkpoint["scaler"])

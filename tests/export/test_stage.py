@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -179,6 +180,8 @@ class Refused(nn.Module):
             return torch.linalg.eigvals(x[:, :4].reshape(-1, 2, 2)).real, x
         if self.kind == "branch":
             return (x * 2 if x.sum() > 0 else x), x
+        if self.kind == "batch":
+            return x.reshape(2, 30), x
         return torch.from_numpy(x.detach().numpy() * 2), x
 
 
@@ -187,9 +190,10 @@ class Refused(nn.Module):
     [
         ("operator", r"^onnx: the operator aten\.linalg_eig cannot be exported"),
         ("branch", r"^pt2: .*`return \(x \* 2 if x\.sum\(\) > 0 else x\), x` \(test_stage\.py:\d+\)"),
+        ("batch", r"^pt2: the batch cannot vary: .* specialized it to be a constant \(2\)\. Take its size from"),
         ("numpy", r"^pt2: .*x\.detach\(\)\.numpy\(\)"),
     ],
-    ids=["operator", "branch", "numpy"],
+    ids=["operator", "branch", "batch", "numpy"],
 )
 def test_a_model_that_cannot_be_exported_fails_with_the_operators_name_and_leaves_no_file(
     kind: str, message: str, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -199,6 +203,35 @@ def test_a_model_that_cannot_be_exported_fails_with_the_operators_name_and_leave
     with pytest.raises(ExportError, match=message):
         export_run(run)
     assert not (run.folder / FOLDER).exists()
+
+
+class _InPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        assert len(ctx.needs_input_grad) == 1
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, factor: float) -> Tensor:
+        return x * factor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.factor = inputs[1]
+
+
+@pytest.mark.parametrize("style", ["context", "setup_context"])
+def test_torchscript_holds_autograd_functions_of_both_styles_at_any_batch_size(style: str) -> None:
+    class Net(nn.Module):
+        def forward(self, input: Tensor) -> tuple[Tensor]:
+            return (_InPlace.apply(input.clone()) if style == "context" else _Scale.apply(input, 2.0),)
+
+    content = torchscript.build(Net(), torch.zeros(2, 3), {})
+    x = torch.randn(7, 3)
+    assert torch.equal(torch.jit.load(io.BytesIO(content))(x)[0], 2 * x)
 
 
 def test_tracing_leaves_autograd_functions_as_they_were(exports: Callable[[str], Trained]) -> None:

@@ -83,6 +83,12 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults() -> None:
     assert resolve({"model": "moons", "recipe": "seed"}).seed == 0
 
 
+def test_what_a_recipe_sets_for_its_optimizer_or_loss_goes_with_them() -> None:
+    assert resolve({"model": "polynomial"}).momentum == 0.9
+    assert resolve({"model": "polynomial", "optimizer": "adam"}).momentum == 0
+    assert resolve({"model": "lenet", "loss": "mse"}).label_smoothing == 0
+
+
 def test_a_recipe_may_differ_by_data_set() -> None:
     small, real = resolve({"model": "cnn"}), resolve({"model": "cnn", "dataset": "mnist"})
     assert small.dataset == "digits" and real.epochs != small.epochs

@@ -1,0 +1,129 @@
+"""Numbers: an artifact's outputs against torch's, for single batches and for the whole test set.
+
+Relative error means nothing near zero, so a value agrees within `ATOL + RTOL * |torch|`, and decisions are counted
+besides. A value that is not finite never agrees, also where torch gives the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+RTOL, ATOL = 1e-3, 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One output of one case, `want` being torch's. `largest` and `mean` are over the values finite in both."""
+
+    output: str
+    shape: tuple[int, ...]
+    want_shape: tuple[int, ...]
+    largest: float | None = None
+    mean: float | None = None
+    num_outside: int = 0
+    num_not_finite: int = 0
+    torch_not_finite: int = 0
+
+    @property
+    def agrees(self) -> bool:
+        return self.shape == self.want_shape and not self.num_outside and not self.num_not_finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The whole test set: changed decisions (None for regression), and accuracy or RMSE here and in torch."""
+
+    flips: int | None
+    value: float
+    want: float
+
+    @property
+    def agrees(self) -> bool:
+        return not self.flips and bool(np.isclose(self.value, self.want, rtol=RTOL, atol=ATOL))
+
+
+@dataclass
+class Comparison:
+    """All differences, by case, and the score where the first output is of use."""
+
+    differences: dict[str, list[Difference]] = field(default_factory=dict)
+    score: Score | None = None
+
+    @property
+    def agrees(self) -> bool:
+        return bool(self.score and self.score.agrees) and all(d.agrees for case in self.differences.values() for d in case)
+
+    def largest(self, case: str | None = None) -> float | None:
+        """Return the largest absolute difference of a case, or of all."""
+        cases = self.differences if case is None else {case: self.differences.get(case, [])}
+        return max((d.largest for differences in cases.values() for d in differences if d.largest is not None), default=None)
+
+    def mean(self, case: str) -> float | None:
+        """Return the mean absolute difference of a case, each output weighing the same."""
+        means = [d.mean for d in self.differences.get(case, []) if d.mean is not None]
+        return float(np.mean(means)) if means else None
+
+
+def matches(got: Array, want: Array) -> bool:
+    """Tell whether two arrays agree in shape and within the tolerance."""
+    return got.shape == want.shape and bool(np.isclose(got, want, rtol=RTOL, atol=ATOL).all())
+
+
+def compare(
+    got: Mapping[str, Sequence[Array]],
+    want: Mapping[str, Sequence[Array]],
+    *,
+    names: Sequence[str],
+    labels: Array,
+    task: str,
+) -> Comparison:
+    """Compare outputs by case and position; `names` are the outputs' names, `labels` the test set's."""
+    comparison = Comparison()
+    for case, values in want.items():
+        if case in got:
+            pairs = zip(names, got[case], values, strict=False)
+            comparison.differences[case] = [_difference(*pair) for pair in pairs]
+    if "test" in got and got["test"] and got["test"][0].shape == want["test"][0].shape:
+        comparison.score = score(got["test"][0], want["test"][0], labels, task)
+    return comparison
+
+
+def _difference(name: str, got: Array, want: Array) -> Difference:
+    shapes = {"output": name, "shape": got.shape, "want_shape": want.shape}
+    if got.shape != want.shape:
+        return Difference(**shapes)  # type: ignore[arg-type]
+    here, there = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(here) & np.isfinite(there)
+    distance = np.abs(here[finite] - there[finite])
+    return Difference(
+        output=name,
+        shape=got.shape,
+        want_shape=want.shape,
+        largest=float(distance.max()) if distance.size else None,
+        mean=float(distance.mean()) if distance.size else None,
+        num_outside=int((distance > ATOL + RTOL * np.abs(there[finite])).sum()),
+        num_not_finite=int((~np.isfinite(here)).sum()),
+        torch_not_finite=int((~np.isfinite(there)).sum()),
+    )
+
+
+def score(got: Array, want: Array, labels: Array, task: str) -> Score:
+    """Return how the first output of the whole test set does against the labels, and against torch."""
+    if task == "regression":
+        error, want_error = (float(np.sqrt(np.mean((a.astype(np.float64) - labels) ** 2))) for a in (got, want))
+        return Score(flips=None, value=error, want=want_error)
+    decided, want_decided = decisions(got, task), decisions(want, task)
+    accuracy, want_accuracy = (float((d == labels).mean()) for d in (decided, want_decided))
+    return Score(flips=int((decided != want_decided).sum()), value=accuracy, want=want_accuracy)
+
+
+def decisions(logits: Array, task: str) -> Array:
+    """Return the class that each row of logits stands for."""
+    return (logits[:, 0] > 0).astype(np.int64) if task == "binary" else logits.argmax(axis=1)

@@ -1,0 +1,51 @@
+"""The export stage: a run folder's best weights to ONNX, TorchScript, .pt2 and safetensors.
+
+All files are made in memory before the first is written, so a model that one format cannot express leaves none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from export import onnx_model, pt2, torchscript
+from export.deployed import OUTPUTS, deployed, example_input, metadata
+from pipeline import store
+from pipeline.config import RUNTIME_FIELDS, to_json
+
+FOLDER = "export"
+FILES = {
+    "onnx": "model.onnx",
+    "torchscript": "model.torchscript.pt",
+    "pt2": "model.pt2",
+    "safetensors": "model.safetensors",
+    "config": "config.json",
+}
+
+
+def export_run(run: store.Run) -> dict[str, float | int | str]:
+    """Write a run's `export/` folder and return the size of each file, named as MLflow metrics.
+
+    Exported again from the same run, every file has the same bytes. Raises ExportError where a format has no way to
+    express the model, and UserError where the run's weights do not fit it.
+    """
+    module, example, properties = deployed(run), example_input(run), metadata(run)
+    program = pt2.capture(module, example)
+    contents = {
+        "onnx": onnx_model.build(program, properties, outputs=OUTPUTS[run.task]),
+        "torchscript": torchscript.build(module, example, properties),
+        "pt2": pt2.build(program, properties),
+        "safetensors": (run.folder / store.WEIGHTS).read_bytes(),
+        "config": _config(run, properties),
+    }
+    for name, content in contents.items():
+        with store.atomic(run.folder / FOLDER / FILES[name]) as temporary:
+            temporary.write_bytes(content)
+    return {f"export/{name}/size_bytes": len(content) for name, content in contents.items() if name != "config"}
+
+
+def _config(run: store.Run, properties: Mapping[str, object]) -> bytes:
+    """Return what rebuilds the model around `model.safetensors`, without the fields that name folders."""
+    config = {name: value for name, value in to_json(run.config).items() if name not in RUNTIME_FIELDS}
+    values = {**properties, "statistics": run.data["statistics"], "config": config}
+    return (json.dumps(values, indent=1) + "\n").encode()

@@ -1,0 +1,170 @@
+"""The parity gate: each exported file, run in a fresh process, against the trained model run by torch.
+
+The report is written whatever comes of it. A file that fails is also searched for the reason.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from export import diagnosis, onnx_model, parity, report
+from export.deployed import OUTPUTS, Deployed, deployed, metadata
+from export.probing import BATCH_SIZES, CHUNK, Finding, Probes
+from export.stage import FILES, FOLDER
+from pipeline import store
+from pipeline.config import UserError
+from pipeline.data.loader import Split, open_split
+from pipeline.data.prepare import read_manifest
+
+Array = NDArray[Any]
+Outputs = dict[str, list[Array]]
+
+FORMATS = ("onnx", "torchscript", "pt2")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`problems` are sentences that name what differs; `figures` are MLflow metrics; `report` is parity.json."""
+
+    passed: bool
+    problems: list[str]
+    figures: dict[str, float]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Expected:
+    """What every artifact of a run has to give."""
+
+    run: store.Run
+    split: Split
+    module: Deployed
+    names: tuple[str, ...]
+    metadata: dict[str, object]
+    answers: Outputs
+    complete: bool  # an export of ours, which carries all metadata
+
+
+def verify_run(run: store.Run, *, data: Path, onnx: Path | None = None) -> Verdict:
+    """Hold a run's exported files, or another .onnx file, against its model on the test split of a prepared folder.
+
+    Writes `export/parity.json` and `.md`, or `export/parity-<name>` where `onnx` is given; its figures are then under
+    that name too, so that neither hides the run's own. Raises UserError where a file is missing or is no ONNX file.
+    """
+    contents, graph = _read(run, onnx)
+    split, module = open_split(data, "test"), deployed(run)
+    with Probes(contents, split.x.numpy()) as probes:
+        expected = _Expected(
+            run=run, split=split, module=module, names=OUTPUTS[run.task], metadata=metadata(run),
+            answers=_answers(module, split.x), complete=onnx is None,
+        )  # fmt: skip
+        findings = probes.findings()
+    if not findings["onnx"].failure:
+        findings["onnx"].weights = onnx_model.initialisers(graph)
+    parts = {kind: _judge(kind, finding, expected) for kind, finding in findings.items()}
+    for kind, content in contents.items():
+        about = {"file": onnx.name if onnx else FILES[kind], "sha256": hashlib.sha256(content).hexdigest()}
+        parts[kind] = about | ({"opset": onnx_model.opset(graph)} if kind == "onnx" else {}) | parts[kind]
+    values = _report(parts, expected, data_sha256=read_manifest(data)["data_sha256"])
+    stem = f"parity-{onnx.stem}" if onnx else "parity"
+    store.write_json(run.folder / FOLDER / f"{stem}.json", values)
+    with store.atomic(run.folder / FOLDER / f"{stem}.md") as temporary:
+        temporary.write_text(report.markdown(values))
+    prefixes = {kind: f"export/{re.sub('[^A-Za-z0-9_.-]', '_', stem) if onnx else kind}" for kind in parts}
+    return Verdict(values["passed"], values["problems"], report.figures(values, prefixes=prefixes), values)
+
+
+def _read(run: store.Run, onnx: Path | None) -> tuple[dict[str, bytes], ModelProto]:
+    """Return the files' bytes by format, and the ONNX file's message."""
+    if onnx:
+        content, graph = onnx_model.read(onnx, what=f"onnx={onnx}")
+        return {"onnx": content}, graph
+    paths = {kind: run.folder / FOLDER / FILES[kind] for kind in FORMATS}
+    missing = [path.name for path in paths.values() if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"run={run.folder} has no {', '.join(missing)} in its {FOLDER}/. "
+            f"Make it: python -m pipeline export --run {run.folder}"
+        )
+    content, graph = onnx_model.read(paths["onnx"], what=str(paths["onnx"]))
+    return {"onnx": content} | {kind: paths[kind].read_bytes() for kind in FORMATS[1:]}, graph
+
+
+def _answers(module: Deployed, x: Tensor) -> Outputs:
+    """Return the outputs of eager torch for the cases that a probe works through."""
+    batches = {str(size): [x[torch.arange(size) % len(x)]] for size in BATCH_SIZES} | {"test": list(x.split(CHUNK))}
+    answers: Outputs = {}
+    with torch.inference_mode():
+        for case, parts in batches.items():
+            columns = zip(*(module(part) for part in parts), strict=True)
+            answers[case] = [torch.cat(column).numpy() for column in columns]
+    return answers
+
+
+def _judge(kind: str, finding: Finding, expected: _Expected) -> dict[str, Any]:
+    """Return one artifact's part of the report: what was measured, then why it fails if it does."""
+    names, want = expected.names, expected.answers
+    if finding.failure:
+        return report.artifact(finding, parity.Comparison(), problems=[finding.failure])
+    data = expected.run.data
+    problems: list[str] = []
+    if kind == "onnx":
+        problems += diagnosis.interface(finding.facts, names=names, shape=data["input_shape"], dtype=data["input_dtype"])
+        _order_by_name(finding, names)
+    problems += diagnosis.origin(finding.facts["metadata"], expected.metadata, complete=expected.complete)
+    labels = expected.split.y.numpy()
+    comparison = parity.compare(finding.outputs, want, names=names, labels=labels, task=expected.run.task)
+    if not comparison.agrees:
+        problems += diagnosis.swapped(finding.outputs, want, names=names)
+        problems += diagnosis.unstandardised(finding.outputs, _answers_to_raw_input(expected))
+        problems += diagnosis.weights(finding.weights, load_file(expected.run.folder / store.WEIGHTS))
+    problems += diagnosis.behaviour(finding, comparison, names=names, want=want)
+    return report.artifact(finding, comparison, problems=problems)
+
+
+def _order_by_name(finding: Finding, names: tuple[str, ...]) -> None:
+    """Bring the outputs of an ONNX file, which are asked for by name, into the order of `names`."""
+    found = [output["name"] for output in finding.facts["outputs"]]
+    if sorted(found) == sorted(names):
+        order = [found.index(name) for name in names]
+        finding.outputs = {case: [arrays[i] for i in order] for case, arrays in finding.outputs.items()}
+
+
+def _answers_to_raw_input(expected: _Expected) -> Outputs:
+    """Return what the network gives without its standardisation; nothing where it has none."""
+    plain = copy.deepcopy(expected.module)
+    if (plain.model.mean == 0).all() and (plain.model.std == 1).all():
+        return {}
+    plain.model.mean.zero_()
+    plain.model.std.fill_(1.0)
+    return _answers(plain, expected.split.x)
+
+
+def _report(parts: Mapping[str, dict[str, Any]], expected: _Expected, *, data_sha256: str) -> dict[str, Any]:
+    run, split = expected.run, expected.split
+    problems = [f"{part['file']}: {problem}" for part in parts.values() for problem in part["problems"]]
+    own = expected.answers["test"][0]
+    reference = {
+        "runtime": "torch eager, float32, CPU",
+        "version": torch.__version__,
+        "metric": report.finite(parity.score(own, own, split.y.numpy(), run.task).value),
+    }
+    return {
+        "passed": not problems, "problems": problems, "model": run.config.model, "task": run.task,
+        "dataset": run.config.dataset, "num_test": len(split), "metric": report.METRIC[run.task],
+        "data_sha256": data_sha256, "weights_sha256": expected.metadata["weights_sha256"], "reference": reference,
+        "tolerance": {"rtol": parity.RTOL, "atol": parity.ATOL, "argmax_flips": 0}, "batch_sizes": list(BATCH_SIZES),
+        "artifacts": dict(parts),
+    }  # fmt: skip

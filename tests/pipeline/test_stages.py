@@ -1,0 +1,173 @@
+"""Whole commands, as users give them: under `mlflow run` from a git URI, under torchrun, with our own launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from models import MODELS
+from pipeline import store
+from pipeline.cli import main
+from pipeline.data.catalog import DATASETS
+from pipeline.store import Run
+from tests.conftest import ROOT, read_rows
+
+Trained = Callable[[str], Run]
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_training_leaves_a_sealed_folder_with_its_report_and_pictures(trained: Trained, model: str) -> None:
+    run = trained(model)
+    assert store.open_run(run.folder) == run
+    names = {p.relative_to(run.folder).as_posix() for p in run.folder.rglob("*") if p.is_file()}
+    assert names >= {"config.json", "metrics.jsonl", "weights.safetensors", "last.safetensors", "test.json", "parameters.md"}
+    pictures = {Path(n).stem for n in names if n.startswith("plots/")}
+    expected = {"curves"} | ({"fitted_curve"} if run.task == "regression" else {"confusion_matrix", "tsne"})
+    expected |= {"wrongest"} if DATASETS[run.config.dataset].is_image else set()
+    expected |= {"scatter", "decision_regions", "activations"} if model == "moons" else set()
+    assert pictures == expected
+    assert all((run.folder / "plots" / f"{p}.png").read_bytes().startswith(b"\x89PNG") for p in pictures)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_report_is_that_of_the_kept_weights_on_the_test_split(trained: Trained, model: str, cache_dir: Path) -> None:
+    import torch
+
+    from pipeline.data.loader import open_split
+    from pipeline.data.prepare import prepare
+
+    run = trained(model)
+    report = json.loads((run.folder / "test.json").read_text())
+    split = open_split(prepare(run.config), "test")
+    with torch.no_grad():
+        scores, _ = run.load_model()(split.x)
+    if run.task == "regression":
+        assert report["rmse"] == pytest.approx((scores - split.y).square().mean().sqrt().item(), rel=1e-5)
+        assert report["r2"] > 0.5 and (run.folder / "formula.txt").read_text().startswith("y = ")
+    else:
+        predicted = (scores[:, 0] > 0).long() if run.task == "binary" else scores.argmax(1)
+        assert report["accuracy"] == pytest.approx((predicted == split.y).float().mean().item())
+        assert sum(map(sum, report["confusion_matrix"])) == len(split)
+        assert report["accuracy"] > (0.75 if model == "moons" else 0.85)
+
+
+def test_evaluating_again_on_two_ranks_gives_the_same_figures(trained: Trained, command: Command, cache_dir: Path) -> None:
+    run = trained("cnn")
+    before = json.loads((run.folder / "test.json").read_text())
+    done = command("evaluate", "--run", run.folder, "--nproc", 2, "--cache_dir", cache_dir)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((run.folder / "test.json").read_text())
+    assert after.pop("loss") == pytest.approx(before.pop("loss"), rel=1e-6) and after == before
+    assert done.stdout.count("test/accuracy") == 1
+
+
+def test_other_data_than_the_trainings_is_refused(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+    run = trained("mlp")
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", run.folder, copy], check=True, timeout=30)
+    config = json.loads((copy / "config.json").read_text())
+    config["data"]["data_sha256"] = "0" * 64
+    (copy / "config.json").write_text(json.dumps(config))
+    store.seal(copy)
+    assert main(["evaluate", "--run", str(copy), "--cache_dir", str(run.config.cache_dir)]) == 2
+    assert "are not those of the training" in capsys.readouterr().err
+
+
+def test_verify_before_export_says_what_to_do(trained: Trained, capsys: Any) -> None:
+    run = trained("moons")
+    assert main(["verify", "--run", str(run.folder), "--cache_dir", str(run.config.cache_dir)]) == 2
+    assert f"python -m pipeline export --run {run.folder}" in capsys.readouterr().err
+    assert main(["verify", "--run", str(run.folder), "--onnx", "no.onnx"]) == 2
+    assert "onnx=no.onnx is not a file" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_holds_a_run_is_refused_before_anything_happens(trained: Trained, capsys: Any) -> None:
+    run = trained("mlp")
+    digest = store.sha256(run.folder / "manifest.json")
+    number = len(MlflowClient().search_runs(["0"]))
+    assert main(["train", "--model", "mlp", "--output_dir", str(run.folder)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert store.sha256(run.folder / "manifest.json") == digest and len(MlflowClient().search_runs(["0"])) == number
+
+
+def test_the_last_line_is_a_command_that_works(trained: Trained, cache_dir: Path, capsys: Any, tmp_path: Path) -> None:
+    flags = ["--model", "polynomial", "--epochs", "2", "--output_dir", "run", "--cache_dir", str(cache_dir)]
+    assert main(["train", *flags]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("next: python -m pipeline export --run ")
+    assert main(last.split()[4:]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("next: python -m pipeline verify --run ")
+    assert main([*last.split()[4:], "--cache_dir", str(cache_dir)]) == 0
+    assert "**PASSED**" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(200)
+def test_torchrun_runs_the_whole_job_in_one_mlflow_run(tmp_path: Path, cache_dir: Path, session_folder: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    flags = ["run", "--model", "mlp", "--epochs", "3", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(cache_dir)]
+    client = MlflowClient()
+    number = len(client.search_runs(["0"]))
+    done = subprocess.run([*torchrun, "-m", "pipeline", *flags], capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 3/3") == 1 and "**PASSED**" in done.stdout
+    run = store.open_run(tmp_path / "run")
+    found = client.get_run(run.mlflow_run_id)
+    assert found.info.status == "FINISHED" and found.data.tags["world_size"] == "2" and found.data.tags["parity"] == "passed"
+    assert len(client.search_runs(["0"])) == number + 1
+
+
+@pytest.mark.timeout(200)
+def test_a_loss_that_diverges_stops_all_ranks_with_one_message(command: Command, cache_dir: Path, tmp_path: Path) -> None:
+    done = command(
+        "train", "--model", "polynomial", "--loss", "sse", "--lr", "1", "--nproc", 2, "--output_dir", "run",
+        "--cache_dir", cache_dir,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("the training diverged") == 1 and "Traceback" not in done.stderr
+    run = store.open_run(Path("run"), check=False)
+    assert MlflowClient().get_run(run.mlflow_run_id).info.status == "FAILED"
+
+
+@pytest.mark.timeout(300)
+def test_mlflow_run_does_the_main_job_from_a_git_uri(tmp_path: Path, cache_dir: Path, session_folder: Path) -> None:
+    """From another folder, on a clone that MLflow makes itself: the run lands in the caller's store, whole."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: there is nothing to clone")
+    bare = tmp_path / "origin"
+    subprocess.run(["git", "clone", "--quiet", "--bare", ROOT, bare], check=True, timeout=60)
+    uri = f"file://{tmp_path}/%6Frigin"  # a folder that MLflow finds by its plain name it would use in place
+    words = ["run", uri, "-e", "main", "-P", "model=mlp", "-P", "epochs=3", "-P", f"cache_dir={cache_dir}",
+             "--env-manager", "local"]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "PYTHONPATH")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    caller = tmp_path / "caller"
+    caller.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow", *words], capture_output=True, text=True, timeout=280, cwd=caller, env=environment,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient(f"sqlite:///{caller}/mlflow.db")
+    (run,) = client.search_runs(["0"])
+    assert run.info.status == "FINISHED" and run.data.tags["parity"] == "passed"
+    assert run.data.params["model"] == "mlp" and run.data.params["epochs"] == "3" and run.data.params["lr"] == "0.01"
+    assert run.data.metrics["export/onnx/argmax_flips"] == 0
+    assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(caller)
+    assert {a.path for a in client.list_artifacts(run.info.run_id, "export")} >= {"export/model.onnx", "export/parity.md"}
+    assert [a.path for a in client.list_artifacts(run.info.run_id, "plots")]
+
+
+def test_the_training_curve_has_every_step_window(trained: Trained) -> None:
+    rows = [r for r in read_rows(trained("mlp").folder) if "train/loss" in r]
+    per_epoch = -(-341 // trained("mlp").config.batch_size)
+    assert rows[-1]["step"] == 4 * per_epoch and len(rows) == 4 * (per_epoch // 10 + 1)

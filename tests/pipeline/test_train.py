@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import store
+from pipeline.cli import main
+from pipeline.config import Failure, RunConfig
+from pipeline.data.loader import Split, open_split
+from pipeline.data.prepare import prepare, read_manifest
+from pipeline.distributed import single_process
+from pipeline.progress import Progress
+from pipeline.tracking import NullTracker
+from pipeline.train import Training, parameter_table
+from tests.conftest import read_rows
+
+Make = Callable[..., RunConfig]
+
+
+class _Recorder(NullTracker):
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def log(self, row: Any) -> None:
+        self.rows.append(row)
+
+
+def _training(config: RunConfig, folder: Path) -> Training:
+    data = prepare(config)
+    run = store.create(folder, config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
+    return Training(run, single_process(), _Recorder(), open_split(data, "train"), open_split(data, "val"))
+
+
+def _fit(config: RunConfig, folder: Path) -> Training:
+    training = _training(config, folder)
+    training.fit(Progress())
+    return training
+
+
+def _losses(training: Training) -> list[float]:
+    return [row["train/loss"] for row in training.tracker.rows if "train/loss" in row]  # type: ignore[attr-defined]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_config: Make, tmp_path: Path) -> None:
+    runs = [_fit(make_config(model="mlp", epochs=2, dropout=0.5, seed=s), tmp_path / f"{k}") for k, s in enumerate((1, 1, 2))]
+    first, again, other = (torch.cat([p.flatten() for p in t.model.parameters()]) for t in runs)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_accumulation_does_not_change_the_gradient(make_config: Make, tmp_path: Path) -> None:
+    flags = {"model": "mlp", "epochs": 2, "batch_size": 50, "optimizer": "sgd", "log_every": 1}
+    whole, parts = (_losses(_fit(make_config(**flags, accumulation_steps=k), tmp_path / str(k))) for k in (1, 7))
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_logged_loss_is_that_of_the_global_batch_before_the_update(make_config: Make, tmp_path: Path) -> None:
+    training = _training(make_config(model="polynomial", recipe="seed", epochs=1), tmp_path / "run")
+    (((x, y),),) = training.batches.epoch(0)
+    expected = ((training.model(x)[0] - y) ** 2).sum().item()
+    training.fit(Progress())
+    assert _losses(training) == pytest.approx([expected], rel=1e-6)
+
+
+def test_gradient_clipping_bounds_the_update(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(model="mlp", optimizer="sgd", lr=1, weight_decay=0, scheduler="constant", grad_clip=0.01, epochs=1,
+                         batch_size=341)  # fmt: skip
+    training = _training(config, tmp_path / "run")
+    before = torch.cat([p.detach().flatten() for p in training.model.parameters()])
+    training.fit(Progress())
+    after = torch.cat([p.detach().flatten() for p in training.model.parameters()])
+    assert (after - before).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_best_weights_on_validation_are_kept_not_the_last(make_config: Make, tmp_path: Path) -> None:
+    """With a learning rate that wrecks the model later on, the kept weights are those of the best epoch."""
+    config = make_config(model="mlp", epochs=12, lr=0.05, seed=1)
+    training = _fit(config, tmp_path / "run")
+    rows = [r for r in training.tracker.rows if "val/accuracy" in r]  # type: ignore[attr-defined]
+    best = min(rows, key=lambda r: r["val/loss"])
+    assert training.state.best_epoch == best["epoch"] < 12
+    kept = training.run.load_model()
+    val = training.val
+    with torch.no_grad():
+        loss = training.val_loss_sum(kept(val.x)[0], val.y).item() / len(val)
+    assert loss == pytest.approx(best["val/loss"], rel=1e-5)
+    last = store.Run.load_model(training.run, store.LAST_WEIGHTS)
+    assert not torch.equal(last.network.output.weight, kept.network.output.weight)  # type: ignore[union-attr]
+
+
+def test_early_stopping_ends_after_the_patience(make_config: Make, tmp_path: Path) -> None:
+    training = _fit(make_config(model="mlp", epochs=200, early_stopping=3, lr=0.05, checkpoint_every=50), tmp_path / "run")
+    assert training.state.epoch == training.state.best_epoch + 3 < 200
+    assert (tmp_path / "run" / "checkpoints").is_dir()  # the epoch it stopped in is saved
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_the_step_and_the_remedy(make_config: Make, tmp_path: Path, poison: float) -> None:
+    training = _training(make_config(model="polynomial", batch_size=100, epochs=3), tmp_path / "run")
+    y = training.batches.split.y.clone()
+    batch = next(i for i, parts in enumerate(training.batches.epoch(0)) if 7 in _positions(training, parts))
+    y[7] = poison
+    training.batches.split = Split(training.batches.split.x, y)
+    with pytest.raises(Failure, match=rf"loss=(nan|inf) in step {batch + 1} \(epoch 1\).*Lower --lr.*--grad_clip"):
+        training.fit(Progress())
+
+
+def _positions(training: Training, parts: Any) -> list[int]:
+    x = training.batches.split.x[:, 0]
+    return [int((x == value).nonzero()[0, 0]) for value in parts[0][0][:, 0]]
+
+
+def test_a_diverged_run_keeps_its_best_weights_and_is_failed(tmp_path: Path, cache_dir: Path, capsys: Any) -> None:
+    from mlflow import MlflowClient
+
+    flags = ["--model", "polynomial", "--optimizer", "sgd", "--scheduler", "constant", "--lr", "5", "--batch_size", "200",
+             "--momentum", "0", "--nesterov", "false", "--epochs", "40", "--cache_dir", str(cache_dir), "--output_dir", "run"]  # fmt: skip
+    assert main(["train", *flags]) == 1
+    error = capsys.readouterr().err
+    assert "the training diverged" in error and "Traceback" not in error and "Lower --lr (now 5)" in error
+    run = store.open_run(Path("run"), check=False)
+    assert all(p.isfinite().all() for p in run.load_model().parameters())
+    assert MlflowClient().get_run(run.mlflow_run_id).info.status == "FAILED"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_mixed_precision_trains_to_the_same_place(make_config: Make, tmp_path: Path, precision: str) -> None:
+    training = _fit(make_config(model="cnn", epochs=3, precision=precision), tmp_path / "run")
+    assert training.state.best[0] > 0.93
+    assert all(p.dtype == torch.float32 for p in training.model.parameters())
+
+
+@pytest.mark.slow
+def test_compiling_the_model_changes_nothing_but_speed(make_config: Make, tmp_path: Path) -> None:
+    flags = {"model": "mlp", "epochs": 1, "log_every": 1, "batch_size": 114}
+    plain, compiled = (_losses(_fit(make_config(**flags, compile=c), tmp_path / c)) for c in ("false", "true"))
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_checkpoint_restores_every_number(make_config: Make, tmp_path: Path) -> None:
+    """Two epochs, a new Training from the checkpoint, two more: the same weights as four in a row, dropout included."""
+    flags = {"model": "cnn", "epochs": 4, "dropout": 0.5, "batch_size": 200, "log_every": 1}
+    whole = _fit(make_config(**flags), tmp_path / "whole")
+    first = _training(make_config(**flags), tmp_path / "parts")
+
+    class _Stop(Progress):
+        def epoch(self, epoch: int, row: Any) -> None:
+            if epoch == 3:
+                raise KeyboardInterrupt  # in the third epoch's end, before its checkpoint
+
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(_Stop())
+    found = store.newest_checkpoint(tmp_path / "parts")
+    assert found and found[1]["state"]["epoch"] == 2
+    data = prepare(make_config(**flags))
+    second = Training(first.run, single_process(), _Recorder(), open_split(data, "train"), open_split(data, "val"))
+    second.restore(found[1])
+    second.fit(Progress())
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    assert _losses(second) == _losses(whole)[-len(_losses(second)) :]
+    assert vars(second.state) == vars(whole.state)
+
+
+def _interrupt(flags: list[str], line: str, signum: int) -> tuple[int, str]:
+    """Run `train`, send a signal once it has printed `line`; return its exit status and what it said on stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "train", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 90
+    try:
+        assert process.stdout
+        for text in process.stdout:
+            if text.startswith(line):
+                process.send_signal(signum)
+                break
+            assert time.monotonic() < deadline
+        _, error = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    return process.returncode, error
+
+
+@pytest.mark.timeout(200)
+def test_a_stopped_run_is_killed_and_resumes_in_the_same_mlflow_run(cache_dir: Path) -> None:
+    from mlflow import MlflowClient
+
+    flags = ["--model", "moons", "--batch_size", "2", "--epochs", "8", "--cache_dir", str(cache_dir)]
+    status, said = _interrupt([*flags, "--output_dir", "stopped"], "epoch 2/8", signal.SIGTERM)
+    assert status == 143 and "--resume true" in said and "Traceback" not in said
+    run = store.open_run(Path("stopped"), check=False)
+    client = MlflowClient()
+    assert client.get_run(run.mlflow_run_id).info.status == "KILLED"
+    assert main(["train", "--output_dir", "stopped", "--resume", "true", "--cache_dir", str(cache_dir)]) == 0
+    assert client.get_run(run.mlflow_run_id).info.status == "FINISHED"
+    assert main(["train", *flags, "--output_dir", "whole"]) == 0
+    for name in (store.WEIGHTS, store.LAST_WEIGHTS):
+        assert (Path("stopped") / name).read_bytes() == (Path("whole") / name).read_bytes()
+    curves = [[(r["step"], r["train/loss"]) for r in read_rows(Path(f)) if "train/loss" in r] for f in ("stopped", "whole")]
+    assert curves[0] == curves[1]
+    sent = client.get_metric_history(run.mlflow_run_id, "train/loss")
+    assert [(m.step, m.value) for m in sorted(sent, key=lambda m: m.step)] == curves[0]
+
+
+def test_ctrl_c_ends_with_130_and_a_killed_run(cache_dir: Path) -> None:
+    from mlflow import MlflowClient
+
+    flags = ["--model", "moons", "--batch_size", "2", "--epochs", "8", "--cache_dir", str(cache_dir), "--output_dir", "run"]
+    status, said = _interrupt(flags, "epoch 1/8", signal.SIGINT)
+    assert status == 130 and "Traceback" not in said
+    run = store.open_run(Path("run"), check=False)
+    assert MlflowClient().get_run(run.mlflow_run_id).info.status == "KILLED"
+
+
+def test_the_parameter_table_lists_names_shapes_and_the_total(make_config: Make, tmp_path: Path) -> None:
+    lines = list(parameter_table(_training(make_config(model="lenet"), tmp_path / "run").model))
+    assert "| conv1.weight | (6, 1, 5, 5) | 150 |" in lines and lines[-1] == "| **all 10 tensors** | | 61706 |"

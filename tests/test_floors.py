@@ -1,0 +1,78 @@
+"""Imports run one way: the floors of the house, and the files that alone may know a library."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import ROOT
+
+FLOORS = [  # a module may import its own floor and those before it
+    {"models", "pipeline", "pipeline.data", "pipeline.data.catalog"},
+    {"pipeline.config"},
+    {"pipeline.data.sources", "pipeline.data.prepare", "pipeline.data.loader", "pipeline.distributed", "pipeline.store",
+     "pipeline.metrics", "pipeline.losses", "pipeline.optimizers", "pipeline.plots", "pipeline.pictures", "pipeline.progress"},
+    {"pipeline.tracking"},
+    {"pipeline.train", "pipeline.evaluate"},
+    {"export"},
+    {"pipeline.stages"},
+    {"pipeline.cli", "pipeline.__main__"},
+]  # fmt: skip
+SOURCES = [p for folder in ("models", "pipeline", "export") for p in sorted((ROOT / folder).rglob("*.py"))]
+NAMES = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in SOURCES]
+
+
+def _floor(module: str) -> int:
+    for level, names in enumerate(FLOORS):
+        if module in names:
+            return level
+    top = module.partition(".")[0]
+    assert top in ("models", "export"), f"{module} stands on no floor: give it one"
+    return next(level for level, names in enumerate(FLOORS) if top in names)
+
+
+def _imports(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in NAMES else node.module
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_a_module_imports_only_its_own_floor_and_those_below(module: str) -> None:
+    source = SOURCES[NAMES.index(module)].read_text()
+    for imported in _imports(source):
+        if imported.partition(".")[0] in ("models", "pipeline", "export"):
+            assert _floor(imported) <= _floor(module), f"{module} imports {imported}, which stands above it"
+
+
+def test_models_import_nothing_else_of_ours() -> None:
+    for module, path in zip(NAMES, SOURCES, strict=True):
+        if module.startswith("models"):
+            assert not [i for i in _imports(path.read_text()) if i.startswith(("pipeline", "export"))], module
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    users = {m for m, p in zip(NAMES, SOURCES, strict=True) if any(i.startswith("mlflow") for i in _imports(p.read_text()))}
+    assert users == {"pipeline.tracking"}
+
+
+def test_training_does_not_import_the_exporters() -> None:
+    users = {
+        m for m, p in zip(NAMES, SOURCES, strict=True)
+        if any(i.partition(".")[0] in ("onnx", "onnxruntime", "onnxscript") for i in _imports(p.read_text()))
+    }  # fmt: skip
+    assert all(m.startswith("export.") or m == "pipeline.tracking" for m in users)
+    assert "import onnx" not in (ROOT / "pipeline" / "train.py").read_text()
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_a_module_says_what_it_is_for_and_stays_short(module: str) -> None:
+    source = SOURCES[NAMES.index(module)].read_text()
+    assert ast.get_docstring(ast.parse(source)), f"{module} does not say what it is for"
+    assert source.count("\n") <= 400, f"{module} has too many lines to be one thing"
