@@ -78,9 +78,11 @@ def regression_report(prediction: Tensor, target: Tensor) -> dict[str, Any]:
 
 
 def flat_figures(report: dict[str, Any], prefix: str) -> dict[str, float]:
-    """Return the report's single numbers under MLflow names, such as `test/accuracy` and `test/f1_macro`."""
+    """Return the report's numbers under MLflow names: `test/accuracy`, `test/f1_macro`, and `test/class/<name>/f1`."""
     figures = {f"{prefix}/{k}": float(v) for k, v in report.items() if isinstance(v, float)}
-    for name in ("precision", "recall", "f1-score"):
+    for key in ("precision", "recall", "f1-score"):
+        name = key.removesuffix("-score")
         if "macro" in report:
-            figures[f"{prefix}/{name.removesuffix('-score')}_macro"] = float(report["macro"][name])
+            figures[f"{prefix}/{name}_macro"] = float(report["macro"][key])
+        figures |= {f"{prefix}/class/{c}/{name}": float(values[key]) for c, values in report.get("classes", {}).items()}
     return figures

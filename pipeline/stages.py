@@ -165,7 +165,7 @@ def _close(run: Run, tracker: Tracker, figures: Mapping[str, float]) -> None:
 
 
 def _summary(run: Run, figures: Mapping[str, float]) -> None:
-    _say("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    _say("  ".join(f"{name} {value:.4f}" for name, value in figures.items() if "/class/" not in name))
     formula = run.folder / "formula.txt"
     if formula.is_file():
         _say(formula.read_text().strip())

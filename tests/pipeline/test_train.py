@@ -121,8 +121,8 @@ def _positions(training: Training, parts: Any) -> list[int]:
 def test_a_diverged_run_keeps_its_best_weights_and_is_failed(tmp_path: Path, cache_dir: Path, capsys: Any) -> None:
     from mlflow import MlflowClient
 
-    flags = ["--model", "polynomial", "--optimizer", "sgd", "--scheduler", "constant", "--lr", "5", "--batch_size", "200",
-             "--momentum", "0", "--nesterov", "false", "--epochs", "40", "--cache_dir", str(cache_dir), "--output_dir", "run"]  # fmt: skip
+    flags = ["--model", "polynomial", "--momentum", "0", "--nesterov", "false", "--scheduler", "constant", "--lr", "5",
+             "--batch_size", "200", "--epochs", "40", "--cache_dir", str(cache_dir), "--output_dir", "run"]  # fmt: skip
     assert main(["train", *flags]) == 1
     error = capsys.readouterr().err
     assert "the training diverged" in error and "Traceback" not in error and "Lower --lr (now 5)" in error

@@ -1,0 +1,143 @@
+"""The recipes against the figures that the source texts print. Run with `-m slow -s` to see every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.polynomial import coefficients, formula
+from pipeline import store
+from pipeline.config import RunConfig
+from pipeline.data.loader import open_split
+from pipeline.data.prepare import prepare, read_manifest
+from pipeline.distributed import single_process
+from pipeline.evaluate import measure
+from pipeline.progress import Progress
+from pipeline.tracking import NullTracker
+from pipeline.train import Training
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+Make = Callable[..., RunConfig]
+SEEDS = range(5)
+
+
+class _Recorder(NullTracker):
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def log(self, row: Any) -> None:
+        self.rows.append(row)
+
+
+def _fit(config: RunConfig, folder: Path) -> tuple[Training, dict[int, float], dict[str, float], dict[str, float]]:
+    """Train; return the training, its loss by step, its best validation figures, and the best weights' test figures."""
+    data, recorder = prepare(config), _Recorder()
+    run = store.create(folder, config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
+    training = Training(run, single_process(), recorder, open_split(data, "train"), open_split(data, "val"))
+    training.fit(Progress())
+    losses = {row["step"]: row["train/loss"] for row in recorder.rows if "train/loss" in row}
+    best = {k: max(r[k] for r in recorder.rows if k in r) for k in ("val/accuracy",) if any(k in r for r in recorder.rows)}
+    test = measure(
+        run.load_model(), open_split(data, "test"), training.val_loss_sum, single_process(), config=config, task=run.task
+    )
+    return training, losses, best, test
+
+
+def test_s0_perceptron_reproduces_the_printed_curve_and_accuracy(make_config: Make, tmp_path: Path) -> None:
+    text = [0.2712, 0.1715, 0.1073, 0.0825, 0.0683, 0.0563, 0.0480, 0.0431, 0.0394, 0.0364, 0.0339]
+    steps = [1, *range(100, 1001, 100)]
+    curves, accuracies = [], []
+    for seed in SEEDS:
+        _, losses, _, test = _fit(make_config(model="mlp", recipe="seed", seed=seed, log_every=1), tmp_path / str(seed))
+        curves.append([losses[s] for s in steps])
+        accuracies.append(test["accuracy"])
+    low, mean, high = np.min(curves, 0), np.mean(curves, 0), np.max(curves, 0)
+    for row in zip(steps, text, mean, low, high, strict=True):
+        print("S0 step {:4d}: text {:.4f}, ours {:.4f} [{:.4f}, {:.4f}]".format(*row))
+    print(f"S0 accuracy: text 0.9525, ours {np.mean(accuracies):.4f} {np.round(accuracies, 4).tolist()}")
+    assert ((mean < 2 * np.array(text)) & (mean > np.array(text) / 2)).all() and abs(np.mean(accuracies) - 0.9525) < 0.02
+
+
+def test_s0_default_recipe_beats_it_on_samples_it_never_saw(make_config: Make, tmp_path: Path) -> None:
+    found = [_fit(make_config(model="mlp", seed=s), tmp_path / str(s))[3]["accuracy"] for s in SEEDS]
+    print(f"mlp default: test accuracy {np.mean(found):.4f} {np.round(found, 4).tolist()}")
+    assert np.mean(found) > 0.965 and min(found) > 0.9525
+
+
+@pytest.mark.parametrize("gradient", ["manual", "autograd", "linear"])
+def test_s2_cubic_comes_near_the_least_squares_fit(make_config: Make, tmp_path: Path, gradient: str) -> None:
+    found = []
+    for seed in SEEDS:
+        config = make_config(model="polynomial", recipe="seed", gradient=gradient, seed=seed, log_every=100)
+        training, losses, _, _ = _fit(config, tmp_path / str(seed))
+        found.append(losses[2000])
+        print(f"S2 {gradient} seed {seed}: SSE {losses[2000]:.4f}, {formula(training.model)}")
+    assert min(found) >= 8.81 and np.median(found) < 13  # the floor is 8.82
+
+
+def test_s2_rmsprop_is_the_texts_fourth_stage(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(
+        model="polynomial", recipe="seed", gradient="linear", optimizer="rmsprop", lr="1e-3", log_every=100, epochs=6000
+    )
+    training, losses, _, _ = _fit(config, tmp_path / "run")
+    print(f"S2 rmsprop: SSE {losses[2000]:.4f} at 2000, {losses[6000]:.4f} at 6000, {formula(training.model)}")
+    assert losses[6000] < 9.2
+
+
+def test_s2_default_recipe_reaches_the_floor_on_samples_it_never_saw(make_config: Make, tmp_path: Path) -> None:
+    found = []
+    for seed in SEEDS:
+        training, _, _, test = _fit(make_config(model="polynomial", seed=seed), tmp_path / str(seed))
+        found.append(test["rmse"])
+        assert coefficients(training.run.load_model()) == pytest.approx([0, 0.8567, 0, -0.0933], abs=0.03)
+    print(f"polynomial default: test RMSE {np.mean(found):.5f} {np.round(found, 5).tolist()} (least squares: 0.0664)")
+    assert max(found) < 0.071
+
+
+def test_s3_moons_reproduces_the_printed_figures_and_the_default_beats_them(make_config: Make, tmp_path: Path) -> None:
+    seed_recipe, default = [], []
+    for seed in range(6):
+        flags = {"model": "moons", "seed": seed, "split_seed": seed}
+        _, losses, best, test = _fit(make_config(**flags, recipe="seed", log_every=1), tmp_path / f"seed{seed}")
+        seed_recipe.append([losses[1], losses[951], best["val/accuracy"], test["accuracy"], test["loss"]])
+        test = _fit(make_config(**flags), tmp_path / f"default{seed}")[3]
+        default.append([test["accuracy"], test["loss"]])
+    for name, text, values in zip(
+        ("loss at epoch 0", "loss at epoch 950", "best validation accuracy", "test accuracy", "test loss"),
+        (0.7351, 0.4450, 0.8625, 0.7750, 0.4362), np.array(seed_recipe).T, strict=True,
+    ):  # fmt: skip
+        print(f"S3 {name}: text {text:.4f}, ours {values.mean():.4f} [{values.min():.4f}, {values.max():.4f}]")
+    print("moons default, test accuracy and loss by data seed:", np.round(default, 4).tolist(), np.mean(default, 0))
+    ours = np.array(seed_recipe)
+    assert abs(ours[:, 1].mean() - 0.4450) < 0.05 and abs(ours[:, 3].mean() - 0.7750) < 0.06
+    assert (np.array(default)[:, 1] < ours[:, 4]).all() and np.mean(default, 0)[0] >= ours[:, 3].mean()
+
+
+@pytest.mark.parametrize(("epochs", "goal", "num_seeds"), [(1, 0.990, 5), (5, 0.993, 3)])
+def test_s4_cnn_on_the_real_mnist(
+    make_config: Make, mnist_dir: Path, tmp_path: Path, epochs: int, goal: float, num_seeds: int
+) -> None:
+    found = []
+    for seed in range(num_seeds):
+        config = make_config(model="cnn", dataset="mnist", data_dir=mnist_dir, epochs=epochs, seed=seed)
+        found.append(_fit(config, tmp_path / str(seed))[3]["accuracy"])
+        print(f"cnn on MNIST, {epochs} epochs, seed {seed}: test accuracy {found[-1]:.4f}", flush=True)
+    assert min(found) >= goal
+
+
+def test_s4_seed_recipe_on_the_real_mnist(make_config: Make, mnist_dir: Path, tmp_path: Path) -> None:
+    config = make_config(model="cnn", recipe="seed", data_dir=mnist_dir, epochs=2)
+    test = _fit(config, tmp_path / "run")[3]
+    print(f"S4 seed recipe after 2 epochs: test accuracy {test['accuracy']:.4f}")
+    assert test["accuracy"] > 0.96
+
+
+@pytest.mark.parametrize("model", ["cnn", "lenet"])
+def test_default_recipes_on_the_embedded_digits(make_config: Make, tmp_path: Path, model: str) -> None:
+    found = [_fit(make_config(model=model, seed=s), tmp_path / str(s))[3]["accuracy"] for s in range(3)]
+    print(f"{model} on digits: test accuracy {np.mean(found):.4f} {np.round(found, 4).tolist()}")
+    assert min(found) > 0.97
