@@ -53,8 +53,8 @@ MODELS: dict[str, ModelSpec] = {
         recipes={
             "default": {
                 "dataset": "sine", "loss": "mse", "preprocess": "standardize", "monitor": "loss", "optimizer": "sgd",
-                "lr": 0.05, "momentum": 0.9, "nesterov": True, "scheduler": "cosine", "epochs": 20, "batch_size": 64,
-                "checkpoint_every": 5, "gradient": "autograd",
+                "lr": 0.05, "momentum": 0.9, "nesterov": True, "scheduler": "cosine", "epochs": 60, "batch_size": 400,
+                "checkpoint_every": 20, "gradient": "autograd",
             },
             "seed": {
                 "dataset": "sine", "loss": "sse", "preprocess": "none", "holdout": False, "optimizer": "sgd", "lr": 1e-6,

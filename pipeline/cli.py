@@ -14,13 +14,14 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from models import MODELS
 from pipeline import __version__
 from pipeline import config as configuration
 from pipeline.config import EvaluateConfig, Failure, PlotConfig, RunConfig, StageConfig, UserError, VerifyConfig
 from pipeline.data.catalog import DATASETS
+from pipeline.stopping import Stopped
 
 COMMANDS: Mapping[str, tuple[type, str]] = {
     "run": (RunConfig, "prepare, train, evaluate, export and verify, in one MLflow run (MLproject's `main`)"),
@@ -38,7 +39,6 @@ _METAVARS = {"int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; return 0 done, 1 failed, 2 bad configuration or input, 130 or 143 stopped by a signal."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         return _dispatch(arguments)
     except UserError as error:
@@ -47,17 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failure as error:
         _complain(str(error).splitlines())
         return 1
-    except KeyboardInterrupt:
-        _complain(["stopped by SIGINT. Go on with --resume true --output_dir FOLDER."])
-        return 130
-    except SystemExit as stop:
-        if stop.code == 143:
-            _complain(["stopped by SIGTERM. Go on with --resume true --output_dir FOLDER."])
-        return stop.code if isinstance(stop.code, int) else 1
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise SystemExit(143)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("models", "pipeline", "export"):
+            raise
+        _complain(
+            [f"{error.name} is not installed for {sys.executable}. Activate the environment of this project (`mlflow run "
+             "--env-manager local` takes the python on the PATH), or use `uv run`."]
+        )  # fmt: skip
+        return 2
+    except Stopped as stop:
+        _complain([f"stopped by {signal.Signals(int(stop.code or 0) - 128).name}"])
+        return int(stop.code or 0)
 
 
 def _complain(messages: Sequence[str]) -> None:

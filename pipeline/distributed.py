@@ -6,6 +6,7 @@ Every function works the same with one process and no process group: a sum over 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,12 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.config import UserError
+from pipeline.config import Failure, UserError
 
 T = TypeVar("T")
 
 _TIMEOUT = timedelta(minutes=10)
-_FAILED = "trainyard/failed"
+_FAILED, _CLOSED = "trainyard/failed", "trainyard/closed"  # keys in the group's store
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,24 @@ def process_group(device: str) -> Iterator[Ranks]:
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT, **options)
     try:
         yield Ranks(rank, local_rank, world_size, local_size, chosen)
+    except (UserError, Failure):  # all ranks raise these together; the launcher ends the others once the first is gone
+        if rank == 0 and world_size > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left but to say why
+            _tell(_CLOSED)
+        elif world_size > 1:
+            _shared_store().wait([_CLOSED], _TIMEOUT)
+        raise
     except Exception:
-        if dist.is_initialized():
-            _shared_store().set(_FAILED, str(rank))
+        _tell(_FAILED)
         raise
     finally:
         if dist.is_initialized() and sys.exc_info()[0] is None:  # after an error the others may be gone: do not wait for them
             dist.destroy_process_group()
+
+
+def _tell(key: str) -> None:
+    if dist.is_initialized():
+        _shared_store().set(key, "1")
 
 
 def another_rank_failed() -> bool:
@@ -162,7 +174,7 @@ def barrier() -> None:
 def launch(command: list[str], nproc: int) -> int:
     """Run `python -m <command>` as `nproc` ranks on this host with torch's elastic launcher; return the exit status.
 
-    The status is the highest of the ranks'; a rank that a signal ended counts as 128 + signal.
+    The status is 2 if all ranks refused their input, 128 + signal if this process was stopped, and 1 if a rank failed.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -183,8 +195,10 @@ def launch(command: list[str], nproc: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", *command)
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return max(code if code > 0 else 128 - code for code in codes)
+        for rank, failure in error.failures.items():
+            if failure.exitcode < 0:
+                print(f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
+        return 2 if all(failure.exitcode == 2 for failure in error.failures.values()) else 1
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0

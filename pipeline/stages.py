@@ -12,6 +12,7 @@ from pipeline.config import EvaluateConfig, Failure, RunConfig, StageConfig, Use
 from pipeline.data.loader import open_split
 from pipeline.data.prepare import prepare, prepared_folder, read_manifest
 from pipeline.distributed import Ranks
+from pipeline.stopping import Stopped
 from pipeline.store import Run
 from pipeline.tracking import NullTracker, Tracker
 
@@ -43,6 +44,11 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
                 training.fit(progress)
             except Failure:
                 training.keep_best()
+                raise
+            except Stopped:
+                if ranks.is_main:
+                    _say(f"stopped at step {training.state.step}; the checkpoint is written. Go on with:")
+                    _say(f"python -m pipeline train --output_dir {run.folder} --resume true")
                 raise
         figures = evaluate(run, ranks, data)
         if isinstance(tracker, Tracker):
@@ -140,8 +146,9 @@ def _verify(run: Run, tracker: Tracker, data: Path, *, onnx: Path | None = None)
 
     verdict = verify_run(run, data=data, onnx=onnx)
     report = run.folder / "export" / (f"parity-{onnx.stem}.md" if onnx else "parity.md")
-    _say(report.read_text().partition("\n## Each batch size")[0])
-    _say(f"report: {report}")
+    if verdict.passed:  # otherwise the last words say what differs
+        _say(report.read_text().partition("\n## Each batch size")[0])
+        _say(f"report: {report}")
     if onnx is None:
         if verdict.passed:
             difference = tracker.log_onnx_model(

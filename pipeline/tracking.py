@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__, distributed, store
 from pipeline.config import RunConfig, UserError, to_json
+from pipeline.stopping import Stopped
 from pipeline.store import Run
 
 if TYPE_CHECKING:
@@ -235,11 +236,8 @@ def training_run(config: RunConfig, *, run_id: str = "") -> Iterator[Tracker]:
         yield tracker
         tracker.flush()
         status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    except SystemExit as stop:
-        status = "KILLED" if stop.code == 143 and not distributed.another_rank_failed() else "FAILED"
+    except Stopped:
+        status = "FAILED" if distributed.another_rank_failed() else "KILLED"
         raise
     except Exception:
         tracker.flush()  # a stopped run goes on from its checkpoint and logs the rest again; a failed one does not

@@ -7,6 +7,7 @@ All ranks walk through the same global batches. Losses stay on the device and ar
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.preprocess import Model
-from pipeline import distributed, store
+from pipeline import distributed, stopping, store
 from pipeline.config import Failure
 from pipeline.data.catalog import DATASETS
 from pipeline.data.loader import Batches, Part, Split, fits_on
@@ -28,6 +29,7 @@ from pipeline.losses import loss_sum, normaliser
 from pipeline.metrics import merit, merit_name, merit_sum
 from pipeline.optimizers import build_optimizer, build_scheduler
 from pipeline.progress import Progress
+from pipeline.stopping import Stopped
 from pipeline.store import Run
 from pipeline.tracking import NullTracker
 
@@ -41,6 +43,7 @@ class State:
     epoch: int = 0  # epochs completed
     step: int = 0  # optimiser steps done
     cursor: int = 0  # samples of the current epoch already used, over all ranks
+    hits: float = 0.0  # right answers (or squared errors) among these
     best_epoch: int = 0
     best: tuple[float, ...] = (-math.inf,)  # what `monitor` names, larger is better
 
@@ -84,7 +87,14 @@ class Training:
         return torch.autocast(self.ranks.device.type, dtype=_DTYPES[self.config.precision])
 
     def fit(self, progress: Progress) -> None:
-        """Train to the last epoch, or until validation has not improved for `early_stopping` epochs."""
+        """Train to the last epoch, or until validation has not improved for `early_stopping` epochs.
+
+        A signal to any rank stops all at the end of a `log_every` window, with a checkpoint there; raises Stopped.
+        """
+        with stopping.deferred():
+            self._fit(progress)
+
+    def _fit(self, progress: Progress) -> None:
         c = self.config
         while self.state.epoch < c.epochs:
             row = self._epoch(progress)
@@ -113,16 +123,20 @@ class Training:
             state.step += 1
             state.cursor += batches.num_in_step(step)
             if state.step % c.log_every == 0 or step + 1 == len(batches):
-                loss = self._check(losses, logged, step + 1)
+                loss, stop = self._check(losses, logged, step + 1)
                 logged = step + 1
                 self._log({"train/loss": loss, "lr": lr})
                 progress.step(state.step, loss)
+                if stop:
+                    state.hits += distributed.all_reduce_sum(hits).item()
+                    self.save_checkpoint()
+                    raise Stopped(stopping.noted() or signal.SIGTERM)
         seconds = time.perf_counter() - start
-        state.epoch, state.cursor = state.epoch + 1, 0
-        total = distributed.all_reduce_sum(hits).item()
+        total = state.hits + distributed.all_reduce_sum(hits).item()
+        state.epoch, state.cursor, state.hits = state.epoch + 1, 0, 0.0
         used = batches.num_samples - first * c.batch_size
         return {
-            f"train/{merit_name(self.task)}": merit(self.task, total, used),
+            f"train/{merit_name(self.task)}": merit(self.task, total, batches.num_samples),
             "perf/samples_per_second": used / seconds,
         }
 
@@ -155,9 +169,13 @@ class Training:
             return self.wrapped.no_sync()
         return nullcontext()
 
-    def _check(self, losses: Tensor, first: int, end: int) -> float:
-        """Return the mean global loss of steps [first, end). Raises Failure on every rank if one is not finite."""
-        window = distributed.all_reduce_sum(losses[first:end]).tolist()
+    def _check(self, losses: Tensor, first: int, end: int) -> tuple[float, bool]:
+        """Return the mean global loss of steps [first, end), and whether any rank was asked to stop.
+
+        Raises Failure on every rank if one of the losses is not finite.
+        """
+        asked = torch.tensor([float(stopping.noted() > 0)], device=losses.device, dtype=losses.dtype)
+        *window, stop = distributed.all_reduce_sum(torch.cat([losses[first:end], asked])).tolist()
         for step, loss in enumerate(window, start=self.state.step - len(window) + 1):
             if not math.isfinite(loss):
                 c = self.config
@@ -167,7 +185,7 @@ class Training:
                     f"{c.lr:g}), limit the gradient (--grad_clip 1)"
                     + (", or use --precision fp32. " if c.precision != "fp32" else ". ") + kept
                 )  # fmt: skip
-        return sum(window) / len(window)
+        return sum(window) / len(window), stop > 0
 
     def _validate(self) -> dict[str, float]:
         """Measure the validation split, if there is one, and keep the weights if they are the best so far."""

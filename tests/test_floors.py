@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [  # a module may import its own floor and those before it
-    {"models", "pipeline", "pipeline.data", "pipeline.data.catalog"},
+    {"models", "pipeline", "pipeline.data", "pipeline.data.catalog", "pipeline.stopping"},
     {"pipeline.config"},
     {"pipeline.data.sources", "pipeline.data.prepare", "pipeline.data.loader", "pipeline.distributed", "pipeline.store",
      "pipeline.metrics", "pipeline.losses", "pipeline.optimizers", "pipeline.plots", "pipeline.pictures", "pipeline.progress"},

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -136,6 +138,34 @@ def test_a_loss_that_diverges_stops_all_ranks_with_one_message(command: Command,
     assert done.stderr.count("the training diverged") == 1 and "Traceback" not in done.stderr
     run = store.open_run(Path("run"), check=False)
     assert MlflowClient().get_run(run.mlflow_run_id).info.status == "FAILED"
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(("kind", "status", "told"), [("TERM", 143, "KILLED"), ("KILL", 1, "FAILED")])
+def test_two_ranks_stop_together_and_the_run_tells_why(cache_dir: Path, kind: str, status: int, told: str) -> None:
+    """SIGTERM to the launcher is a stop that can be resumed; a rank that dies by SIGKILL is a failure."""
+    flags = ["--model", "moons", "--batch_size", "2", "--epochs", "50", "--nproc", "2", "--output_dir", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "train", *flags, "--cache_dir", str(cache_dir)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("epoch 1/50"):
+                break
+        ranks = {rank.environ()["RANK"]: rank for rank in psutil.Process(process.pid).children() if "RANK" in rank.environ()}
+        assert sorted(ranks) == ["0", "1"]
+        (process if kind == "TERM" else ranks["1"]).send_signal(getattr(signal, f"SIG{kind}"))
+        rest, _ = process.communicate(timeout=40)
+    finally:
+        process.kill()
+    assert process.returncode == status
+    assert psutil.wait_procs(ranks.values(), timeout=5)[1] == []
+    run = store.open_run(Path("run"), check=False)
+    assert MlflowClient().get_run(run.mlflow_run_id).info.status == told
+    if kind == "TERM":
+        assert rest.splitlines()[-1] == "python -m pipeline train --output_dir run --resume true"
 
 
 @pytest.mark.timeout(300)

@@ -1,0 +1,51 @@
+"""SIGTERM and SIGINT: noted while a model trains, so that all ranks stop at the same step, and obeyed at once elsewhere.
+
+A second signal is always obeyed at once.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_noted = 0  # the signal received while deferring
+_deferring = False
+
+
+class Stopped(SystemExit):
+    """The process was asked to stop. Exit status 143 for SIGTERM, 130 for SIGINT."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+
+
+def install() -> None:
+    """Handle both signals from now on."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _handle)
+
+
+def _handle(signum: int, _frame: object) -> None:
+    global _noted
+    if not _deferring or _noted:
+        raise Stopped(signum)
+    _noted = signum
+
+
+def noted() -> int:
+    """Return the signal that was received since `deferred` began, or 0."""
+    return _noted
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Only note a first signal in the block; whoever runs it asks `noted` and stops where it can."""
+    global _noted, _deferring
+    _noted, _deferring = 0, True
+    try:
+        yield
+        if _noted:
+            raise Stopped(_noted)
+    finally:
+        _noted, _deferring = 0, False
