@@ -94,13 +94,18 @@ def raw_files(config: RunConfig) -> list[Path]:
 def _download_mnist(config: RunConfig) -> None:
     from torchvision.datasets import MNIST
 
+    folder = _mnist_folder(config)
+    missing = [f for f in (folder, folder.parent, folder.parent.parent) if not f.exists()]
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
         MNIST(config.data_dir.expanduser(), download=True)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong MD5 is a RuntimeError
+        for made in missing:
+            if made.is_dir() and not any(made.iterdir()):
+                made.rmdir()
         raise UserError(
-            f"dataset=mnist: its files are not in {_mnist_folder(config)} and cannot be downloaded "
+            f"dataset=mnist: its files are not in {folder} and cannot be downloaded "
             f"({str(error).strip().splitlines()[-1]}). Put {', '.join(MNIST_FILES)} there, or use --dataset digits, "
             "which is embedded."
         ) from error

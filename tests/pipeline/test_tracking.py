@@ -54,7 +54,7 @@ def test_test_figures_and_where_it_came_from_are_on_the_run(trained: Trained) ->
     found = MlflowClient().get_run(run.mlflow_run_id)
     assert {"test/accuracy", "test/loss", "test/roc_auc", "test/f1_macro"} <= set(found.data.metrics)
     tags = found.data.tags
-    assert tags["data_sha256"] == run.data["data_sha256"] and tags["world_size"] == "1" and tags["device_used"] == "cpu"
+    assert tags["data_sha256"] == run.data["data_sha256"] and tags["world_size"] == "1" and tags["device"] == "cpu"
     assert tags["host"] == socket.gethostname() and tags["git_dirty"] in ("true", "false") and tags["git_commit"]
     (dataset,) = found.inputs.dataset_inputs
     assert dataset.dataset.name == "breast_cancer" and run.data["data_sha256"].startswith(dataset.dataset.digest)

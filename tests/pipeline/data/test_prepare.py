@@ -199,6 +199,7 @@ def test_without_files_and_network_the_error_names_the_folder_and_the_embedded_d
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens on discard
     with pytest.raises(UserError, match=rf"{tmp_path}/MNIST/raw.*cannot be downloaded.*--dataset digits"):
         prepare(_mnist_config(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_real_mnist_gives_the_known_statistics(mnist_dir: Path, cache_dir: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.distributed import single_process
-from tests.pipeline.ranks_worker import CASES, run_cases
+from tests.pipeline.distributed_worker import CASES, run_cases
 
 _LAUNCH = "import sys; from pipeline.distributed import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
 
@@ -22,7 +22,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> dict[int,
     result = {1: run_cases(tmp_path_factory.mktemp("ranks1"), str(cache_dir), single_process())}
     for world in (2, 3):
         folder = tmp_path_factory.mktemp(f"ranks{world}")
-        words = [str(world), "tests.pipeline.ranks_worker", str(folder), str(cache_dir)]
+        words = [str(world), "tests.pipeline.distributed_worker", str(folder), str(cache_dir)]
         done = subprocess.run([sys.executable, "-c", _LAUNCH, *words], capture_output=True, text=True, timeout=110, check=False)
         assert done.returncode == 0, done.stderr
         result[world] = json.loads((folder / "seen.json").read_text())

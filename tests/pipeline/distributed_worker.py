@@ -1,4 +1,4 @@
-"""Started on each rank by test_ranks.py: trains and evaluates a few models, and has rank 0 write what it saw as JSON."""
+"""Started on each rank by test_distributed.py: trains and evaluates a few models, and has rank 0 write what it saw as JSON."""
 
 from __future__ import annotations
 
