@@ -28,7 +28,8 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
         begun = distributed.together(lambda: _begin(config, ranks, data, stack), on=ranks.is_main)
         tracker: NullTracker = begun[1] if begun else NullTracker()
         run: Run = distributed.broadcast(begun[0] if begun else None)
-        checkpoint = distributed.broadcast(store.newest_checkpoint(run.folder) if config.resume and ranks.is_main else None)
+        found = distributed.together(lambda: store.newest_checkpoint(run.folder), on=config.resume and ranks.is_main)
+        checkpoint = distributed.broadcast(found)
         training = Training(run, ranks, tracker, open_split(data, "train"), open_split(data, "val"))
         if checkpoint:
             training.restore(checkpoint[1])
@@ -71,6 +72,7 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
     """Open the MLflow run and the run folder, on rank 0: nothing exists before this, and it refuses to overwrite."""
     manifest = read_manifest(data)
     commit, dirty = tracking.git_state()
+    tracking.configure()
     if config.resume:
         run = store.open_run(Path(config.output_dir), check=False)
         _same_data(run, manifest)
@@ -79,6 +81,7 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
     else:
         if config.output_dir:
             store.refuse_existing(Path(config.output_dir))
+        store.make_folder(Path(config.output_dir or "runs"))
         tracker = stack.enter_context(tracking.training_run(config))
         folder = Path(config.output_dir or f"runs/{config.model}-{tracker.run_id[:8]}")
         run = store.create(folder, config=config, mlflow_run_id=tracker.run_id, git_commit=commit, data=manifest)
@@ -168,15 +171,21 @@ def _close(run: Run, tracker: Tracker, figures: Mapping[str, float]) -> None:
     """Seal the folder after a stage, and mirror it and its figures to MLflow."""
     store.seal(run.folder)
     tracker.log_figures(figures)
+    if text := _formula(run):
+        tracker.set_tags({"formula": text})
     tracker.upload(run.folder)
 
 
 def _summary(run: Run, figures: Mapping[str, float]) -> None:
     _say("  ".join(f"{name} {value:.4f}" for name, value in figures.items() if "/class/" not in name))
-    formula = run.folder / "formula.txt"
-    if formula.is_file():
-        _say(formula.read_text().strip())
+    if text := _formula(run):
+        _say(text)
     _say(f"run folder: {run.folder} (figures in test.json, pictures in plots/)")
+
+
+def _formula(run: Run) -> str:
+    path = run.folder / "formula.txt"
+    return path.read_text().strip() if path.is_file() else ""
 
 
 def _next(run: Run, *, exported: bool) -> str:

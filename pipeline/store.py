@@ -102,12 +102,19 @@ def create(folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: s
         "trainyard_version": __version__, "mlflow_run_id": mlflow_run_id, "git_commit": git_commit, "data": run.data,
         "config": to_json(config),
     }  # fmt: skip
+    make_folder(folder)
+    write_json(folder / "config.json", values)
+    return run
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that can be written into. Raises UserError if that is not to be had."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", values)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(f"output_dir={folder} cannot be written ({error.strerror}). Give a folder that can.") from error
-    return run
 
 
 def open_run(folder: Path, *, check: bool = True) -> Run:

@@ -73,7 +73,7 @@ def test_the_onnx_example_runs_without_this_project_and_without_torch(trained: C
     if not (run.folder / "export").is_dir():
         assert main(["export", "--run", str(run.folder)]) == 0
     shutil.copy(run.folder / "export" / "model.onnx", tmp_path / "model.onnx")
-    (code,) = _blocks("python")
+    code = _blocks("python")[1]
     blocked = "import sys; sys.modules.update(dict.fromkeys(('torch', 'models', 'pipeline', 'export')))\n"
     done = subprocess.run(
         [sys.executable, "-I", "-c", blocked + code], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
@@ -81,6 +81,22 @@ def test_the_onnx_example_runs_without_this_project_and_without_torch(trained: C
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^\d 0\.\d+$", done.stdout, flags=re.MULTILINE)) == 3
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
+
+
+def test_breaking_a_weight_as_the_readme_does_is_found_out(
+    trained: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained("cnn")
+    if not (run.folder / "export").is_dir():
+        assert main(["export", "--run", str(run.folder)]) == 0
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(run.folder, tmp_path / "runs" / "mine")
+    exec(compile(_blocks("python")[0], "README.md", "exec"), {})
+    flags = ["--run", "runs/mine", "--onnx", "nudged.onnx", "--cache_dir", str(run.config.cache_dir)]
+    assert main(["verify", *flags]) == 1
+    said = capsys.readouterr().err
+    assert "network.conv1.weight in 1 of 400 values by up to 0.05" in said and "See runs/mine/export/parity-nudged.md" in said
+    assert main(["verify", *flags[:2], *flags[4:]]) == 0  # the run's own files are as good as before
 
 
 def test_models_and_data_sets_are_all_listed() -> None:

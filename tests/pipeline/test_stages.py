@@ -55,6 +55,7 @@ def test_the_report_is_that_of_the_kept_weights_on_the_test_split(trained: Train
     if run.task == "regression":
         assert report["rmse"] == pytest.approx((scores - split.y).square().mean().sqrt().item(), rel=1e-5)
         assert report["r2"] > 0.5 and (run.folder / "formula.txt").read_text().startswith("y = ")
+        assert MlflowClient().get_run(run.mlflow_run_id).data.tags["formula"].startswith("y = ")
     else:
         predicted = (scores[:, 0] > 0).long() if run.task == "binary" else scores.argmax(1)
         assert report["accuracy"] == pytest.approx((predicted == split.y).float().mean().item())
@@ -99,6 +100,13 @@ def test_an_output_folder_that_holds_a_run_is_refused_before_anything_happens(tr
     assert main(["train", "--model", "mlp", "--output_dir", str(run.folder)]) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert store.sha256(run.folder / "manifest.json") == digest and len(MlflowClient().search_runs(["0"])) == number
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_an_mlflow_run_exists(cache_dir: Path, capsys: Any) -> None:
+    number = len(MlflowClient().search_runs(["0"]))
+    assert main(["train", "--model", "mlp", "--output_dir", "/proc/nowhere", "--cache_dir", str(cache_dir)]) == 2
+    assert "output_dir=/proc/nowhere cannot be written" in capsys.readouterr().err
+    assert len(MlflowClient().search_runs(["0"])) == number
 
 
 def test_the_last_line_is_a_command_that_works(trained: Trained, cache_dir: Path, capsys: Any, tmp_path: Path) -> None:
