@@ -306,9 +306,12 @@ def test_a_probe_that_takes_too_long_fails_and_is_ended(
 @pytest.mark.parametrize("name", probe.BLOCKED)
 def test_a_probe_cannot_import_the_project(name: str) -> None:
     root = str(Path(probe.__file__).parents[1])
-    script = (
-        f"import runpy, sys; sys.path.insert(0, {root!r})\n"
-        f"sys.meta_path.insert(0, runpy.run_path({probe.__file__!r})['Blocker']())\n"
+    script = (  # the probe itself, on a file that is not there; what it set up on its way stays
+        f"import contextlib, runpy, sys; sys.path.insert(0, {root!r})\n"
+        f"open('request.json', 'w').write('{{}}'); import numpy; numpy.save('samples.npy', numpy.zeros(1))\n"
+        f"sys.argv = ['probe.py', 'onnx', 'missing.onnx', '.']\n"
+        f"with contextlib.suppress(SystemExit):\n"
+        f"    runpy.run_path({probe.__file__!r}, run_name='__main__')\n"
         f"import {name}"
     )
     ended = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True)
