@@ -54,11 +54,11 @@ MODELS: dict[str, ModelSpec] = {
             "default": {
                 "dataset": "sine", "loss": "mse", "preprocess": "standardize", "monitor": "loss", "optimizer": "sgd",
                 "lr": 0.05, "momentum": 0.9, "nesterov": True, "scheduler": "cosine", "epochs": 60, "batch_size": 400,
-                "checkpoint_every": 20, "gradient": "autograd",
+                "checkpoint_every": "100", "gradient": "autograd",
             },
             "seed": {
                 "dataset": "sine", "loss": "sse", "preprocess": "none", "holdout": False, "optimizer": "sgd", "lr": 1e-6,
-                "epochs": 2000, "batch_size": 2000, "checkpoint_every": 500, "gradient": "manual",
+                "epochs": 2000, "batch_size": 2000, "checkpoint_every": "500", "gradient": "manual",
             },
         },
     ),
@@ -72,11 +72,11 @@ MODELS: dict[str, ModelSpec] = {
         recipes={
             "default": {
                 "dataset": "breast_cancer", "loss": "bce", "preprocess": "standardize", "monitor": "loss",
-                "optimizer": "adam", "lr": 0.01, "epochs": 40, "batch_size": 32, "checkpoint_every": 10, "hidden": 25,
+                "optimizer": "adam", "lr": 0.01, "epochs": 40, "batch_size": 32, "checkpoint_every": "100", "hidden": 25,
             },
             "seed": {
                 "dataset": "breast_cancer", "loss": "mse", "preprocess": "none", "holdout": False, "optimizer": "adam",
-                "lr": 1e-3, "epochs": 1000, "batch_size": 569, "checkpoint_every": 200, "hidden": 25,
+                "lr": 1e-3, "epochs": 1000, "batch_size": 569, "checkpoint_every": "200", "hidden": 25,
             },
         },
     ),
@@ -90,11 +90,11 @@ MODELS: dict[str, ModelSpec] = {
         recipes={
             "default": {
                 "dataset": "moons", "loss": "bce", "preprocess": "standardize", "monitor": "loss", "optimizer": "adam",
-                "lr": 0.05, "scheduler": "cosine", "epochs": 60, "batch_size": 64, "checkpoint_every": 10, "hidden": 32,
+                "lr": 0.05, "scheduler": "cosine", "epochs": 60, "batch_size": 64, "checkpoint_every": "100", "hidden": 32,
             },
             "seed": {
                 "dataset": "moons", "loss": "bce", "preprocess": "none", "monitor": "accuracy", "optimizer": "sgd",
-                "lr": 0.2, "epochs": 1000, "batch_size": 640, "checkpoint_every": 200, "hidden": 5,
+                "lr": 0.2, "epochs": 1000, "batch_size": 640, "checkpoint_every": "200", "hidden": 5,
             },
         },
     ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -104,7 +105,7 @@ class RunConfig:
     compile: bool = option(False, "compile the model with torch.compile")
     nproc: int | Literal["auto"] = option("auto", "worker processes; auto: one per GPU, one on the CPU", at_least=1)
     workers: int = option(0, "loader processes of each rank; 0: batches are gathered in the training process", at_least=0)
-    checkpoint_every: int = option(1, "epochs between two checkpoints; the last epoch always saves one", at_least=1)
+    checkpoint_every: str = option("epoch", "when to save: `epoch`, a number of steps as 500, or minutes as 10m")
     log_every: int = option(10, "optimiser steps that one logged training loss stands for", at_least=1)
 
 
@@ -301,6 +302,11 @@ def _cross_checks(
         yield (
             ("early_stopping", "holdout"),
             f"early_stopping={c.early_stopping} needs validation samples. Use --holdout true, or leave it out.",
+        )
+    if not re.fullmatch(r"epoch|[1-9]\d*m?", c.checkpoint_every):
+        yield (
+            ("checkpoint_every",),
+            f"checkpoint_every={c.checkpoint_every} is neither `epoch`, nor steps, nor minutes. Give, for one, 500 or 10m.",
         )
     for name in ("layer_lr", "layer_weight_decay"):
         yield from (((name,), message) for message in _layer_problems(name, getattr(c, name), spec))

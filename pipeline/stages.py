@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline import distributed, store, tracking
+from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import EvaluateConfig, Failure, RunConfig, StageConfig, UserError, VerifyConfig
 from pipeline.data.loader import open_split
 from pipeline.data.prepare import prepare, prepared_folder, read_manifest
@@ -28,7 +29,7 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
         begun = distributed.together(lambda: _begin(config, ranks, data, stack), on=ranks.is_main)
         tracker: NullTracker = begun[1] if begun else NullTracker()
         run: Run = distributed.broadcast(begun[0] if begun else None)
-        found = distributed.together(lambda: store.newest_checkpoint(run.folder), on=config.resume and ranks.is_main)
+        found = distributed.together(lambda: newest_checkpoint(run.folder), on=config.resume and ranks.is_main)
         checkpoint = distributed.broadcast(found)
         training = Training(run, ranks, tracker, open_split(data, "train"), open_split(data, "val"))
         if checkpoint:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -203,40 +202,3 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
     with atomic(path) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
-
-
-def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
-    """Write `checkpoints/step-<step>.pt` and its hash beside it, and remove all but the newest `keep`.
-
-    A checkpoint counts only once its hash file is there, so a kill in between loses nothing.
-    """
-    import torch
-
-    path = folder / "checkpoints" / f"step-{step:09d}.pt"
-    with atomic(path) as temporary:
-        torch.save(dict(state), temporary)
-    write_json(path.with_suffix(".json"), {"step": step, "sha256": sha256(path)})
-    for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
-        old.with_suffix(".json").unlink(missing_ok=True)
-        old.unlink()
-    return path
-
-
-def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest checkpoint that is whole, or None if none was ever written; says which ones it passed over.
-
-    Raises UserError if there are checkpoints and none of them is valid.
-    """
-    import torch
-
-    paths = sorted((folder / "checkpoints").glob("step-*.pt"), reverse=True)
-    for path in paths:
-        try:
-            if json.loads(path.with_suffix(".json").read_text())["sha256"] != sha256(path):
-                raise ValueError("its SHA-256 differs")
-            return path, torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-            print(f"checkpoint {path} is damaged and passed over ({str(error).splitlines()[0]})", flush=True)
-    if paths:
-        raise UserError(f"output_dir={folder}: none of its {len(paths)} checkpoints is valid. Train anew in another folder.")
-    return None

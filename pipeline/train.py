@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.preprocess import Model
 from pipeline import distributed, stopping, store
+from pipeline.checkpoint import Writer, snapshot
 from pipeline.config import Failure
 from pipeline.data.catalog import DATASETS
 from pipeline.data.loader import Batches, Part, Split, fits_on
@@ -43,7 +44,6 @@ class State:
     epoch: int = 0  # epochs completed
     step: int = 0  # optimiser steps done
     cursor: int = 0  # samples of the current epoch already used, over all ranks
-    hits: float = 0.0  # right answers (or squared errors) among these
     best_epoch: int = 0
     best: tuple[float, ...] = (-math.inf,)  # what `monitor` names, larger is better
 
@@ -78,7 +78,10 @@ class Training:
             ids = [ranks.device.index] if ranks.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(compiled, device_ids=ids)
         self.best_weights: dict[str, Tensor] = {}
+        self.hits = torch.zeros((), device=ranks.device, dtype=torch.float64)  # this rank's, in the current epoch
         self.state = State()
+        self.saved_at = time.monotonic()
+        self.writer = Writer()
         torch.manual_seed(c.seed + 1_000_003 * (ranks.rank + 1))  # dropout: another stream on each rank
 
     def autocast(self) -> Any:
@@ -91,50 +94,50 @@ class Training:
 
         A signal to any rank stops all at the end of a `log_every` window, with a checkpoint there; raises Stopped.
         """
-        with stopping.deferred():
-            self._fit(progress)
+        with stopping.deferred(), self.writer:
+            while self.state.epoch < self.config.epochs and not self._out_of_patience():
+                row = self._epoch(progress)
+                row |= self._validate()
+                self._log(row)
+                progress.epoch(self.state.epoch, row)
+                ended = self.state.epoch == self.config.epochs or self._out_of_patience()
+                if ended or self.config.checkpoint_every == "epoch":
+                    self.save_checkpoint()
+            if self._out_of_patience():
+                progress.note(f"stopped: no better validation result for {self.config.early_stopping} epochs")
 
-    def _fit(self, progress: Progress) -> None:
-        c = self.config
-        while self.state.epoch < c.epochs:
-            row = self._epoch(progress)
-            row |= self._validate()
-            self._log(row)
-            progress.epoch(self.state.epoch, row)
-            patience = c.early_stopping and self.state.epoch - self.state.best_epoch >= c.early_stopping
-            if self.state.epoch % c.checkpoint_every == 0 or self.state.epoch == c.epochs or patience:
-                self.save_checkpoint()
-            if patience:
-                progress.note(f"stopped: no better validation result for {c.early_stopping} epochs")
-                return
+    def _out_of_patience(self) -> bool:
+        patience = self.config.early_stopping
+        return patience > 0 and self.state.epoch - self.state.best_epoch >= patience
 
     def _epoch(self, progress: Progress) -> dict[str, float]:
         """Run the optimiser steps of one epoch; return its accuracy (or rmse), learning rate and speed."""
         c, state, batches = self.config, self.state, self.batches
         self.wrapped.train()
-        first = state.cursor // c.batch_size
+        first = -(-state.cursor // c.batch_size)  # the last batch of an epoch may be a small one
         losses = torch.zeros(len(batches), device=self.ranks.device, dtype=torch.float64)
-        hits = torch.zeros((), device=self.ranks.device, dtype=torch.float64)
         logged, start = first, time.perf_counter()
         for step, parts in enumerate(batches.epoch(state.epoch, first_step=first), start=first):
             lr = self.optimizer.param_groups[0]["lr"]
             losses[step], right = self._step(parts, batches.num_in_step(step))
-            hits += right
+            self.hits += right
             state.step += 1
             state.cursor += batches.num_in_step(step)
-            if state.step % c.log_every == 0 or step + 1 == len(batches):
-                loss, stop = self._check(losses, logged, step + 1)
+            due = c.checkpoint_every.isdigit() and state.step % int(c.checkpoint_every) == 0
+            if state.step % c.log_every == 0 or step + 1 == len(batches) or due:
+                loss, stop, late = self._check(losses, logged, step + 1)
                 logged = step + 1
                 self._log({"train/loss": loss, "lr": lr})
                 progress.step(state.step, loss)
-                if stop:
-                    state.hits += distributed.all_reduce_sum(hits).item()
+                if stop or late or due:
                     self.save_checkpoint()
+                if stop:
                     raise Stopped(stopping.noted() or signal.SIGTERM)
         seconds = time.perf_counter() - start
-        total = state.hits + distributed.all_reduce_sum(hits).item()
-        state.epoch, state.cursor, state.hits = state.epoch + 1, 0, 0.0
-        used = batches.num_samples - first * c.batch_size
+        total = distributed.all_reduce_sum(self.hits).item()
+        self.hits.zero_()
+        state.epoch, state.cursor = state.epoch + 1, 0
+        used = max(0, batches.num_samples - first * c.batch_size)
         return {
             f"train/{merit_name(self.task)}": merit(self.task, total, batches.num_samples),
             "perf/samples_per_second": used / seconds,
@@ -169,13 +172,16 @@ class Training:
             return self.wrapped.no_sync()
         return nullcontext()
 
-    def _check(self, losses: Tensor, first: int, end: int) -> tuple[float, bool]:
-        """Return the mean global loss of steps [first, end), and whether any rank was asked to stop.
+    def _check(self, losses: Tensor, first: int, end: int) -> tuple[float, bool, bool]:
+        """Return the mean global loss of steps [first, end), and whether it is time to stop and to save, for all ranks.
 
-        Raises Failure on every rank if one of the losses is not finite.
+        Any rank may have been asked to stop; rank 0's clock says when minutes are over. Raises Failure on every rank if a
+        loss is not finite.
         """
-        asked = torch.tensor([float(stopping.noted() > 0)], device=losses.device, dtype=losses.dtype)
-        *window, stop = distributed.all_reduce_sum(torch.cat([losses[first:end], asked])).tolist()
+        every, main = self.config.checkpoint_every, self.ranks.is_main
+        late = main and every.endswith("m") and time.monotonic() - self.saved_at >= 60 * int(every[:-1])
+        flags = torch.tensor([float(stopping.noted() > 0), float(late)], device=losses.device, dtype=losses.dtype)
+        *window, stop, save = distributed.all_reduce_sum(torch.cat([losses[first:end], flags])).tolist()
         for step, loss in enumerate(window, start=self.state.step - len(window) + 1):
             if not math.isfinite(loss):
                 c = self.config
@@ -185,7 +191,7 @@ class Training:
                     f"{c.lr:g}), limit the gradient (--grad_clip 1)"
                     + (", or use --precision fp32. " if c.precision != "fp32" else ". ") + kept
                 )  # fmt: skip
-        return sum(window) / len(window), stop > 0
+        return sum(window) / len(window), stop > 0, save > 0
 
     def _validate(self) -> dict[str, float]:
         """Measure the validation split, if there is one, and keep the weights if they are the best so far."""
@@ -210,22 +216,20 @@ class Training:
             store.save_weights(self.run.folder / store.WEIGHTS, self.best_weights)
 
     def save_checkpoint(self) -> None:
-        """Write everything that a resumed run needs, and send the figures up to here."""
-        generators = distributed.gather(self._generators())
+        """Have everything that a resumed run needs written in the background, and send the figures up to here.
+
+        What is written is a copy, made here: training goes on meanwhile. Only one is written at a time.
+        """
+        per_rank = distributed.gather({"hits": self.hits.cpu()} | self._generators())
         self.tracker.write()  # before the checkpoint: what lies behind it is not done again
         if self.ranks.is_main:
-            last = self.model.state_dict()
-            store.save_weights(self.run.folder / store.LAST_WEIGHTS, last)
-            store.save_weights(
-                self.run.folder / store.WEIGHTS, self.best_weights or last
-            )  # without validation, these are the best
             content = {
                 "state": vars(self.state), "model": self.model.state_dict(), "best_weights": self.best_weights,
                 "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
-                "scaler": self.scaler.state_dict(), "generators": generators, "mlflow_run_id": self.run.mlflow_run_id,
-                "world_size": self.ranks.world_size,
+                "scaler": self.scaler.state_dict(), "ranks": per_rank, "mlflow_run_id": self.run.mlflow_run_id,
             }  # fmt: skip
-            store.save_checkpoint(self.run.folder, self.state.step, content)
+            self.writer.start(self.run.folder, self.state.step, snapshot(content))
+        self.saved_at = time.monotonic()
         self.tracker.flush()
 
     def _generators(self) -> dict[str, Tensor]:
@@ -242,12 +246,14 @@ class Training:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["scheduler"])
         self.scaler.load_state_dict(checkpoint["scaler"])
-        generators = checkpoint["generators"]
-        if len(generators) == self.ranks.world_size:
-            mine = generators[self.ranks.rank]
-            torch.set_rng_state(mine["cpu"])
-            if "cuda" in mine and self.ranks.device.type == "cuda":
-                torch.cuda.set_rng_state(mine["cuda"], self.ranks.device)
+        per_rank, rank = checkpoint["ranks"], self.ranks.rank
+        if len(per_rank) == self.ranks.world_size:
+            self.hits.copy_(per_rank[rank]["hits"])
+            torch.set_rng_state(per_rank[rank]["cpu"])
+            if "cuda" in per_rank[rank] and self.ranks.device.type == "cuda":
+                torch.cuda.set_rng_state(per_rank[rank]["cuda"], self.ranks.device)
+        elif rank == 0:
+            self.hits.copy_(torch.stack([entry["hits"] for entry in per_rank]).sum())
 
 
 def parameter_table(model: nn.Module) -> Iterator[str]:

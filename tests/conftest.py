@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # read when torch is first imported: two threads on busy cores wait for each other
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 SHORT = {  # epochs that make each model's default recipe a matter of a second, and still teach it something

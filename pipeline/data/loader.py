@@ -112,6 +112,7 @@ class Batches:
         gather = _Gather(self.split)
         if self.workers:
             options: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
+            options["generator"] = generator  # or each new iterator would draw from dropout's
             loader = torch.utils.data.DataLoader(gather, sampler=steps, batch_size=None, **options)
             parts: Iterator[list[Part]] = iter(loader)
         else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import distributed, store
+from pipeline import checkpoint, distributed, stopping, store
 from pipeline.config import resolve
 from pipeline.data.loader import open_split
 from pipeline.data.prepare import prepare, read_manifest
@@ -15,6 +17,7 @@ from pipeline.distributed import Ranks
 from pipeline.evaluate import measure
 from pipeline.losses import loss_sum
 from pipeline.progress import Progress
+from pipeline.stopping import Stopped
 from pipeline.tracking import NullTracker
 from pipeline.train import Training
 
@@ -22,7 +25,7 @@ CASES: dict[str, dict[str, str]] = {  # 20 steps or more each; no batch size or 
     "mean loss": {"model": "mlp", "loss": "bce", "batch_size": "35", "epochs": "2"},
     "sum loss": {"model": "polynomial", "loss": "sse", "optimizer": "sgd", "lr": "1e-6", "batch_size": "113", "epochs": "2"},
     "by hand": {"model": "moons", "batch_size": "61", "epochs": "2"},
-    "images": {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "momentum": "0.9", "batch_size": "101", "epochs": "2"},
+    "images": {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "batch_size": "101", "epochs": "2"},
     "parts and clipping": {
         "model": "mlp", "accumulation_steps": "4", "grad_clip": "0.01", "batch_size": "35", "epochs": "2", "optimizer": "sgd",
     },
@@ -61,9 +64,40 @@ def run_cases(folder: Path, cache_dir: str, ranks: Ranks) -> dict[str, Any]:
     return seen
 
 
+STOPPED = {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "batch_size": "101", "epochs": "2"}
+STOP_AT = 7  # of the 11 steps of the first epoch
+
+
+class _StopAt(Progress):
+    def step(self, step: int, loss: float) -> None:
+        if step == STOP_AT - 1:
+            stopping._noted = signal.SIGTERM
+
+
+def train_in_parts(folder: Path, cache_dir: str, ranks: Ranks, *, stop: bool) -> list[float]:
+    """Start a training in `folder` or go on with the one that is there, on these ranks; return the losses of its steps."""
+    config = resolve(STOPPED | {"cache_dir": cache_dir, "log_every": "1"})
+    data = prepare(config)
+
+    def begin() -> store.Run:
+        if store.holds_run(folder):
+            return store.open_run(folder, check=False)
+        return store.create(folder, config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
+
+    run = distributed.broadcast(distributed.together(begin, on=ranks.is_main))
+    recorder = _Recorder()
+    training = Training(run, ranks, recorder, open_split(data, "train"), open_split(data, "val"))
+    if found := distributed.broadcast(checkpoint.newest_checkpoint(folder) if ranks.is_main else None):
+        training.restore(found[1])
+    with contextlib.suppress(Stopped):
+        training.fit(_StopAt() if stop else Progress())
+    return [row["train/loss"] for row in recorder.rows if "train/loss" in row]
+
+
 if __name__ == "__main__":
     with distributed.process_group("cpu") as this:
         result = run_cases(Path(sys.argv[1]), sys.argv[2], this)
+        result["parts"] = train_in_parts(Path(sys.argv[3]), sys.argv[2], this, stop=this.world_size == 2)
         if this.is_main:
             (Path(sys.argv[1]) / "seen.json").write_text(json.dumps(result))
     distributed.leave(0)

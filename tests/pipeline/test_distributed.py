@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.distributed import single_process
-from tests.pipeline.distributed_worker import CASES, run_cases
+from tests.pipeline.distributed_worker import CASES, STOP_AT, run_cases, train_in_parts
 
 _LAUNCH = "import sys; from pipeline.distributed import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
 
@@ -20,12 +21,18 @@ _LAUNCH = "import sys; from pipeline.distributed import launch; sys.exit(launch(
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> dict[int, dict[str, Any]]:
     result = {1: run_cases(tmp_path_factory.mktemp("ranks1"), str(cache_dir), single_process())}
-    for world in (2, 3):
+    parts = tmp_path_factory.mktemp("parts")
+    for world in (2, 3):  # two ranks stop in the middle of an epoch; one and three go on, each from there
         folder = tmp_path_factory.mktemp(f"ranks{world}")
-        words = [str(world), "tests.pipeline.distributed_worker", str(folder), str(cache_dir)]
+        words = [str(world), "tests.pipeline.distributed_worker", str(folder), str(cache_dir), str(parts / f"on{world}")]
         done = subprocess.run([sys.executable, "-c", _LAUNCH, *words], capture_output=True, text=True, timeout=110, check=False)
         assert done.returncode == 0, done.stderr
         result[world] = json.loads((folder / "seen.json").read_text())
+        if world == 2:
+            for other in (1, 3):
+                shutil.copytree(parts / "on2", parts / f"on{other}")
+    result[1]["parts"] = train_in_parts(parts / "on1", str(cache_dir), single_process(), stop=False)
+    result[1]["whole"] = train_in_parts(parts / "whole", str(cache_dir), single_process(), stop=False)
     return result
 
 
@@ -47,3 +54,11 @@ def test_evaluation_counts_each_sample_once_on_any_number_of_ranks(seen: dict[in
     if "accuracy" in alone:  # a count of samples over the size of the split, so no sample was padded or left out
         hits = together["accuracy"] * seen[world][case]["num_test"]
         assert hits == pytest.approx(round(hits), abs=1e-9) and together["accuracy"] == alone["accuracy"]
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_run_stopped_on_two_ranks_goes_on_with_another_number(seen: dict[int, Any], world: int) -> None:
+    """In mid-epoch, with the same global batches: the curve goes on as if nothing had happened, to rounding."""
+    whole, before, after = seen[1]["whole"], seen[2]["parts"], seen[world]["parts"]
+    assert len(before) == STOP_AT and len(before) + len(after) == len(whole) == 22
+    np.testing.assert_allclose([*before, *after], whole, rtol=2e-5)

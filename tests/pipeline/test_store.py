@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import store
+from pipeline import checkpoint, store
 from pipeline.config import RunConfig, UserError
 from pipeline.data.prepare import prepare, read_manifest
 from pipeline.store import Run
@@ -86,11 +86,11 @@ def test_a_pickle_bomb_never_runs_as_weights_or_checkpoint(run: Run) -> None:
     torch.save(_Bomb(), run.folder / store.WEIGHTS)
     with pytest.raises(UserError, match="does not hold the weights of model=mlp"):
         run.load_model()
-    path = store.save_checkpoint(run.folder, 1, {"step": 1})
+    path = checkpoint.save_checkpoint(run.folder, 1, {"step": 1})
     torch.save({"state": _Bomb()}, path)
     store.write_json(path.with_suffix(".json"), {"step": 1, "sha256": store.sha256(path)})
     with pytest.raises(UserError, match="none of its 1 checkpoints is valid"):
-        store.newest_checkpoint(run.folder)
+        checkpoint.newest_checkpoint(run.folder)
     assert not Path("canary").exists()
 
 
@@ -109,47 +109,8 @@ def test_nan_is_not_written_as_json(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def _save(folder: Path, *steps: int) -> None:
-    for step in steps:
-        store.save_checkpoint(folder, step, {"step": step, "weights": {"w": torch.full((50,), float(step))}})
-
-
-def test_the_two_newest_checkpoints_are_kept(tmp_path: Path) -> None:
-    _save(tmp_path, 9, 10, 11, 100)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
-        "step-000000011.json", "step-000000011.pt", "step-000000100.json", "step-000000100.pt",
-    ]  # fmt: skip
-    found = store.newest_checkpoint(tmp_path)
-    assert found and found[1]["step"] == 100
-
-
-@pytest.mark.parametrize("damage", ["flip", "truncate", "no hash", "bad hash file"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
-    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _save(tmp_path, 1, 2)
-    path = tmp_path / "checkpoints" / "step-000000002.pt"
-    content = bytearray(path.read_bytes())
-    if damage == "flip":
-        content[len(content) // 2] ^= 4
-        path.write_bytes(content)
-    elif damage == "truncate":
-        path.write_bytes(content[:-100])
-    elif damage == "no hash":
-        path.with_suffix(".json").unlink()
-    else:
-        path.with_suffix(".json").write_text("{")
-    found = store.newest_checkpoint(tmp_path)
-    assert found and found[1]["step"] == 1
-    assert "step-000000002.pt is damaged and passed over" in capsys.readouterr().out
-
-
-def test_no_checkpoint_at_all_is_no_error(tmp_path: Path) -> None:
-    assert store.newest_checkpoint(tmp_path) is None
-
-
 def test_the_manifest_leaves_out_checkpoints_and_half_written_files(run: Run) -> None:
-    _save(run.folder, 1)
+    checkpoint.save_checkpoint(run.folder, 1, {"step": 1})
     (run.folder / ".weights.safetensors.tmp").write_text("half")
     store.seal(run.folder)
     names = json.loads((run.folder / "manifest.json").read_text())["sha256"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import store
+from pipeline import checkpoint, store
 from pipeline.cli import main
 from pipeline.config import Failure, RunConfig
 from pipeline.data.loader import Split, open_split
@@ -158,7 +158,7 @@ def test_a_checkpoint_restores_every_number(make_config: Make, tmp_path: Path) -
 
     with pytest.raises(KeyboardInterrupt):
         first.fit(_Stop())
-    found = store.newest_checkpoint(tmp_path / "parts")
+    found = checkpoint.newest_checkpoint(tmp_path / "parts")
     assert found and found[1]["state"]["epoch"] == 2
     data = prepare(make_config(**flags))
     second = Training(first.run, single_process(), _Recorder(), open_split(data, "train"), open_split(data, "val"))
@@ -199,7 +199,7 @@ def test_a_stopped_run_is_killed_and_resumes_in_the_same_mlflow_run(cache_dir: P
     run = store.open_run(Path("stopped"), check=False)
     client = MlflowClient()
     assert client.get_run(run.mlflow_run_id).info.status == "KILLED"
-    found = store.newest_checkpoint(run.folder)
+    found = checkpoint.newest_checkpoint(run.folder)
     assert found and 0 < found[1]["state"]["cursor"] < 640  # in the middle of an epoch
     assert main(["train", "--output_dir", "stopped", "--resume", "true", "--cache_dir", str(cache_dir)]) == 0
     assert client.get_run(run.mlflow_run_id).info.status == "FINISHED"

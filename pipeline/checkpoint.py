@@ -1,0 +1,111 @@
+"""Checkpoints: snapshot, write in the background, and find the newest one that is whole.
+
+A checkpoint counts only once its hash file lies beside it, written after it, so that a kill at any moment loses nothing that
+was saved before.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from pipeline.config import Failure, UserError
+from pipeline.data.prepare import sha256
+from pipeline.store import LAST_WEIGHTS, WEIGHTS, atomic, save_weights, write_json
+
+
+def snapshot(value: Any) -> Any:
+    """Return a copy of nested dicts, lists and tuples with every tensor copied to the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: snapshot(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(entry) for entry in value)
+    return value
+
+
+class Writer:
+    """Writes one checkpoint at a time in a thread of its own; as a context, waits for the last one at the end.
+
+    A write that fails is told at once and costs nothing else: training goes on, and the checkpoint before it is kept. If the
+    very last one fails, leaving the context raises Failure.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._problem = ""
+
+    def start(self, folder: Path, step: int, content: Mapping[str, Any]) -> None:
+        """Write weights and checkpoint of a snapshot that nobody else changes."""
+        self._wait()
+        self._thread = threading.Thread(target=self._write, args=(folder, step, content))
+        self._thread.start()
+
+    def _write(self, folder: Path, step: int, content: Mapping[str, Any]) -> None:
+        self._problem = ""
+        try:
+            save_weights(folder / LAST_WEIGHTS, content["model"])
+            save_weights(folder / WEIGHTS, content["best_weights"] or content["model"])  # without validation, the same
+            save_checkpoint(folder, step, content)
+        except OSError as error:
+            self._problem = f"the checkpoint of step {step} cannot be written into {folder} ({error.strerror})"
+            print(f"{self._problem}; the one before it is kept, and training goes on", file=sys.stderr, flush=True)
+
+    def _wait(self) -> None:
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._wait()
+        if self._problem and kind is None:
+            raise Failure(f"{self._problem}. Make room or mend the access, and go on: --resume true.")
+
+
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
+    """Write `checkpoints/step-<step>.pt` and its hash beside it, and remove all but the newest `keep`.
+
+    A checkpoint counts only once its hash file is there, so a kill in between loses nothing.
+    """
+    path = folder / "checkpoints" / f"step-{step:09d}.pt"
+    with atomic(path) as temporary:
+        torch.save(dict(state), temporary)
+    write_json(path.with_suffix(".json"), {"step": step, "sha256": sha256(path)})
+    for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
+        old.with_suffix(".json").unlink(missing_ok=True)
+        old.unlink()
+    return path
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest checkpoint that is whole, or None if none was ever finished; says which ones it passed over.
+
+    Raises UserError if there are finished checkpoints and none of them is valid.
+    """
+    finished = 0
+    for path in sorted((folder / "checkpoints").glob("step-*.pt"), reverse=True):
+        if not path.with_suffix(".json").exists():  # the process ended before it was complete
+            print(f"checkpoint {path} was never finished and is passed over", flush=True)
+            continue
+        finished += 1
+        try:
+            if json.loads(path.with_suffix(".json").read_text())["sha256"] != sha256(path):
+                raise ValueError("its SHA-256 differs")
+            return path, torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+            print(f"checkpoint {path} is damaged and passed over ({str(error).splitlines()[0]})", flush=True)
+    if finished:
+        raise UserError(f"output_dir={folder}: none of its {finished} checkpoints is valid. Train anew in another folder.")
+    return None

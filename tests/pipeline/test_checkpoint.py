@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import checkpoint, stopping, store
+from pipeline.checkpoint import Writer, snapshot
+from pipeline.config import Failure, RunConfig, UserError
+from pipeline.data.loader import open_split
+from pipeline.data.prepare import prepare, read_manifest
+from pipeline.distributed import single_process
+from pipeline.progress import Progress
+from pipeline.stopping import Stopped
+from pipeline.tracking import NullTracker
+from pipeline.train import Training
+
+Make = Callable[..., RunConfig]
+
+
+def _save(folder: Path, *steps: int) -> None:
+    for step in steps:
+        checkpoint.save_checkpoint(folder, step, {"step": step, "weights": {"w": torch.full((50,), float(step))}})
+
+
+def test_the_two_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    _save(tmp_path, 9, 10, 11, 100)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "step-000000011.json", "step-000000011.pt", "step-000000100.json", "step-000000100.pt",
+    ]  # fmt: skip
+    found = checkpoint.newest_checkpoint(tmp_path)
+    assert found and found[1]["step"] == 100
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no hash", "bad hash file"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _save(tmp_path, 1, 2)
+    path = tmp_path / "checkpoints" / "step-000000002.pt"
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[:-100])
+    elif damage == "no hash":
+        path.with_suffix(".json").unlink()
+    else:
+        path.with_suffix(".json").write_text("{")
+    found = checkpoint.newest_checkpoint(tmp_path)
+    assert found and found[1]["step"] == 1
+    told = "was never finished and is passed over" if damage == "no hash" else "is damaged and passed over"
+    assert f"step-000000002.pt {told}" in capsys.readouterr().out
+
+
+def test_no_checkpoint_at_all_is_no_error(tmp_path: Path) -> None:
+    assert checkpoint.newest_checkpoint(tmp_path) is None
+
+
+def test_a_first_checkpoint_that_was_never_finished_is_no_obstacle(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    (tmp_path / "checkpoints" / "step-000000001.json").unlink()
+    assert checkpoint.newest_checkpoint(tmp_path) is None
+
+
+def test_only_damaged_checkpoints_are_a_clear_error(tmp_path: Path) -> None:
+    _save(tmp_path, 1, 2)
+    for path in (tmp_path / "checkpoints").glob("*.pt"):
+        path.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"none of its 2 checkpoints is valid\. Train anew"):
+        checkpoint.newest_checkpoint(tmp_path)
+
+
+def test_every_flipped_bit_and_every_truncation_is_found(tmp_path: Path) -> None:
+    _save(tmp_path, 1, 2)
+    path = tmp_path / "checkpoints" / "step-000000002.pt"
+    content = path.read_bytes()
+    for position in range(0, 8 * len(content), 8 * len(content) // 60):
+        spoilt = bytearray(content)
+        spoilt[position // 8] ^= 1 << position % 8
+        path.write_bytes(spoilt)
+        found = checkpoint.newest_checkpoint(tmp_path)
+        assert found and found[1]["step"] == 1
+        path.write_bytes(content[: position // 8])
+        found = checkpoint.newest_checkpoint(tmp_path)
+        assert found and found[1]["step"] == 1
+    path.write_bytes(content)
+    found = checkpoint.newest_checkpoint(tmp_path)
+    assert found and found[1]["step"] == 2
+
+
+def test_a_snapshot_is_not_changed_by_what_comes_after() -> None:
+    value = {"a": torch.zeros(2), "b": [torch.zeros(2), (1, torch.zeros(2))]}
+    copy = snapshot(value)
+    value["a"].add_(1)
+    value["b"][1][1].add_(1)
+    assert not copy["a"].any() and not copy["b"][1][1].any() and isinstance(copy["b"][1], tuple)
+
+
+def _content() -> dict[str, Any]:
+    return {"model": {"w": torch.ones(3)}, "best_weights": {}, "step": 1}
+
+
+def test_a_full_disk_is_told_and_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        pytest.raises(Failure, match=r"step 2 cannot be written.*No space left.*--resume true"),
+        Writer() as writer,
+    ):
+        writer.start(tmp_path, 1, _content())
+        writer._wait()
+        monkeypatch.setattr(torch, "save", full)
+        writer.start(tmp_path, 2, _content())
+    assert "No space left on device); the one before it is kept, and training goes on" in capsys.readouterr().err
+    found = checkpoint.newest_checkpoint(tmp_path)
+    assert found and found[1]["step"] == 1
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_disk_that_was_full_for_a_while_costs_nothing_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, calls = torch.save, []
+
+    def full_once(*args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        inner(*args)
+
+    monkeypatch.setattr(torch, "save", full_once)
+    with Writer() as writer:
+        writer.start(tmp_path, 1, _content())
+        writer.start(tmp_path, 2, _content())
+    assert checkpoint.newest_checkpoint(tmp_path)
+
+
+class _Recorder(NullTracker):
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def log(self, row: Any) -> None:
+        self.rows.append({k: v for k, v in row.items() if k not in ("time", "perf/samples_per_second")})
+
+
+class _StopAt(Progress):
+    """Asks for a stop, as a signal would, in the step before the given one."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def step(self, step: int, loss: float) -> None:
+        if step == self.at - 1:
+            stopping._noted = 15
+
+
+def _train(config: RunConfig, folder: Path, progress: Progress, *, resume: bool = False) -> Training:
+    data = prepare(config)
+    if resume:
+        run = store.open_run(folder, check=False)
+    else:
+        run = store.create(folder, config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
+    training = Training(run, single_process(), _Recorder(), open_split(data, "train"), open_split(data, "val"))
+    if found := checkpoint.newest_checkpoint(folder):
+        training.restore(found[1])
+    training.fit(progress)
+    return training
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopped_at_any_step_a_run_resumes_bit_for_bit(make_config: Make, tmp_path: Path, workers: int) -> None:
+    """Weights, optimiser state and curve, with dropout, accumulation, a schedule and early stopping on."""
+    config = make_config(
+        model="mlp", epochs=3, batch_size=60, dropout=0.4, accumulation_steps=2, scheduler="one_cycle", warmup=0.3,
+        early_stopping=9, log_every=1, checkpoint_every="epoch", workers=workers,
+    )  # fmt: skip
+    whole = _train(config, tmp_path / "whole", Progress())
+    rows = whole.tracker.rows  # type: ignore[attr-defined]
+    positions = range(2, 19) if not workers else (4, 6, 7)
+    for position in positions:
+        folder = tmp_path / str(position)
+        with pytest.raises(Stopped):
+            _train(config, folder, _StopAt(position))
+        found = checkpoint.newest_checkpoint(folder)
+        assert found and found[1]["state"]["step"] == position
+        resumed = _train(config, folder, Progress(), resume=True)
+        for name, value in whole.model.state_dict().items():
+            assert torch.equal(value, resumed.model.state_dict()[name]), (position, name)
+        ours, theirs = snapshot(resumed.optimizer.state_dict()), snapshot(whole.optimizer.state_dict())
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        assert vars(resumed.state) == vars(whole.state)
+        tail = resumed.tracker.rows  # type: ignore[attr-defined]
+        assert tail == rows[len(rows) - len(tail) :]
+        assert (folder / store.WEIGHTS).read_bytes() == (tmp_path / "whole" / store.WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize(("every", "steps"), [("7", [14, 18]), ("epoch", [12, 18]), ("1000m", [18])])
+def test_checkpoints_come_when_asked_for(make_config: Make, tmp_path: Path, every: str, steps: list[int]) -> None:
+    config = make_config(model="mlp", epochs=3, batch_size=60, checkpoint_every=every)
+    _train(config, tmp_path / "run", Progress())
+    kept = sorted(int(p.stem.removeprefix("step-")) for p in (tmp_path / "run" / "checkpoints").glob("*.pt"))
+    assert kept == steps
+
+
+def test_minutes_are_counted_by_rank_zeros_clock(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    class _Tick(Progress):
+        def step(self, step: int, loss: float) -> None:
+            clock[0] += 50.0
+
+    config = make_config(model="mlp", epochs=1, batch_size=35, log_every=1, checkpoint_every="2m")
+    _train(config, tmp_path / "run", _Tick())
+    kept = sorted(int(p.stem.removeprefix("step-")) for p in (tmp_path / "run" / "checkpoints").glob("*.pt"))
+    assert kept == [8, 10]  # after 4 and 8 steps, when 150 s and more had gone by, and at the end; two are kept
