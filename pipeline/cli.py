@@ -92,6 +92,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> int:
+    texts = _as_restarted(texts)
     if texts.get("resume") == "true" and texts.get("output_dir"):
         from pipeline.store import open_run
 
@@ -123,12 +124,23 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
             from pipeline.data.prepare import prepare
 
             prepare(config)  # a mistake in the data is told before any worker starts
-            return distributed.launch(["pipeline", *arguments], nproc)
+            return distributed.launch(["pipeline", *arguments], nproc, max_restarts=config.max_restarts)
     from pipeline import stages
 
-    with distributed.process_group(device) as ranks:
+    with distributed.process_group(device, timeout=config.timeout) as ranks:
         stages.train(config, ranks, export=command == "run")
     return 0
+
+
+def _as_restarted(texts: Mapping[str, str]) -> dict[str, str]:
+    """Return the flags of a worker: one that the launcher has started anew goes on with the run that it finds."""
+    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        return dict(texts)
+    from pipeline.store import holds_run
+
+    if not texts.get("output_dir"):
+        raise UserError("the workers were restarted without --output_dir, so their checkpoint cannot be found. Add it.")
+    return dict(texts) | ({"resume": "true"} if holds_run(Path(texts["output_dir"])) else {})
 
 
 def _later_stage(command: str, arguments: list[str], config: Any) -> int:

@@ -5,9 +5,11 @@ Every function works the same with one process and no process group: a sum over 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +25,9 @@ from pipeline.config import Failure, UserError
 
 T = TypeVar("T")
 
-_TIMEOUT = timedelta(minutes=10)
+_TIMEOUT = timedelta(minutes=10)  # for rank 0 to close the MLflow run
+_GRACE = 1.0  # seconds in which the ranks that live notice a failure
+_PR_SET_PDEATHSIG = 1  # of Linux' prctl
 _FAILED, _CLOSED = "trainyard/failed", "trainyard/closed"  # keys in the group's store
 
 
@@ -77,8 +81,11 @@ def resolve_nproc(nproc: int | str, device: str) -> int:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[Ranks]:
-    """Join the process group that the environment describes (none for a single process) and leave it at the end."""
+def process_group(device: str, *, timeout: float = 600) -> Iterator[Ranks]:
+    """Join the process group that the environment describes (none for a single process) and leave it at the end.
+
+    A collective that a rank does not join within `timeout` seconds raises on the others.
+    """
     environment = os.environ
     rank, local_rank = int(environment.get("RANK", 0)), int(environment.get("LOCAL_RANK", 0))
     world_size, local_size = int(environment.get("WORLD_SIZE", 1)), int(environment.get("LOCAL_WORLD_SIZE", 1))
@@ -87,9 +94,11 @@ def process_group(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(chosen)
     elif local_size > 1 and "OMP_NUM_THREADS" not in environment:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+    if is_worker():
+        _end_with_parent()
     if world_size > 1:
         options: dict[str, Any] = {"device_id": chosen} if device == "cuda" else {}
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT, **options)
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=timeout), **options)
     try:
         yield Ranks(rank, local_rank, world_size, local_size, chosen)
     except (UserError, Failure):  # all ranks raise these together; the launcher ends the others once the first is gone
@@ -101,10 +110,33 @@ def process_group(device: str) -> Iterator[Ranks]:
         raise
     except Exception:
         _tell(_FAILED)
+        if world_size > 1:
+            _name_the_silent(rank, world_size)
         raise
     finally:
         if dist.is_initialized() and sys.exc_info()[0] is None:  # after an error the others may be gone: do not wait for them
             dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Have the system send SIGTERM when the launcher dies, however it dies: torchrun starts each worker in its own session."""
+    if sys.platform == "linux":
+        launcher = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != launcher:  # it died just before
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _name_the_silent(rank: int, world_size: int) -> None:
+    """Say which ranks did not notice the failure that this rank is about to end with: these hang, or are dead."""
+    try:
+        _tell(f"{_FAILED}/{rank}")
+        time.sleep(_GRACE)
+        silent = [r for r in range(world_size) if not _shared_store().check([f"{_FAILED}/{r}"])]
+    except (dist.DistError, RuntimeError):  # the store is gone with the rank that kept it
+        silent = [0]
+    if silent:
+        print(f"rank {rank}: no answer from rank {', '.join(map(str, silent))}, which hangs or is dead", file=sys.stderr)
 
 
 def _tell(key: str) -> None:
@@ -171,7 +203,12 @@ def barrier() -> None:
         dist.barrier()
 
 
-def launch(command: list[str], nproc: int) -> int:
+def num_restarts() -> int:
+    """Return how often the launcher has started this worker anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if is_worker() else 0
+
+
+def launch(command: list[str], nproc: int, *, max_restarts: int = 0) -> int:
     """Run `python -m <command>` as `nproc` ranks on this host with torch's elastic launcher; return the exit status.
 
     The status is 2 if all ranks refused their input, 128 + signal if this process was stopped, and 1 if a rank failed.
@@ -189,7 +226,7 @@ def launch(command: list[str], nproc: int) -> int:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
-        max_restarts=0,
+        max_restarts=max_restarts,
         monitor_interval=0.1,
     )
     try:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from pipeline.config import RunConfig, UserError, layer_values
+from pipeline.config import RunConfig, UserError
+from pipeline.rules import layer_values
 
 _ONE_CYCLE_START = 1 / 25  # of the peak, as in torch's OneCycleLR
 

@@ -334,5 +334,6 @@ def environment_tags(config: RunConfig, run: Run, *, world_size: int, device: st
     return {
         "git_commit": run.git_commit or "unknown", "git_dirty": str(dirty).lower(), "data_sha256": run.data["data_sha256"],
         "host": socket.gethostname(), "world_size": world_size, "device": device,
+        "restarts": distributed.num_restarts(),
         "output_dir": run.folder.resolve(), "trainyard_version": __version__,
     }  # fmt: skip

@@ -11,7 +11,8 @@ from tests.conftest import ROOT
 
 FLOORS = [  # a module may import its own floor and those before it
     {"models", "pipeline", "pipeline.data", "pipeline.data.catalog", "pipeline.stopping"},
-    {"pipeline.config"},
+
+    {"pipeline.config", "pipeline.rules"},
     {"pipeline.data.sources", "pipeline.data.prepare", "pipeline.data.loader", "pipeline.distributed", "pipeline.store",
      "pipeline.checkpoint", "pipeline.metrics", "pipeline.losses", "pipeline.optimizers",
      "pipeline.plots", "pipeline.pictures", "pipeline.progress"},

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import RunConfig, UserError, input_shape
+from pipeline.config import RunConfig, UserError
 from pipeline.data import sources
 from pipeline.data.catalog import DATASETS, IMAGE_RANGE, DatasetSpec
+from pipeline.rules import input_shape
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")

@@ -67,14 +67,14 @@ def test_a_configuration_error_imports_nothing_heavy_either() -> None:
     ],
 )
 def test_a_mistake_gets_a_sentence_exit_2_and_leaves_nothing(
-    arguments: list[str], said: str, working_folder: Path, capsys: pytest.CaptureFixture[str], mnist_dir: Path
+    arguments: list[str], said: str, working_folder: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     if "cuda" in arguments:
         import torch
 
         assert not torch.cuda.is_available(), "this claim is about machines without a GPU"
     if "mnist" in arguments:
-        arguments = [*arguments, "--data_dir", str(mnist_dir)]
+        arguments = [*arguments, "--data_dir", str(request.getfixturevalue("mnist_dir"))]
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error

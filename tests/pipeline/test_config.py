@@ -6,7 +6,7 @@ import random
 import pytest
 
 from models import MODELS
-from pipeline import config
+from pipeline import rules
 from pipeline.config import RunConfig, UserError, from_json, resolve, resume, to_json
 from pipeline.data.catalog import DATASETS
 
@@ -58,6 +58,8 @@ def test_every_field_has_a_meaning(name: str) -> None:
         ({"layer_lr": "fc9=0.1"}, ["'fc9'", "conv1, conv2, fc1, fc2"]),
         ({"layer_weight_decay": "fc2=x"}, ["'x' for fc2"]),
         ({"precision": "fp16", "device": "cpu"}, ["precision=fp16 needs a GPU"]),
+        ({"max_restarts": "2"}, ["max_restarts=2", "--output_dir"]),
+        ({"checkpoint_every": "0"}, ["checkpoint_every=0", "500 or 10m"]),
         ({"resume": "true"}, ["resume=true", "--output_dir"]),
         ({"data_dir": ""}, ["data_dir= is empty"]),
     ],
@@ -135,4 +137,4 @@ def test_generated_configurations_end_in_a_configuration_or_a_sentence() -> None
 
 
 def test_losses_are_offered_for_every_task() -> None:
-    assert {d.task for d in DATASETS.values()} <= set(config.LOSSES)
+    assert {d.task for d in DATASETS.values()} <= set(rules.LOSSES)

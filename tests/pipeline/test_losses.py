@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import LOSSES
 from pipeline.losses import loss_sum, normaliser
+from pipeline.rules import LOSSES
 
 N = 12
 

@@ -1,0 +1,145 @@
+"""The rules between fields: which data, loss and settings fit which model, each with the sentence that tells it is broken."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from models import MODELS, ModelSpec
+from pipeline.data.catalog import DATASETS
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+LOSSES = {"multiclass": ("cross_entropy", "nll", "mse"), "binary": ("bce", "mse", "sse"), "regression": ("mse", "sse")}
+
+
+def broken_rules(
+    c: RunConfig, spec: ModelSpec, given: set[str], world_size: int | None
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the fields concerned and the message for every rule between fields that `c` breaks."""
+    data = DATASETS[c.dataset]
+    if data.task not in spec.tasks:
+        yield (
+            ("dataset",),
+            f"model={c.model} does {' or '.join(spec.tasks)}, dataset={c.dataset} is {data.task}. "
+            f"Use --dataset {_fitting(spec)}, or another --model.",
+        )
+    elif not _shapes_fit(spec, data.sample_shape):
+        yield (
+            ("dataset",),
+            f"model={c.model} takes samples of shape {_shape(spec.input_shape)}, dataset={c.dataset} has "
+            f"{_shape(data.sample_shape)}. Use --dataset {_fitting(spec)}, or another --model.",
+        )
+    elif c.loss not in LOSSES[data.task]:
+        yield (
+            ("dataset", "loss"),
+            f"loss={c.loss} does not fit {data.task} data. Use --loss {' or '.join(LOSSES[data.task])}.",
+        )
+    if c.preprocess == "scale" and not data.is_image:
+        yield (
+            ("dataset", "preprocess"),
+            f"preprocess=scale needs images, dataset={c.dataset} has {_shape(data.sample_shape)} "
+            "without a fixed range. Use --preprocess standardize.",
+        )
+    for name in ("hidden", "dropout", "gradient"):
+        if name in given and name not in spec.options:
+            yield (name,), f"{name}={getattr(c, name)} has no effect on model={c.model}. Leave --{name} out."
+    if "noise" in given and "noise" not in data.fields:
+        yield ("dataset", "noise"), f"noise={c.noise} has no effect on dataset={c.dataset}. Leave --noise out."
+    if c.momentum and c.optimizer not in ("sgd", "rmsprop"):
+        yield ("momentum",), f"momentum={c.momentum} has no effect on {c.optimizer}. Use --optimizer sgd or rmsprop."
+    if c.nesterov and not (c.optimizer == "sgd" and c.momentum):
+        yield (
+            ("nesterov", "momentum", "optimizer"),
+            "nesterov=true needs sgd with momentum. Add --optimizer sgd --momentum 0.9.",
+        )
+    if c.label_smoothing and c.loss != "cross_entropy":
+        yield (
+            ("label_smoothing", "loss"),
+            f"label_smoothing={c.label_smoothing} has no effect on loss={c.loss}. Use --loss cross_entropy, or leave it out.",
+        )
+    if c.monitor == "accuracy" and data.task == "regression":
+        yield ("dataset", "monitor"), f"monitor=accuracy does not fit regression data ({c.dataset}). Use --monitor loss."
+    if c.early_stopping and not c.holdout:
+        yield (
+            ("early_stopping", "holdout"),
+            f"early_stopping={c.early_stopping} needs validation samples. Use --holdout true, or leave it out.",
+        )
+    if not re.fullmatch(r"epoch|[1-9]\d*m?", c.checkpoint_every):
+        yield (
+            ("checkpoint_every",),
+            f"checkpoint_every={c.checkpoint_every} is neither `epoch`, nor steps, nor minutes. Give, for one, 500 or 10m.",
+        )
+    for name in ("layer_lr", "layer_weight_decay"):
+        yield from (((name,), message) for message in _layer_problems(name, getattr(c, name), spec))
+    ranks = world_size or (c.nproc if isinstance(c.nproc, int) else 1)
+    if c.batch_size < ranks:
+        yield (
+            ("batch_size", "nproc"),
+            f"batch_size={c.batch_size} is smaller than the {ranks} ranks. "
+            f"Use --batch_size {ranks} or more, or fewer processes (--nproc).",
+        )
+    elif c.batch_size < ranks * c.accumulation_steps:
+        yield (
+            ("batch_size", "nproc", "accumulation_steps"),
+            f"batch_size={c.batch_size} is smaller than {ranks} ranks x "
+            f"accumulation_steps={c.accumulation_steps}. Use --batch_size {ranks * c.accumulation_steps} or more.",
+        )
+    if c.precision == "fp16" and c.device == "cpu":
+        yield (
+            ("precision", "device"),
+            "precision=fp16 needs a GPU, device=cpu was given. Use --precision bf16 or fp32.",
+        )
+    if c.max_restarts and not c.output_dir:
+        yield (
+            ("max_restarts",),
+            f"max_restarts={c.max_restarts} was given without a run folder, where restarted workers find the checkpoint. "
+            "Add --output_dir FOLDER.",
+        )
+    if c.resume and not c.output_dir:
+        yield ("resume",), "resume=true was given without a run folder. Add --output_dir FOLDER."
+
+
+def _layer_problems(name: str, text: str, spec: ModelSpec) -> Iterator[str]:
+    for part in filter(None, text.split(",")):
+        layer, _, number = part.partition("=")
+        if layer not in spec.layers:
+            yield f"{name}={text} names the layer {layer!r}, which is not there. Its layers are: {', '.join(spec.layers)}."
+        try:
+            good = math.isfinite(float(number)) and float(number) >= 0
+        except ValueError:
+            good = False
+        if not good:
+            yield f"{name}={text} gives {number!r} for {layer}. Give a number from 0 up, as in --{name} {spec.layers[-1]}=1e-4."
+
+
+def layer_values(text: str) -> dict[str, float]:
+    """Return {layer: value} of a checked `layer=value,layer=value` text."""
+    return {layer: float(number) for layer, _, number in (p.partition("=") for p in text.split(",") if p)}
+
+
+def _shapes_fit(spec: ModelSpec, sample_shape: tuple[int, ...]) -> bool:
+    """Images of any size fit an image model with as many channels, since `prepare` resizes them."""
+    if len(spec.input_shape) != len(sample_shape):
+        return False
+    if len(sample_shape) == 3:
+        return spec.input_shape[0] == sample_shape[0]
+    return spec.input_shape[0] in (None, sample_shape[0])
+
+
+def input_shape(model: str, dataset: str) -> tuple[int, ...]:
+    """Return the shape of one sample as `model` takes it from `dataset`."""
+    raw = DATASETS[dataset].sample_shape
+    return tuple(have if want is None else want for want, have in zip(MODELS[model].input_shape, raw, strict=True))
+
+
+def _fitting(spec: ModelSpec) -> str:
+    names = [n for n, d in DATASETS.items() if d.task in spec.tasks and _shapes_fit(spec, d.sample_shape)]
+    return " or ".join(names)
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("any" if s is None else str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
