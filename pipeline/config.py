@@ -102,7 +102,9 @@ class RunConfig:
     compile: bool = option(False, "compile the model with torch.compile")
     nproc: int | Literal["auto"] = option("auto", "worker processes; auto: one per GPU, one on the CPU", at_least=1)
     max_restarts: int = option(0, "restarts of all workers after one has died or hung, from the last checkpoint", at_least=0)
-    timeout: int = option(600, "seconds after which a rank that does not answer counts as hung", at_least=1)
+    timeout: int = option(
+        600, "seconds after which a rank that does not answer counts as hung; more than it takes to start", at_least=1
+    )
     workers: int = option(0, "loader processes of each rank; 0: batches are gathered in the training process", at_least=0)
     checkpoint_every: str = option("epoch", "when to save: `epoch`, a number of steps as 500, or minutes as 10m")
     log_every: int = option(10, "optimiser steps that one logged training loss stands for", at_least=1)

@@ -38,7 +38,6 @@ class Ranks:
     rank: int
     local_rank: int
     world_size: int
-    local_world_size: int
     device: torch.device
 
     @property
@@ -49,16 +48,12 @@ class Ranks:
 
 def single_process() -> Ranks:
     """Return the ranks of a stage that runs in one process, on the CPU."""
-    return Ranks(0, 0, 1, 1, torch.device("cpu"))
+    return Ranks(0, 0, 1, torch.device("cpu"))
 
 
 def is_worker() -> bool:
     """Tell whether torchrun (or our own launcher) started this process as one of its ranks."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def world_size_from_environment() -> int | None:
-    return int(os.environ["WORLD_SIZE"]) if is_worker() else None
 
 
 def resolve_device(name: str) -> str:
@@ -100,7 +95,7 @@ def process_group(device: str, *, timeout: float = 600) -> Iterator[Ranks]:
         options: dict[str, Any] = {"device_id": chosen} if device == "cuda" else {}
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=timeout), **options)
     try:
-        yield Ranks(rank, local_rank, world_size, local_size, chosen)
+        yield Ranks(rank, local_rank, world_size, chosen)
     except (UserError, Failure):  # all ranks raise these together; the launcher ends the others once the first is gone
         if rank == 0 and world_size > 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left but to say why
@@ -196,11 +191,6 @@ def together(action: Callable[[], T], *, on: bool) -> T | None:
 def concatenate(rows: Tensor) -> Tensor:
     """Return the rows (n_r, ...) of all ranks, one after the other, on every rank; each may have another number of rows."""
     return torch.cat(gather(rows.cpu()))
-
-
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def num_restarts() -> int:
