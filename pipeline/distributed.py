@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -101,7 +101,8 @@ def process_group(device: str, *, timeout: float = 600) -> Iterator[Ranks]:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left but to say why
             _tell(_CLOSED)
         elif world_size > 1:
-            _shared_store().wait([_CLOSED], _TIMEOUT)
+            with suppress(dist.DistError):  # rank 0 may have ended, and the store with it, before the answer came
+                _shared_store().wait([_CLOSED], _TIMEOUT)
         raise
     except Exception:
         _tell(_FAILED)

@@ -62,3 +62,27 @@ def test_a_run_stopped_on_two_ranks_goes_on_with_another_number(seen: dict[int, 
     whole, before, after = seen[1]["whole"], seen[2]["parts"], seen[world]["parts"]
     assert len(before) == STOP_AT and len(before) + len(after) == len(whole) == 22
     np.testing.assert_allclose([*before, *after], whole, rtol=2e-5)
+
+
+_RANK_0_IS_GONE = """
+import os, signal
+from pipeline import distributed
+from pipeline.config import Failure
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends the others when one is gone
+try:
+    with distributed.process_group("cpu", timeout=20) as ranks:
+        distributed.gather(1)
+        if ranks.is_main:
+            os._exit(1)
+        raise Failure("the loss diverged")
+except Failure as error:
+    print(f"told: {error}, {error.__context__}", flush=True)
+"""
+
+
+def test_a_failure_stays_itself_when_rank_0_is_gone_first(tmp_path: Path) -> None:
+    """Rank 0 keeps the store on which the others wait for its last words; without them, no second error covers the first."""
+    (tmp_path / "gone.py").write_text(_RANK_0_IS_GONE)
+    code = "import sys; sys.path.insert(0, '.'); from pipeline.distributed import launch; sys.exit(launch(['gone'], 2))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert "told: the loss diverged, None" in done.stdout and "Traceback" not in done.stderr
