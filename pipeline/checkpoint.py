@@ -10,7 +10,7 @@ import json
 import pickle
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,11 +36,12 @@ def snapshot(value: Any) -> Any:
 class Writer:
     """Writes one checkpoint at a time in a thread of its own; as a context, waits for the last one at the end.
 
-    A write that fails is told at once and costs nothing else: training goes on, and the checkpoint before it is kept. If the
-    very last one fails, leaving the context raises Failure.
+    `written` is called with the step of each one that is whole. A write that fails is told at once and costs nothing else:
+    training goes on, and the checkpoint before it is kept. If the very last one fails, leaving the context raises Failure.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, written: Callable[[int], None] = lambda step: None) -> None:
+        self._written = written
         self._thread: threading.Thread | None = None
         self._problem = ""
 
@@ -56,6 +57,7 @@ class Writer:
             save_weights(folder / LAST_WEIGHTS, content["model"])
             save_weights(folder / WEIGHTS, content["best_weights"] or content["model"])  # without validation, the same
             save_checkpoint(folder, step, content)
+            self._written(step)
         except OSError as error:
             self._problem = f"the checkpoint of step {step} cannot be written into {folder} ({error.strerror})"
             print(f"{self._problem}; the one before it is kept, and training goes on", file=sys.stderr, flush=True)

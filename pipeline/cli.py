@@ -19,7 +19,7 @@ from typing import Any
 from models import MODELS
 from pipeline import __version__
 from pipeline import config as configuration
-from pipeline.config import EvaluateConfig, Failure, PlotConfig, RunConfig, StageConfig, UserError, VerifyConfig
+from pipeline.config import EvaluateConfig, Failure, PlotConfig, RunConfig, StageConfig, SyncConfig, UserError, VerifyConfig
 from pipeline.data.catalog import DATASETS
 from pipeline.stopping import Stopped
 
@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, tuple[type, str]] = {
     "evaluate": (EvaluateConfig, "evaluate a run's best weights on its test split"),
     "export": (StageConfig, "write a run's model as ONNX, TorchScript, .pt2 and safetensors"),
     "verify": (VerifyConfig, "prove that a run's artifacts answer as its model does"),
+    "sync": (SyncConfig, "send MLflow what it did not take while a run was going on"),
     "plot": (PlotConfig, "draw a picture that needs no run"),
 }
 
@@ -124,7 +125,12 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
             from pipeline.data.prepare import prepare
 
             prepare(config)  # a mistake in the data is told before any worker starts
-            return distributed.launch(["pipeline", *arguments], nproc, max_restarts=config.max_restarts)
+            status = distributed.launch(["pipeline", *arguments], nproc, max_restarts=config.max_restarts)
+            if status == 1:
+                from pipeline.tracking import runs
+
+                runs.close_after_failure()
+            return status
     from pipeline import stages
 
     with distributed.process_group(device, timeout=config.timeout) as ranks:
@@ -151,7 +157,12 @@ def _later_stage(command: str, arguments: list[str], config: Any) -> int:
         plots.save(pictures.PICTURES[config.picture](), path)
         print(path)
         return 0
-    from pipeline.tracking import find_run
+    if command == "sync":
+        from pipeline.tracking import tracker
+
+        print(f"{config.run}: {tracker.sync(config.run)} figures sent")
+        return 0
+    from pipeline.tracking.runs import find_run
 
     if command == "evaluate":
         return _evaluate(arguments, config)
@@ -167,7 +178,7 @@ def _later_stage(command: str, arguments: list[str], config: Any) -> int:
 
 def _evaluate(arguments: list[str], config: EvaluateConfig) -> int:
     from pipeline import distributed, stages
-    from pipeline.tracking import find_run
+    from pipeline.tracking.runs import find_run
 
     device = distributed.resolve_device(config.device)
     if not distributed.is_worker() and (nproc := distributed.resolve_nproc(config.nproc, device)) > 1:

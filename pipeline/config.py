@@ -107,6 +107,8 @@ class RunConfig:
     )
     workers: int = option(0, "loader processes of each rank; 0: batches are gathered in the training process", at_least=0)
     checkpoint_every: str = option("epoch", "when to save: `epoch`, a number of steps as 500, or minutes as 10m")
+    upload_checkpoints: bool = option(False, "upload checkpoints to MLflow, for a rank 0 that moves to another host")
+    strict_tracking: bool = option(False, "end the training when MLflow does not take its figures; false: they are kept")
     log_every: int = option(10, "optimiser steps that one logged training loss stands for", at_least=1)
 
 
@@ -117,6 +119,13 @@ class StageConfig:
     run: str = option("", "MLflow run id or run folder")
     data_dir: Path = option(Path("data"), "folder with (or for) downloaded raw files")
     cache_dir: Path = option(Path("~/.cache/trainyard"), "folder for prepared tensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncConfig:
+    """Parameters of `sync`."""
+
+    run: Path = option(Path("run"), "run folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +157,8 @@ _BELONGING = {"optimizer": ("momentum", "nesterov"), "loss": ("label_smoothing",
 """What a recipe sets together with a choice, and what goes with it when a flag chooses otherwise."""
 
 RUNTIME_FIELDS = frozenset(
-    {"data_dir", "cache_dir", "output_dir", "resume", "device", "nproc", "max_restarts", "timeout", "workers"}
-)
+    ["data_dir", "cache_dir", "output_dir", "resume", "device", "nproc", "max_restarts", "timeout", "workers"]
+) | {"upload_checkpoints", "strict_tracking"}
 """Fields that say where and how a run is computed, not what: they may change when it is resumed."""
 
 

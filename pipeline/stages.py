@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-from pipeline import distributed, store, tracking
+from pipeline import distributed, store
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import EvaluateConfig, Failure, RunConfig, StageConfig, UserError, VerifyConfig
 from pipeline.data.loader import open_split
@@ -15,7 +15,10 @@ from pipeline.data.prepare import prepare, prepared_folder, read_manifest
 from pipeline.distributed import Ranks
 from pipeline.stopping import Stopped
 from pipeline.store import Run
-from pipeline.tracking import NullTracker, Tracker
+from pipeline.tracking import onnx as onnx_model
+from pipeline.tracking import runs
+from pipeline.tracking import tracker as tracking
+from pipeline.tracking.tracker import HostTracker, NullTracker, Tracker
 
 
 def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
@@ -28,6 +31,8 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
     with ExitStack() as stack:
         begun = distributed.together(lambda: _begin(config, ranks, data, stack), on=ranks.is_main)
         tracker: NullTracker = begun[1] if begun else NullTracker()
+        if ranks.local_rank == 0 and not begun:
+            tracker = stack.enter_context(closing(HostTracker()))
         run: Run = distributed.broadcast(begun[0] if begun else None)
         found = distributed.together(lambda: newest_checkpoint(run.folder), on=config.resume and ranks.is_main)
         checkpoint = distributed.broadcast(found)
@@ -35,7 +40,6 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
         if checkpoint:
             training.restore(checkpoint[1])
         if isinstance(tracker, Tracker):
-            tracker.open_journal(run.folder / store.METRICS, step=training.state.step)
             with store.atomic(run.folder / "parameters.md") as path:
                 path.write_text("\n".join(parameter_table(training.model)) + "\n")
         with show(
@@ -73,21 +77,28 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
     """Open the MLflow run and the run folder, on rank 0: nothing exists before this, and it refuses to overwrite."""
     manifest = read_manifest(data)
     commit, dirty = tracking.git_state()
-    tracking.configure()
+    runs.configure(check=not config.resume)  # a run that goes on need not wait for a server
+    dataset = None
     if config.resume:
         run = store.open_run(Path(config.output_dir), check=False)
         _same_data(run, manifest)
-        tracker = stack.enter_context(tracking.training_run(config, run_id=run.mlflow_run_id))
+        runs.nest_wrapper(run.mlflow_run_id)
         run = dataclasses.replace(run, config=config)
     else:
         if config.output_dir:
             store.refuse_existing(Path(config.output_dir))
         store.make_folder(Path(config.output_dir or "runs"))
-        tracker = stack.enter_context(tracking.training_run(config))
-        folder = Path(config.output_dir or f"runs/{config.model}-{tracker.run_id[:8]}")
-        run = store.create(folder, config=config, mlflow_run_id=tracker.run_id, git_commit=commit, data=manifest)
-        tracker.log_dataset(config.dataset, digest=manifest["data_sha256"], source=f"pipeline.data.sources.{config.dataset}")
-    tracker.set_tags(tracking.environment_tags(config, run, world_size=ranks.world_size, device=str(ranks.device), dirty=dirty))
+        run_id = runs.begin()
+        folder = Path(config.output_dir or f"runs/{config.model}-{run_id[:8]}")
+        try:
+            run = store.create(folder, config=config, mlflow_run_id=run_id, git_commit=commit, data=manifest)
+        except UserError:
+            runs.give_up(run_id)
+            raise
+        source = f"pipeline.data.sources.{config.dataset}"
+        dataset = {"name": config.dataset, "digest": manifest["data_sha256"], "source": source}
+    tags = tracking.environment_tags(run, world_size=ranks.world_size, device=str(ranks.device), dirty=dirty)
+    tracker = stack.enter_context(tracking.training_run(run, tags, dataset=dataset))
     _say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}, {ranks.world_size} x {ranks.device.type}")
     return run, tracker
 
@@ -108,13 +119,15 @@ def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
     data = _data_of(run, config, ranks)
     figures = evaluate_pass(run, ranks, data)
     if ranks.is_main:
-        _close(run, tracking.attach(run), figures)
+        with tracking.attached(run) as tracker:
+            _close(run, tracker, figures)
         _summary(run, figures)
 
 
 def export(config: StageConfig, run: Run) -> None:
     """Write the artifacts of a run, and their sizes into its MLflow run."""
-    _export(run, tracking.attach(run))
+    with tracking.attached(run) as tracker:
+        _export(run, tracker)
     _say(f"next: {_next(run, exported=False)}".replace(" export ", " verify "))
 
 
@@ -125,7 +138,8 @@ def verify(config: VerifyConfig, run: Run) -> None:
         raise UserError(f"onnx={onnx} is not a file. Give the path of an .onnx file.")
     if not onnx and not (run.folder / "export" / "model.onnx").is_file():
         raise UserError(f"run={run.folder} has no export/ yet. Make it: python -m pipeline export --run {run.folder}")
-    _verify(run, tracking.attach(run), _data_of(run, config, distributed.single_process()), onnx=onnx)
+    with tracking.attached(run) as tracker:
+        _verify(run, tracker, _data_of(run, config, distributed.single_process()), onnx=onnx)
 
 
 def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> Path:
@@ -154,14 +168,17 @@ def _verify(run: Run, tracker: Tracker, data: Path, *, onnx: Path | None = None)
         _say(report.read_text().partition("\n## Each batch size")[0])
         _say(f"report: {report}")
     if onnx is None:
-        if verdict.passed:
-            difference = tracker.log_onnx_model(
-                run.folder / "export" / "model.onnx", open_split(data, "test").x[:7].numpy().copy()
-            )
+        if verdict.passed and tracker.upload():
+            example = open_split(data, "test").x[:7].numpy().copy()
+            difference = onnx_model.log_onnx_model(run.mlflow_run_id, run.folder / "export" / "model.onnx", example)
             verdict.figures["export/pyfunc/max_abs_diff"] = difference
             _say(f"MLflow model logged and loaded back with pyfunc: max abs diff {difference:.1e}")
             if difference > 0:
                 verdict.problems.append(f"MLflow's pyfunc answers otherwise than onnxruntime, by {difference:.1e}")
+        elif verdict.passed:
+            _say(
+                f"the ONNX file is not logged as an MLflow model: do it later with python -m pipeline verify --run {run.folder}"
+            )
         tracker.set_tags({"parity": "failed" if verdict.problems else "passed"})
     _close(run, tracker, verdict.figures)
     if verdict.problems:
@@ -174,7 +191,7 @@ def _close(run: Run, tracker: Tracker, figures: Mapping[str, float]) -> None:
     tracker.log_figures(figures)
     if text := _formula(run):
         tracker.set_tags({"formula": text})
-    tracker.upload(run.folder)
+    tracker.upload()
 
 
 def _summary(run: Run, figures: Mapping[str, float]) -> None:

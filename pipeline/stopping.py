@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 _noted = 0  # the signal received while deferring
 _deferring = False
+_received = 0
+_holding_back = False
 
 
 class Stopped(SystemExit):
@@ -27,7 +29,10 @@ def install() -> None:
 
 
 def _handle(signum: int, _frame: object) -> None:
-    global _noted
+    global _noted, _received
+    _received += 1
+    if _holding_back and _received == 1:
+        return
     if not _deferring or _noted:
         raise Stopped(signum)
     _noted = signum
@@ -49,3 +54,14 @@ def deferred() -> Iterator[None]:
             raise Stopped(_noted)
     finally:
         _noted, _deferring = 0, False
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let a first signal pass in the block, which only closes what is ending anyway; a second one is obeyed at once."""
+    global _holding_back
+    _holding_back = True
+    try:
+        yield
+    finally:
+        _holding_back = False

@@ -6,9 +6,11 @@ stage checks what it is about to read against it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
 WEIGHTS = "weights.safetensors"
 LAST_WEIGHTS = "last.safetensors"
 METRICS = "metrics.jsonl"
+SYSTEM = "system.jsonl"
+JOURNALS = (METRICS, SYSTEM)  # they grow, so no manifest holds them
+TRACKING = "tracking.json"
 TEST = "test.json"
+_LOCK = ".lock"
+_LOCK_WAIT = 5.0  # s: the process that a launcher has just ended may still hold it
 _DATA_KEYS = ("task", "classes", "input_shape", "input_dtype", "input_range", "statistics", "data_sha256")
 
 
@@ -157,15 +164,52 @@ def _check(folder: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Write `manifest.json` over all files of the run but its checkpoints, which carry hashes of their own."""
+    """Write `manifest.json` over all files of the run that do not change any more; checkpoints carry hashes of their own."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    kept = [n for n in names if n != "manifest.json" and not n.startswith("checkpoints/") and not Path(n).name.startswith(".")]
+    changing = {"manifest.json", TRACKING, *JOURNALS}
+    kept = [n for n in names if n not in changing and not n.startswith("checkpoints/") and not Path(n).name.startswith(".")]
     write_json(folder / "manifest.json", {"sha256": {name: sha256(folder / name) for name in kept}})
 
 
 def sealed_files(folder: Path) -> list[str]:
     """Return the names that the manifest holds, relative to the run folder."""
     return list(json.loads((folder / "manifest.json").read_text())["sha256"])
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the system lets go of it however the process ends. Raises UserError if it is held."""
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + _LOCK_WAIT
+    try:
+        while True:
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"output_dir={folder} is in use by another process. Wait for its end, or give another folder."
+                    ) from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(handle)
+
+
+def in_use(folder: Path) -> bool:
+    """Tell whether another process holds a run folder. Never ask for one that this process holds: it would let go of it."""
+    try:
+        handle = os.open(folder / _LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 @contextmanager

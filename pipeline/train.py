@@ -32,7 +32,7 @@ from pipeline.optimizers import build_optimizer, build_scheduler
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped
 from pipeline.store import Run
-from pipeline.tracking import NullTracker
+from pipeline.tracking.tracker import NullTracker
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -81,7 +81,7 @@ class Training:
         self.hits = torch.zeros((), device=ranks.device, dtype=torch.float64)  # this rank's, in the current epoch
         self.state = State()
         self.saved_at = time.monotonic()
-        self.writer = Writer()
+        self.writer = Writer(tracker.checkpoint_written)
         torch.manual_seed(c.seed + 1_000_003 * (ranks.rank + 1))  # dropout: another stream on each rank
 
     def autocast(self) -> Any:
@@ -125,12 +125,14 @@ class Training:
             state.cursor += batches.num_in_step(step)
             due = c.checkpoint_every.isdigit() and state.step % int(c.checkpoint_every) == 0
             if state.step % c.log_every == 0 or step + 1 == len(batches) or due:
-                loss, stop, late = self._check(losses, logged, step + 1)
+                loss, stop, late, broken = self._check(losses, logged, step + 1)
                 logged = step + 1
                 self._log({"train/loss": loss, "lr": lr})
                 progress.step(state.step, loss)
-                if stop or late or due:
+                if stop or late or due or broken:
                     self.save_checkpoint()
+                if broken:
+                    raise Failure(f"strict_tracking=true, and MLflow does not take the figures: {self.tracker.problem}")
                 if stop:
                     raise Stopped(stopping.noted() or signal.SIGTERM)
         seconds = time.perf_counter() - start
@@ -172,16 +174,19 @@ class Training:
             return self.wrapped.no_sync()
         return nullcontext()
 
-    def _check(self, losses: Tensor, first: int, end: int) -> tuple[float, bool, bool]:
-        """Return the mean global loss of steps [first, end), and whether it is time to stop and to save, for all ranks.
+    def _check(self, losses: Tensor, first: int, end: int) -> tuple[float, bool, bool, bool]:
+        """Return the mean global loss of steps [first, end), and for all ranks: stop? save? is tracking broken?
 
-        Any rank may have been asked to stop; rank 0's clock says when minutes are over. Raises Failure on every rank if a
-        loss is not finite.
+        Any rank may have been asked to stop; rank 0's clock says when minutes are over, and it alone tracks. Raises Failure on
+        every rank if a loss is not finite.
         """
         every, main = self.config.checkpoint_every, self.ranks.is_main
         late = main and every.endswith("m") and time.monotonic() - self.saved_at >= 60 * int(every[:-1])
-        flags = torch.tensor([float(stopping.noted() > 0), float(late)], device=losses.device, dtype=losses.dtype)
-        *window, stop, save = distributed.all_reduce_sum(torch.cat([losses[first:end], flags])).tolist()
+        flags = torch.tensor(
+            [float(stopping.noted() > 0), float(late), float(bool(self.tracker.problem))],
+            device=losses.device, dtype=losses.dtype,
+        )  # fmt: skip
+        *window, stop, save, broken = distributed.all_reduce_sum(torch.cat([losses[first:end], flags])).tolist()
         for step, loss in enumerate(window, start=self.state.step - len(window) + 1):
             if not math.isfinite(loss):
                 c = self.config
@@ -191,7 +196,7 @@ class Training:
                     f"{c.lr:g}), limit the gradient (--grad_clip 1)"
                     + (", or use --precision fp32. " if c.precision != "fp32" else ". ") + kept
                 )  # fmt: skip
-        return sum(window) / len(window), stop > 0, save > 0
+        return sum(window) / len(window), stop > 0, save > 0, broken > 0
 
     def _validate(self) -> dict[str, float]:
         """Measure the validation split, if there is one, and keep the weights if they are the best so far."""
@@ -216,12 +221,12 @@ class Training:
             store.save_weights(self.run.folder / store.WEIGHTS, self.best_weights)
 
     def save_checkpoint(self) -> None:
-        """Have everything that a resumed run needs written in the background, and send the figures up to here.
+        """Have everything that a resumed run needs written in the background.
 
         What is written is a copy, made here: training goes on meanwhile. Only one is written at a time.
         """
-        per_rank = distributed.gather({"hits": self.hits.cpu()} | self._generators())
-        self.tracker.write()  # before the checkpoint: what lies behind it is not done again
+        per_rank = distributed.gather({"hits": self.hits.cpu(), "system": self.tracker.hand_over()} | self._generators())
+        self.tracker.take([row for entry in per_rank for row in entry.pop("system")])
         if self.ranks.is_main:
             content = {
                 "state": vars(self.state), "model": self.model.state_dict(), "best_weights": self.best_weights,
@@ -230,7 +235,6 @@ class Training:
             }  # fmt: skip
             self.writer.start(self.run.folder, self.state.step, snapshot(content))
         self.saved_at = time.monotonic()
-        self.tracker.flush()
 
     def _generators(self) -> dict[str, Tensor]:
         states = {"cpu": torch.get_rng_state()}

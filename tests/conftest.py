@@ -38,7 +38,7 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.setenv("MLFLOW_DISABLE_AUTO_LOGGING", "1")
     patch.setenv("PYTHONPATH", str(ROOT))
     patch.chdir(folder)  # the store lays its artifacts where it is first opened
-    from pipeline.tracking import configure
+    from pipeline.tracking.runs import configure
 
     configure()
     yield folder

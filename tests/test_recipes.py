@@ -17,7 +17,7 @@ from pipeline.data.prepare import prepare, read_manifest
 from pipeline.distributed import single_process
 from pipeline.evaluate import measure
 from pipeline.progress import Progress
-from pipeline.tracking import NullTracker
+from pipeline.tracking.tracker import NullTracker
 from pipeline.train import Training
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

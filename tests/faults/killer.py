@@ -27,7 +27,7 @@ from pipeline.data.loader import open_split
 from pipeline.data.prepare import prepare, read_manifest
 from pipeline.distributed import single_process
 from pipeline.progress import Progress
-from pipeline.tracking import NullTracker
+from pipeline.tracking.tracker import NullTracker
 from pipeline.train import Training
 
 HOOKS = ("torch.save", "fsync", "replace", "hash", "write_json", "unlink", "save_weights")

@@ -18,7 +18,7 @@ from pipeline.evaluate import measure
 from pipeline.losses import loss_sum
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped
-from pipeline.tracking import NullTracker
+from pipeline.tracking.tracker import NullTracker
 from pipeline.train import Training
 
 CASES: dict[str, dict[str, str]] = {  # 20 steps or more each; no batch size or data set divides by 2 and by 3

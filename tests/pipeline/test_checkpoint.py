@@ -16,7 +16,7 @@ from pipeline.data.prepare import prepare, read_manifest
 from pipeline.distributed import single_process
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped
-from pipeline.tracking import NullTracker
+from pipeline.tracking.tracker import NullTracker
 from pipeline.train import Training
 
 Make = Callable[..., RunConfig]

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +10,13 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import store, tracking
+from pipeline import store
 from pipeline.cli import main
 from pipeline.config import UserError, to_json
 from pipeline.store import Run
+from pipeline.tracking import runs
 from tests.conftest import read_rows
+from tests.servers import mlflow_server
 
 Trained = Callable[[str], Run]
 
@@ -68,18 +64,6 @@ def test_the_run_folder_is_mirrored_without_checkpoints(trained: Trained) -> Non
     assert "checkpoints" not in names
 
 
-def test_an_interrupted_flush_is_not_needed_for_the_journal(tmp_path: Path, trained: Trained) -> None:
-    """Rows behind a checkpoint's step are taken back when a journal is opened again; those before stay."""
-    tracker = tracking.Tracker(trained("mlp").mlflow_run_id)
-    path = tmp_path / "metrics.jsonl"
-    tracker.open_journal(path, step=0)
-    for step in (1, 2, 3):
-        tracker.log({"step": step, "time": 0, "x": float(step)})
-    tracker.write()
-    tracker.open_journal(path, step=2)
-    assert [r["step"] for r in read_rows(tmp_path)] == [1, 2]
-
-
 def test_a_server_that_does_not_answer_is_a_sentence_before_anything_exists(
     working_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, cache_dir: Path
 ) -> None:
@@ -94,7 +78,7 @@ def test_a_relative_store_under_mlflow_run_is_explained(monkeypatch: pytest.Monk
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with pytest.raises(UserError, match=r"is relative.*absolute"):
-        tracking.configure()
+        runs.configure()
 
 
 def test_an_unknown_run_is_a_sentence(capsys: Any) -> None:
@@ -114,45 +98,13 @@ def test_a_later_stage_nests_the_run_that_mlflow_run_opened(
     assert client.get_run(wrapper).data.metrics == {}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A real `mlflow server` on loopback that keeps its artifacts to itself."""
-    folder, port = tmp_path_factory.mktemp("server"), _free_port()
-    uri = f"http://127.0.0.1:{port}"
-    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/db",
-             "--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *words],
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            env=environment,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=2).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.2)
+    with mlflow_server(tmp_path_factory.mktemp("server")) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=10)
-        monkeypatch.undo()
-        tracking.configure()
+    monkeypatch.undo()
+    runs.configure()
 
 
 @pytest.mark.timeout(300)

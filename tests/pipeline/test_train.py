@@ -19,7 +19,7 @@ from pipeline.data.loader import Split, open_split
 from pipeline.data.prepare import prepare, read_manifest
 from pipeline.distributed import single_process
 from pipeline.progress import Progress
-from pipeline.tracking import NullTracker
+from pipeline.tracking.tracker import NullTracker
 from pipeline.train import Training, parameter_table
 from tests.conftest import read_rows
 

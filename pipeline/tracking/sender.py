@@ -1,0 +1,189 @@
+"""The thread that sends what a run has to tell to MLflow, and tries again when it could not."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import store
+from pipeline.tracking import runs
+from pipeline.tracking.journal import Journal, Outbox
+
+_PAUSE = 2.0  # seconds between two looks at what waits
+_LONGEST_PAUSE = 30.0  # after failures
+_BATCH = 1000  # metrics that MLflow takes in one call
+NOT_METRICS = ("step", "epoch", "time")
+_SLOTS = 2  # checkpoints kept at the server: one is whole while the other is replaced
+
+
+def send(outbox: Outbox, journals: Sequence[Journal]) -> int:
+    """Send everything that waits, the status last; return the number of figures. Raises whatever MLflow raises."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    for part in ("reopened", "params", "dataset", "tags"):
+        _send_part(client, outbox, part)
+    number = sum(_send_rows(client, outbox, journal) for journal in journals)
+    for part in ("checkpoint", "artifacts", "status"):
+        _send_part(client, outbox, part)
+    return number
+
+
+def _send_part(client: Any, outbox: Outbox, part: str) -> None:
+    if waiting := outbox.waiting(part):
+        value, version = waiting
+        _SEND[part](client, outbox, value)
+        outbox.sent(part, version)
+
+
+def _send_rows(client: Any, outbox: Outbox, journal: Journal) -> int:
+    from mlflow.entities import Metric
+
+    number, start = 0, min(outbox.sent_bytes(journal.path.name), journal.size())
+    while start < journal.size():
+        rows, end = journal.rows(start)
+        metrics = [
+            Metric(name, float(value), int(row["time"]), int(row["step"]))
+            for row in rows
+            for name, value in row.items()
+            if name not in NOT_METRICS
+        ]
+        for first in range(0, len(metrics), _BATCH):
+            client.log_batch(outbox.run_id, metrics=metrics[first : first + _BATCH])
+        number += len(metrics)
+        outbox.sent_up_to(journal.path.name, end)
+        start = end
+    return number
+
+
+def _reopen(client: Any, outbox: Outbox, _: Any) -> None:
+    client.update_run(outbox.run_id, status="RUNNING")
+
+
+def _send_status(client: Any, outbox: Outbox, status: str) -> None:
+    client.set_terminated(outbox.run_id, status)
+
+
+def _send_params(client: Any, outbox: Outbox, params: dict[str, str]) -> None:
+    """Log every field; those that `mlflow run` has logged stay as the user wrote them."""
+    from mlflow.entities import Param
+
+    known = client.get_run(outbox.run_id).data.params
+    client.log_batch(outbox.run_id, params=[Param(k, v) for k, v in params.items() if k not in known])
+
+
+def _send_tags(client: Any, outbox: Outbox, tags: dict[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    client.log_batch(outbox.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+
+def _send_dataset(client: Any, outbox: Outbox, dataset: dict[str, str]) -> None:
+    """Note the data set, named by the hash of its prepared tensors, as the run's input."""
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import DatasetInput, InputTag
+
+    kind: Any = MetaDataset  # mypy takes it for abstract; it is not
+    entity = kind(CodeDatasetSource(tags={"source": dataset["source"]}), name=dataset["name"], digest=dataset["digest"][:36])
+    tags = [InputTag("mlflow.data.context", "training")]
+    client.log_inputs(outbox.run_id, datasets=[DatasetInput(entity._to_mlflow_entity(), tags)])
+
+
+def _send_artifacts(client: Any, outbox: Outbox, _: Any) -> None:
+    """Mirror the files that the run folder's manifest names, its journals, and the manifest last."""
+    folder = outbox.folder
+    journals = [name for name in store.JOURNALS if (folder / name).exists()]
+    for name in [*store.sealed_files(folder), *journals, "manifest.json"]:
+        parent = Path(name).parent.as_posix()
+        client.log_artifact(outbox.run_id, str(folder / name), None if parent == "." else parent)
+
+
+def _send_checkpoint(client: Any, outbox: Outbox, step: int) -> None:
+    """Upload a checkpoint and what a resumed run needs beside it; its hash goes last, as it does not count without."""
+    folder = outbox.folder
+    path = folder / "checkpoints" / f"step-{step:09d}.pt"
+    if not path.with_suffix(".json").exists():  # a newer one has taken its place, and will be asked for
+        return
+    for name in ("config.json", *store.JOURNALS):
+        if (folder / name).exists():
+            client.log_artifact(outbox.run_id, str(folder / name))
+    slot = int(outbox.value("slot", 0))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".upload.") as temporary:
+        for suffix in (".pt", ".json"):
+            copy = Path(temporary) / f"slot-{slot}{suffix}"
+            os.link(path.with_suffix(suffix), copy)
+            client.log_artifact(outbox.run_id, str(copy), "checkpoints")
+    client.set_tag(outbox.run_id, "checkpoint_step", str(step))
+    outbox.want("slot", (slot + 1) % _SLOTS)
+
+
+_SEND: dict[str, Any] = {
+    "reopened": _reopen, "params": _send_params, "dataset": _send_dataset, "tags": _send_tags,
+    "checkpoint": _send_checkpoint, "artifacts": _send_artifacts, "status": _send_status,
+}  # fmt: skip
+
+
+class Sender:
+    """Sends every few seconds what waits. A failure is told once, and tried again after longer and longer pauses."""
+
+    def __init__(self, outbox: Outbox, journals: Sequence[Journal]) -> None:
+        self.problem = ""  # why the last attempt failed
+        self._outbox, self._journals = outbox, journals
+        self._condition = threading.Condition()
+        self._asked = self._answered = 0
+        self._ended = self._first_done = False
+        self._pause = _PAUSE
+        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+        self._thread.start()
+
+    def send_now(self, timeout: float | None = None) -> bool:
+        """Have all that waits sent, in one attempt, and tell whether it was; False too if it takes more than `timeout` s."""
+        with self._condition:
+            self._asked += 1
+            asked = self._asked
+            self._condition.notify_all()
+            assert not self._ended
+            return self._condition.wait_for(lambda: self._answered >= asked, timeout) and not self.problem
+
+    def end(self) -> None:
+        with self._condition:
+            self._ended = True
+            self._condition.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._ended or self._asked > self._answered, self._pause)
+                if self._ended:
+                    return
+                asked = self._asked
+            problem = self._attempt()
+            with self._condition:
+                self.problem, self._answered = problem, asked
+                self._pause = min(2 * self._pause, _LONGEST_PAUSE) if problem else _PAUSE
+                self._condition.notify_all()
+
+    def _attempt(self) -> str:
+        try:
+            number = send(self._outbox, self._journals)
+            if not self._first_done:
+                runs.close_abandoned(but=self._outbox.run_id)
+                self._first_done = True
+        except Exception as error:  # whatever a server, a proxy or a store raises: it is told, and must not end the training
+            problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+            if not self.problem:
+                print(
+                    f"MLflow at {runs.uri()} does not take the figures ({problem}); training goes on, and they wait in "
+                    f"{self._outbox.folder}",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+            return problem
+        if self.problem:
+            print(f"MLflow answers again; {number} figures were sent", file=sys.stderr, flush=True)
+        return ""

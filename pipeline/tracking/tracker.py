@@ -1,0 +1,215 @@
+"""What the stages hold of MLflow: a tracker for rank 0, a smaller one on every other host, and one that does nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__, distributed, stopping, store
+from pipeline.config import Failure, RunConfig, to_json
+from pipeline.stopping import Stopped
+from pipeline.store import Run
+from pipeline.tracking import monitor, runs
+from pipeline.tracking.journal import Journal, Outbox
+from pipeline.tracking.sender import NOT_METRICS, Sender, send
+
+Row = Mapping[str, Any]
+
+_CLOSING = {"FINISHED": None, "FAILED": 20.0, "KILLED": 6.0}  # s to wait for a server; it says no sooner, if it says no
+
+
+class NullTracker:
+    """What a rank holds that does not track: takes everything, does nothing."""
+
+    problem = ""  # why MLflow does not take the figures, where that is fatal
+
+    def log(self, row: Row) -> None: ...
+
+    def checkpoint_written(self, step: int) -> None: ...
+
+    def hand_over(self) -> list[Row]:
+        """Return the system metrics of this host that rank 0 has not been given yet."""
+        return []
+
+    def take(self, rows: Sequence[Row]) -> None:
+        """Keep system metrics of other hosts."""
+
+
+class HostTracker(NullTracker):
+    """What the first rank of every host but rank 0's holds: it reads this host's system metrics, for rank 0 to send."""
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+        runs.configure(check=False)
+        self._monitor = monitor.start(self._rows.append)
+
+    def hand_over(self) -> list[Row]:
+        rows = self._rows[:]
+        del self._rows[: len(rows)]
+        return rows
+
+    def close(self) -> None:
+        self._monitor.finish()
+
+
+class Tracker(NullTracker):
+    """Writes what a run has to tell to its folder, from where it is sent to its MLflow run, whatever that run's status."""
+
+    def __init__(self, folder: Path, run_id: str, *, strict: bool = False, upload_checkpoints: bool = False) -> None:
+        self.folder, self.run_id, self.strict = folder, run_id, strict
+        self._upload_checkpoints = upload_checkpoints
+        self.outbox = Outbox(folder, run_id)
+        self.metrics, self.system = (Journal(folder / name) for name in store.JOURNALS)
+        rows = self.metrics.all_rows()
+        self.last_step = max((int(row["step"]) for row in rows), default=0)
+        self._known = {(row["step"], name) for row in rows for name in row if name not in NOT_METRICS}
+        self._sender = Sender(self.outbox, (self.metrics, self.system))
+
+    @property
+    def problem(self) -> str:  # type: ignore[override]
+        return self._sender.problem if self.strict else ""
+
+    def log(self, row: Row) -> None:
+        """Write one line of metrics.jsonl. Figures that it holds already, of steps done again after a kill, are left out."""
+        new = {k: v for k, v in row.items() if k in NOT_METRICS or (row["step"], k) not in self._known}
+        self.last_step = max(self.last_step, int(row["step"]))
+        if any(name not in NOT_METRICS for name in new):
+            self.metrics.append(new)
+
+    def log_figures(self, figures: Mapping[str, float]) -> None:
+        """Write figures of the finished model, at the step of the last row."""
+        now = time.time_ns() // 1_000_000
+        self.metrics.append({"step": self.last_step, "time": now} | {k: float(v) for k, v in figures.items()})
+
+    def take(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self.system.append(row)
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        self.outbox.want("tags", self.outbox.value("tags", {}) | {k: str(v) for k, v in tags.items()})
+
+    def checkpoint_written(self, step: int) -> None:
+        if self._upload_checkpoints:
+            self.outbox.want("checkpoint", step)
+
+    def upload(self) -> bool:
+        """Send everything, with the files that the manifest names; return whether MLflow took it. Raises Failure if strict."""
+        self.outbox.want("artifacts", True)
+        sent = self._sender.send_now()
+        if self.strict and not sent:
+            raise Failure(f"strict_tracking=true, and MLflow at {runs.uri()} fails: {self._sender.problem}")
+        return sent
+
+    def begin(self, config: RunConfig, tags: Mapping[str, object], *, dataset: Mapping[str, str] | None) -> None:
+        """Have parameters, tags and the data set sent, and start to read system metrics."""
+        if dataset:
+            self.outbox.want("params", {k: str(v) for k, v in to_json(config).items()})
+            self.outbox.want("dataset", dict(dataset))
+        self.outbox.clear("status")
+        self.outbox.want("reopened", True)
+        self.set_tags(tags)
+        self._monitor = monitor.start(self.system.append, first_step=len(self.system.all_rows()))
+
+    def end(self, status: str) -> None:
+        """Have the last figures and the status sent, and say so if they cannot be."""
+        self._monitor.finish()
+        self.outbox.want("status", status)
+        if not self._sender.send_now(_CLOSING[status]):
+            print(
+                f"MLflow at {runs.uri()} has not taken everything; it is kept in {self.folder}. Send it later: "
+                f"python -m pipeline sync --run {self.folder}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            if self.strict and status == "FINISHED":
+                raise Failure(f"strict_tracking=true, and MLflow fails: {self._sender.problem}")
+
+    def close(self) -> None:
+        self._sender.end()
+        # the journals stay open: a sender that hangs may still read them
+
+
+@contextmanager
+def training_run(run: Run, tags: Mapping[str, object], *, dataset: Mapping[str, str] | None = None) -> Iterator[Tracker]:
+    """Track a training in the MLflow run of its folder, which no other process may use meanwhile.
+
+    At the end its status is FINISHED, KILLED after SIGTERM or SIGINT, or FAILED after any other error. `dataset` is given when
+    the run is new.
+    """
+    with store.locked(run.folder):
+        c = run.config
+        tracker = Tracker(run.folder, run.mlflow_run_id, strict=c.strict_tracking, upload_checkpoints=c.upload_checkpoints)
+        tracker.begin(c, tags, dataset=dataset)
+        status = "FAILED"
+        try:
+            yield tracker
+            status = "FINISHED"
+        except Stopped as stop:  # the launcher stops the ranks that are left when one has failed
+            status = "FAILED" if stop.__context__ or distributed.another_rank_failed() else "KILLED"
+            raise
+        finally:
+            with stopping.held_back():
+                try:
+                    tracker.end(status)
+                finally:
+                    tracker.close()
+
+
+@contextmanager
+def attached(run: Run) -> Iterator[Tracker]:
+    """Write a later stage's figures into the training's run."""
+    runs.configure()
+    runs.nest_wrapper(run.mlflow_run_id)
+    with store.locked(run.folder):
+        tracker = Tracker(run.folder, run.mlflow_run_id)
+        try:
+            yield tracker
+        finally:
+            tracker.close()
+
+
+def sync(folder: Path) -> int:
+    """Send what a run could not send while it ran; return the number of figures. Raises Failure where MLflow refuses it."""
+    run = store.open_run(folder, check=False)
+    with store.locked(folder):
+        runs.configure()
+        outbox = Outbox(folder, run.mlflow_run_id)
+        if outbox.value("reopened") and not outbox.value("status"):
+            outbox.want("status", "KILLED")  # nobody holds the folder, and nobody said how it ended
+        try:
+            return send(outbox, [Journal(folder / name) for name in store.JOURNALS])
+        except Exception as error:  # whatever a server, a proxy or a store raises
+            raise Failure(f"MLflow at {runs.uri()} has not taken everything: {str(error).splitlines()[0]}") from error
+
+
+def git_state() -> tuple[str, bool]:
+    """Return the commit of this source tree and whether it has uncommitted changes; ("", False) outside git."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    if not (root / ".git").exists():
+        return "", False
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):  # no git here, or no commit yet
+        return "", False
+
+
+def environment_tags(run: Run, *, world_size: int, device: str, dirty: bool) -> dict[str, Any]:
+    """Return the tags that tell where a run's files came from."""
+    return {
+        "git_commit": run.git_commit or "unknown", "git_dirty": str(dirty).lower(), "data_sha256": run.data["data_sha256"],
+        "host": socket.gethostname(), "world_size": world_size, "device": device,
+        "restarts": distributed.num_restarts(), "job_id": os.environ.get("TORCHELASTIC_RUN_ID", ""),
+        "output_dir": run.folder.resolve(), "trainyard_version": __version__,
+    }  # fmt: skip
