@@ -13,7 +13,6 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from models import MODELS
@@ -93,60 +92,53 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> int:
-    texts = _as_restarted(texts)
-    if texts.get("resume") == "true" and texts.get("output_dir"):
-        from pipeline.store import open_run
-
-        config = configuration.resume(texts, open_run(Path(texts["output_dir"]), check=False).config)
-    else:
-        config = configuration.resolve(texts, world_size=int(os.environ.get("WORLD_SIZE", 0)) or None)
+    world_size = int(os.environ.get("WORLD_SIZE", 0)) or None
+    if command == "prepare" or texts.get("resume", "false") == "false":  # all mistakes are told before anything is joined
+        config = configuration.resolve(texts, world_size=world_size)
     if command == "prepare":
         from pipeline.data.prepare import prepare
 
         print(prepare(config))
         return 0
-    if config.output_dir and not config.resume:
-        from pipeline.store import refuse_existing
-
-        refuse_existing(Path(config.output_dir))
     from pipeline import distributed
 
-    device = distributed.resolve_device(config.device)
-    if config.precision == "fp16" and device == "cpu":
-        raise UserError("precision=fp16 needs a GPU, and torch finds none here. Use --precision bf16 or fp32.")
-    if not distributed.is_worker():
-        nproc = distributed.resolve_nproc(config.nproc, device)
-        if config.batch_size < nproc * config.accumulation_steps:
-            raise UserError(
-                f"batch_size={config.batch_size} is smaller than {nproc} ranks x accumulation_steps="
-                f"{config.accumulation_steps}. Use a larger --batch_size, or fewer processes (--nproc)."
-            )
-        if nproc > 1:
-            from pipeline.data.prepare import prepare
+    if distributed.is_worker():
+        return _on_every_rank(command, texts)
+    from pipeline import settle
 
-            prepare(config)  # a mistake in the data is told before any worker starts
-            status = distributed.launch(["pipeline", *arguments], nproc, max_restarts=config.max_restarts)
-            if status == 1:
-                from pipeline.tracking import runs
+    config = settle.settle(texts)
+    device = settle.resolve_device(config)
+    nproc = distributed.resolve_nproc(config.nproc, device)
+    if config.batch_size < nproc * config.accumulation_steps:
+        raise UserError(
+            f"batch_size={config.batch_size} is smaller than {nproc} ranks x accumulation_steps="
+            f"{config.accumulation_steps}. Use a larger --batch_size, or fewer processes (--nproc)."
+        )
+    if nproc == 1:
+        return _on_every_rank(command, texts, config)
+    from pipeline.data.prepare import prepare
 
-                runs.close_after_failure()
-            return status
-    from pipeline import stages
+    prepare(config)  # a mistake in the data is told before any worker starts
+    arguments = [*arguments, "--device", device]  # workers need it before they can ask rank 0
+    status = distributed.launch(["pipeline", *arguments], nproc, max_restarts=config.max_restarts)
+    if status == 1:
+        from pipeline.tracking import runs
 
-    with distributed.process_group(device, timeout=config.timeout) as ranks:
+        runs.close_after_failure()
+    return status
+
+
+def _on_every_rank(command: str, texts: Mapping[str, str], config: RunConfig | None = None) -> int:
+    """Train on this rank. What rank 0 decides counts for all; the others need neither its run folder nor its disk."""
+    from pipeline import distributed, settle, stages
+
+    first = config or settle.before_joining(texts)
+    with distributed.process_group(settle.resolve_device(first)) as ranks:
+        if config is None:
+            decided = distributed.together(lambda: settle.settle(texts, world_size=ranks.world_size), on=ranks.is_main)
+            config = settle.on_this_host(distributed.broadcast(decided), texts)
         stages.train(config, ranks, export=command == "run")
     return 0
-
-
-def _as_restarted(texts: Mapping[str, str]) -> dict[str, str]:
-    """Return the flags of a worker: one that the launcher has started anew goes on with the run that it finds."""
-    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-        return dict(texts)
-    from pipeline.store import holds_run
-
-    if not texts.get("output_dir"):
-        raise UserError("the workers were restarted without --output_dir, so their checkpoint cannot be found. Add it.")
-    return dict(texts) | ({"resume": "true"} if holds_run(Path(texts["output_dir"])) else {})
 
 
 def _later_stage(command: str, arguments: list[str], config: Any) -> int:

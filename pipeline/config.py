@@ -58,7 +58,10 @@ class RunConfig:
     data_dir: Path = option(Path("data"), "folder with (or for) downloaded raw files")
     cache_dir: Path = option(Path("~/.cache/trainyard"), "folder for prepared tensors")
     output_dir: str = option("", "the run folder; empty: runs/<model>-<first 8 of the MLflow run id>")
-    resume: bool = option(False, "go on from the newest valid checkpoint in --output_dir")
+    resume: str = option(
+        "false", "go on from the newest valid checkpoint in --output_dir; auto: if there is one, or else begin",
+        choices=("false", "true", "auto"),
+    )  # fmt: skip
     split_seed: int = option(0, "seed of the data set's points (moons) and of its split", at_least=0)
     holdout: bool = option(True, "hold samples out for validation; false: train on every one, test on the same if need be")
     noise: float = option(0.5, "standard deviation of the noise (moons)", at_least=0)
@@ -102,9 +105,7 @@ class RunConfig:
     compile: bool = option(False, "compile the model with torch.compile")
     nproc: int | Literal["auto"] = option("auto", "worker processes; auto: one per GPU, one on the CPU", at_least=1)
     max_restarts: int = option(0, "restarts of all workers after one has died or hung, from the last checkpoint", at_least=0)
-    timeout: int = option(
-        600, "seconds after which a rank that does not answer counts as hung; more than it takes to start", at_least=1
-    )
+    timeout: int = option(600, "seconds after which a rank that does not answer in training counts as hung", at_least=1)
     workers: int = option(0, "loader processes of each rank; 0: batches are gathered in the training process", at_least=0)
     checkpoint_every: str = option("epoch", "when to save: `epoch`, a number of steps as 500, or minutes as 10m")
     upload_checkpoints: bool = option(False, "upload checkpoints to MLflow, for a rank 0 that moves to another host")
@@ -260,7 +261,7 @@ def resume(texts: Mapping[str, str], stored: RunConfig) -> RunConfig:
     ]
     if problems or changed:
         raise UserError(*problems.values(), *changed)
-    return dataclasses.replace(stored, **{k: v for k, v in values.items() if k in RUNTIME_FIELDS})
+    return dataclasses.replace(stored, **{k: v for k, v in values.items() if k in RUNTIME_FIELDS} | {"resume": "true"})
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

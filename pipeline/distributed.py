@@ -25,7 +25,7 @@ from pipeline.config import Failure, UserError
 
 T = TypeVar("T")
 
-_TIMEOUT = timedelta(minutes=10)  # for rank 0 to close the MLflow run
+_TIMEOUT = timedelta(minutes=10)  # for what one rank does alone: prepare, open or close the MLflow run, write the end
 _GRACE = 1.0  # seconds in which the ranks that live notice a failure
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl
 _FAILED, _CLOSED = "trainyard/failed", "trainyard/closed"  # keys in the group's store
@@ -76,11 +76,8 @@ def resolve_nproc(nproc: int | str, device: str) -> int:
 
 
 @contextmanager
-def process_group(device: str, *, timeout: float = 600) -> Iterator[Ranks]:
-    """Join the process group that the environment describes (none for a single process) and leave it at the end.
-
-    A collective that a rank does not join within `timeout` seconds raises on the others.
-    """
+def process_group(device: str) -> Iterator[Ranks]:
+    """Join the process group that the environment describes (none for a single process) and leave it at the end."""
     environment = os.environ
     rank, local_rank = int(environment.get("RANK", 0)), int(environment.get("LOCAL_RANK", 0))
     world_size, local_size = int(environment.get("WORLD_SIZE", 1)), int(environment.get("LOCAL_WORLD_SIZE", 1))
@@ -93,7 +90,7 @@ def process_group(device: str, *, timeout: float = 600) -> Iterator[Ranks]:
         _end_with_parent()
     if world_size > 1:
         options: dict[str, Any] = {"device_id": chosen} if device == "cuda" else {}
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=timeout), **options)
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT, **options)
     try:
         yield Ranks(rank, local_rank, world_size, chosen)
     except (UserError, Failure):  # all ranks raise these together; the launcher ends the others once the first is gone
@@ -112,6 +109,20 @@ def process_group(device: str, *, timeout: float = 600) -> Iterator[Ranks]:
     finally:
         if dist.is_initialized() and sys.exc_info()[0] is None:  # after an error the others may be gone: do not wait for them
             dist.destroy_process_group()
+
+
+@contextmanager
+def impatient(seconds: float) -> Iterator[None]:
+    """Have a collective of the block that a rank does not join within `seconds` raise on the others."""
+    _set_timeout(timedelta(seconds=seconds))
+    yield  # after an error there is nothing to wait for any more
+    _set_timeout(max(_TIMEOUT, timedelta(seconds=seconds)))
+
+
+def _set_timeout(timeout: timedelta) -> None:
+    if dist.is_initialized():  # torch before 2.15 has it under a private name
+        change = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+        change(timeout, dist.group.WORLD)
 
 
 def _end_with_parent() -> None:

@@ -99,8 +99,8 @@ def broken_rules(
             f"max_restarts={c.max_restarts} was given without a run folder, where restarted workers find the checkpoint. "
             "Add --output_dir FOLDER.",
         )
-    if c.resume and not c.output_dir:
-        yield ("resume",), "resume=true was given without a run folder. Add --output_dir FOLDER."
+    if c.resume != "false" and not c.output_dir:
+        yield ("resume",), f"resume={c.resume} was given without a run folder. Add --output_dir FOLDER."
 
 
 def _layer_problems(name: str, text: str, spec: ModelSpec) -> Iterator[str]:

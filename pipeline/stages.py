@@ -34,7 +34,7 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
         if ranks.local_rank == 0 and not begun:
             tracker = stack.enter_context(closing(HostTracker()))
         run: Run = distributed.broadcast(begun[0] if begun else None)
-        found = distributed.together(lambda: newest_checkpoint(run.folder), on=config.resume and ranks.is_main)
+        found = distributed.together(lambda: newest_checkpoint(run.folder), on=config.resume == "true" and ranks.is_main)
         checkpoint = distributed.broadcast(found)
         training = Training(run, ranks, tracker, open_split(data, "train"), open_split(data, "val"))
         if checkpoint:
@@ -47,7 +47,8 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
             is_main=ranks.is_main,
         ) as progress:  # fmt: skip
             try:
-                training.fit(progress)
+                with distributed.impatient(config.timeout):
+                    training.fit(progress)
             except Failure:
                 training.keep_best()
                 raise
@@ -77,9 +78,9 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
     """Open the MLflow run and the run folder, on rank 0: nothing exists before this, and it refuses to overwrite."""
     manifest = read_manifest(data)
     commit, dirty = tracking.git_state()
-    runs.configure(check=not config.resume)  # a run that goes on need not wait for a server
+    runs.configure(check=config.resume == "false")  # a run that goes on need not wait for a server
     dataset = None
-    if config.resume:
+    if config.resume == "true":
         run = store.open_run(Path(config.output_dir), check=False)
         _same_data(run, manifest)
         runs.nest_wrapper(run.mlflow_run_id)

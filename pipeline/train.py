@@ -250,6 +250,9 @@ class Training:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["scheduler"])
         self.scaler.load_state_dict(checkpoint["scaler"])
+        if self.ranks.is_main:  # the files beside the checkpoint may be of a later step, or on another host's disk
+            store.save_weights(self.run.folder / store.LAST_WEIGHTS, checkpoint["model"])
+            store.save_weights(self.run.folder / store.WEIGHTS, checkpoint["best_weights"] or checkpoint["model"])
         per_rank, rank = checkpoint["ranks"], self.ranks.rank
         if len(per_rank) == self.ranks.world_size:
             self.hits.copy_(per_rank[rank]["hits"])

@@ -26,13 +26,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """Run a server that keeps its artifacts to itself; yield its address."""
+def mlflow_server(folder: Path, *, address: str = "127.0.0.1") -> Iterator[str]:
+    """Run a server that keeps its artifacts to itself; yield where it answers."""
     port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/db",
+    uri = f"http://{address}:{port}"
+    words = ["server", "--host", address, "--allowed-hosts", "*", "--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/db",
              "--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # five more processes, for what is not tested here
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *words], stdout=log, stderr=log, cwd=folder, env=environment,

@@ -17,10 +17,10 @@ FLOORS = [  # a module may import its own floor and those before it
      "pipeline.checkpoint", "pipeline.metrics", "pipeline.losses", "pipeline.optimizers",
      "pipeline.plots", "pipeline.pictures", "pipeline.progress"},
     {"pipeline.tracking", "pipeline.tracking.journal", "pipeline.tracking.monitor", "pipeline.tracking.onnx",
-     "pipeline.tracking.runs", "pipeline.tracking.sender", "pipeline.tracking.tracker"},
+     "pipeline.tracking.runs", "pipeline.tracking.sender", "pipeline.tracking.takeover", "pipeline.tracking.tracker"},
     {"pipeline.train", "pipeline.evaluate"},
     {"export"},
-    {"pipeline.stages"},
+    {"pipeline.stages", "pipeline.settle"},
     {"pipeline.cli", "pipeline.__main__"},
 ]  # fmt: skip
 SOURCES = [p for folder in ("models", "pipeline", "export") for p in sorted((ROOT / folder).rglob("*.py"))]

@@ -31,6 +31,7 @@ def configure(*, check: bool = True) -> None:
     os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # or a logged model would carry uv.lock and its hosts
     os.environ.setdefault("MLFLOW_LOG_UV_FILES", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the last words are ours: what to do next
     os.environ.setdefault("MLFLOW_TRACKING_URI", uri())
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -52,10 +53,11 @@ def configure(*, check: bool = True) -> None:
                 f"MLFLOW_TRACKING_URI={uri()} is relative, and `mlflow run` started this in another folder. Give an absolute "
                 "path (sqlite:////...), or unset it."
             ) from error
-        raise _no_answer(error) from error
+        raise no_answer(error) from error
 
 
-def _no_answer(error: Exception) -> UserError:
+def no_answer(error: Exception) -> UserError:
+    """Return what to tell the user when the server does not answer."""
     return UserError(
         f"MLFLOW_TRACKING_URI={uri()} does not answer ({str(error).splitlines()[0][:200]}). Start the server, or unset "
         "the variable to track in ./mlflow.db."
@@ -72,9 +74,9 @@ def begin() -> str:
         return wrapper
     client = mlflow.MlflowClient()
     try:
-        return str(client.create_run(_experiment(client), tags=resolve_tags()).info.run_id)
+        return str(client.create_run(experiment(client), tags=resolve_tags()).info.run_id)
     except MlflowException as error:
-        raise _no_answer(error) from error
+        raise no_answer(error) from error
 
 
 def give_up(run_id: str) -> None:
@@ -84,7 +86,7 @@ def give_up(run_id: str) -> None:
     MlflowClient().set_terminated(run_id, "FAILED")
 
 
-def _experiment(client: Any) -> str:
+def experiment(client: Any) -> str:
     """Return the id of the experiment that MLflow's variables name; the default one otherwise."""
     if number := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return number
@@ -110,7 +112,7 @@ def close_abandoned(*, but: str = "", status: str = "KILLED") -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    experiments = [_experiment(client)]
+    experiments = [experiment(client)]
     host = socket.gethostname()
     for run in client.search_runs(experiments, f"attributes.status = 'RUNNING' and tags.host = '{host}'"):
         folder = Path(run.data.tags.get("output_dir", ""))

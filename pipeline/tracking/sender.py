@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -98,29 +99,42 @@ def _send_dataset(client: Any, outbox: Outbox, dataset: dict[str, str]) -> None:
 def _send_artifacts(client: Any, outbox: Outbox, _: Any) -> None:
     """Mirror the files that the run folder's manifest names, its journals, and the manifest last."""
     folder = outbox.folder
-    journals = [name for name in store.JOURNALS if (folder / name).exists()]
-    for name in [*store.sealed_files(folder), *journals, "manifest.json"]:
+    _upload_journals(client, outbox)
+    for name in [*store.sealed_files(folder), "manifest.json"]:
         parent = Path(name).parent.as_posix()
         client.log_artifact(outbox.run_id, str(folder / name), None if parent == "." else parent)
 
 
+def _upload_journals(client: Any, outbox: Outbox) -> None:
+    with tempfile.TemporaryDirectory(dir=outbox.folder, prefix=".upload.") as temporary:
+        for name in store.JOURNALS:
+            copy = Path(temporary) / name  # a file that grows while it is sent is longer than was announced
+            if (outbox.folder / name).exists():
+                shutil.copyfile(outbox.folder / name, copy)
+                client.log_artifact(outbox.run_id, str(copy))
+
+
 def _send_checkpoint(client: Any, outbox: Outbox, step: int) -> None:
     """Upload a checkpoint and what a resumed run needs beside it; its hash goes last, as it does not count without."""
-    folder = outbox.folder
-    path = folder / "checkpoints" / f"step-{step:09d}.pt"
-    if not path.with_suffix(".json").exists():  # a newer one has taken its place, and will be asked for
-        return
-    for name in ("config.json", *store.JOURNALS):
-        if (folder / name).exists():
-            client.log_artifact(outbox.run_id, str(folder / name))
-    slot = int(outbox.value("slot", 0))
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".upload.") as temporary:
-        for suffix in (".pt", ".json"):
-            copy = Path(temporary) / f"slot-{slot}{suffix}"
-            os.link(path.with_suffix(suffix), copy)
-            client.log_artifact(outbox.run_id, str(copy), "checkpoints")
+    client.log_artifact(outbox.run_id, str(outbox.folder / "config.json"))
+    _upload_journals(client, outbox)
+    if step:
+        step = _send_slot(client, outbox)
     client.set_tag(outbox.run_id, "checkpoint_step", str(step))
+
+
+def _send_slot(client: Any, outbox: Outbox) -> int:
+    """Upload the newest checkpoint that is whole in place of the older one that is there; return its step."""
+    slot = int(outbox.value("slot", 0))
+    with tempfile.TemporaryDirectory(dir=outbox.folder, prefix=".upload.") as temporary:
+        note = max((outbox.folder / "checkpoints").glob("step-*.json"))
+        copies = [Path(temporary) / f"slot-{slot}{suffix}" for suffix in (".pt", ".json")]
+        for copy in copies:  # links, so that a newer checkpoint may take their place meanwhile
+            os.link(note.with_suffix(copy.suffix), copy)
+        for copy in copies:
+            client.log_artifact(outbox.run_id, str(copy), "checkpoints")
     outbox.want("slot", (slot + 1) % _SLOTS)
+    return int(note.stem.removeprefix("step-"))
 
 
 _SEND: dict[str, Any] = {

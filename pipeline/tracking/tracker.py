@@ -112,6 +112,7 @@ class Tracker(NullTracker):
         if dataset:
             self.outbox.want("params", {k: str(v) for k, v in to_json(config).items()})
             self.outbox.want("dataset", dict(dataset))
+            self.checkpoint_written(0)
         self.outbox.clear("status")
         self.outbox.want("reopened", True)
         self.set_tags(tags)

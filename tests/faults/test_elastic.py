@@ -71,7 +71,7 @@ def test_killing_the_launcher_leaves_no_orphan_and_a_run_that_can_be_resumed(cac
 
 @pytest.mark.slow
 def test_a_hung_rank_is_found_named_and_restarted(cache_dir: Path) -> None:
-    with _job(cache_dir, "--max_restarts", "1", "--timeout", "20") as (process, ranks):
+    with _job(cache_dir, "--max_restarts", "1", "--timeout", "5") as (process, ranks):
         ranks["1"].send_signal(signal.SIGSTOP)
         out, _ = process.communicate(timeout=200)
     assert process.returncode == 0, Path("stderr").read_text()

@@ -70,7 +70,7 @@ from pipeline import distributed
 from pipeline.config import Failure
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends the others when one is gone
 try:
-    with distributed.process_group("cpu", timeout=20) as ranks:
+    with distributed.process_group("cpu") as ranks:
         distributed.gather(1)
         if ranks.is_main:
             os._exit(1)
