@@ -54,7 +54,7 @@ MODELS: dict[str, ModelSpec] = {
             "default": {
                 "dataset": "sine", "loss": "mse", "preprocess": "standardize", "monitor": "loss", "optimizer": "sgd",
                 "lr": 0.05, "momentum": 0.9, "nesterov": True, "scheduler": "cosine", "epochs": 60, "batch_size": 400,
-                "checkpoint_every": "100", "gradient": "autograd",
+                "checkpoint_every": "500", "gradient": "autograd",
             },
             "seed": {
                 "dataset": "sine", "loss": "sse", "preprocess": "none", "holdout": False, "optimizer": "sgd", "lr": 1e-6,
@@ -72,7 +72,7 @@ MODELS: dict[str, ModelSpec] = {
         recipes={
             "default": {
                 "dataset": "breast_cancer", "loss": "bce", "preprocess": "standardize", "monitor": "loss",
-                "optimizer": "adam", "lr": 0.01, "epochs": 40, "batch_size": 32, "checkpoint_every": "100", "hidden": 25,
+                "optimizer": "adam", "lr": 0.01, "epochs": 40, "batch_size": 32, "checkpoint_every": "1000", "hidden": 25,
             },
             "seed": {
                 "dataset": "breast_cancer", "loss": "mse", "preprocess": "none", "holdout": False, "optimizer": "adam",
@@ -90,7 +90,7 @@ MODELS: dict[str, ModelSpec] = {
         recipes={
             "default": {
                 "dataset": "moons", "loss": "bce", "preprocess": "standardize", "monitor": "loss", "optimizer": "adam",
-                "lr": 0.05, "scheduler": "cosine", "epochs": 60, "batch_size": 64, "checkpoint_every": "100", "hidden": 32,
+                "lr": 0.05, "scheduler": "cosine", "epochs": 60, "batch_size": 64, "checkpoint_every": "500", "hidden": 32,
             },
             "seed": {
                 "dataset": "moons", "loss": "bce", "preprocess": "none", "monitor": "accuracy", "optimizer": "sgd",

@@ -58,8 +58,9 @@ class Writer:
             save_weights(folder / WEIGHTS, content["best_weights"] or content["model"])  # without validation, the same
             save_checkpoint(folder, step, content)
             self._written(step)
-        except OSError as error:
-            self._problem = f"the checkpoint of step {step} cannot be written into {folder} ({error.strerror})"
+        except Exception as error:  # a full disk raises an error of its own in each library: none may pass for a save
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            self._problem = f"the checkpoint of step {step} cannot be written into {folder} ({reason})"
             print(f"{self._problem}; the one before it is kept, and training goes on", file=sys.stderr, flush=True)
 
     def _wait(self) -> None:
@@ -97,7 +98,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     Raises UserError if there are finished checkpoints and none of them is valid.
     """
     finished = 0
-    for path in sorted((folder / "checkpoints").glob("step-*.pt"), reverse=True):
+    names = {path.with_suffix(".pt") for path in (folder / "checkpoints").glob("step-*.*")}
+    for path in sorted(names, reverse=True):
         if not path.with_suffix(".json").exists():  # the process ended before it was complete
             print(f"checkpoint {path} was never finished and is passed over", flush=True)
             continue

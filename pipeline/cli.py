@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ COMMANDS: Mapping[str, tuple[type, str]] = {
     "plot": (PlotConfig, "draw a picture that needs no run"),
 }
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)  # what a disk does, and no mistake of ours
 _METAVARS = {"int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT"}
 
 
@@ -55,6 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
              "--env-manager local` takes the python on the PATH), or use `uv run`."]
         )  # fmt: skip
         return 2
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        _complain(
+            [f"{error.filename or 'the run folder'} cannot be written ({error.strerror}). What was saved is kept. Make room or "
+             "mend the access, and go on: --resume true."]
+        )  # fmt: skip
+        return 1
     except Stopped as stop:
         _complain([f"stopped by {signal.Signals(int(stop.code or 0) - 128).name}"])
         return int(stop.code or 0)

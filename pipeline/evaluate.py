@@ -5,7 +5,6 @@ Evaluation is always in float32, whatever the training's precision: that is what
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def _draw(run: Run, model: Model, data: Path, split: Split, scores: Tensor, feat
     from pipeline import pictures, plots
 
     folder, spec, c = run.folder / "plots", DATASETS[run.config.dataset], run.config
-    rows = [json.loads(line) for line in (run.folder / store.METRICS).read_text().splitlines()]
+    rows = store.parse_rows((run.folder / store.METRICS).read_bytes(), run.folder / store.METRICS)
     figures = {"curves": plots.curves(rows)}
     if run.task == "regression":
         from models.polynomial import Polynomial, formula

@@ -83,12 +83,13 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
     if config.resume == "true":
         run = store.open_run(Path(config.output_dir), check=False)
         _same_data(run, manifest)
+        store.make_folder(run.folder, num_bytes=store.num_bytes(config, manifest))
         runs.nest_wrapper(run.mlflow_run_id)
         run = dataclasses.replace(run, config=config)
     else:
         if config.output_dir:
             store.refuse_existing(Path(config.output_dir))
-        store.make_folder(Path(config.output_dir or "runs"))
+        store.make_folder(Path(config.output_dir or "runs"), num_bytes=store.num_bytes(config, manifest))
         run_id = runs.begin()
         folder = Path(config.output_dir or f"runs/{config.model}-{run_id[:8]}")
         try:

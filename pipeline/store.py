@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +23,7 @@ from models import build_model
 from pipeline import __version__
 from pipeline.config import RunConfig, UserError, from_json, to_json
 from pipeline.data.catalog import DATASETS
-from pipeline.data.prepare import sha256
+from pipeline.data.prepare import digest_of, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +39,7 @@ TRACKING = "tracking.json"
 TEST = "test.json"
 _LOCK = ".lock"
 _LOCK_WAIT = 5.0  # s: the process that a launcher has just ended may still hold it
+_MARGIN = 20_000_000  # bytes
 _DATA_KEYS = ("task", "classes", "input_shape", "input_dtype", "input_range", "statistics", "data_sha256")
 
 
@@ -109,18 +112,34 @@ def create(folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: s
         "config": to_json(config),
     }  # fmt: skip
     make_folder(folder)
-    write_json(folder / "config.json", values)
+    write_json(folder / "config.json", values | {"sha256": digest_of(values)})
     return run
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder that can be written into. Raises UserError if that is not to be had."""
+def make_folder(folder: Path, *, num_bytes: int = 0) -> None:
+    """Make a folder that can be written into, on a disk with `num_bytes` left. Raises UserError if that is not to be had."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(f"output_dir={folder} cannot be written ({error.strerror}). Give a folder that can.") from error
+    if free < num_bytes:
+        raise UserError(
+            f"output_dir={folder}: its disk has {free / 1e6:.0f} MB left, and this training writes about {num_bytes / 1e6:.0f} "
+            "MB. Make room, or give a folder on another disk."
+        )
+
+
+def num_bytes(config: RunConfig, data: Mapping[str, Any]) -> int:
+    """Return about how much a training writes: checkpoints, weights, exports, and a margin for pictures and rows.
+
+    A checkpoint holds the weights, the best ones, and at most twice as much of the optimiser's; three lie there at a time.
+    """
+    model = Run(folder=Path(), config=config, mlflow_run_id="", git_commit="", data=data).build_model()
+    weights = sum(value.nbytes for value in model.state_dict().values())
+    return 3 * 4 * weights + 8 * weights + _MARGIN
 
 
 def open_run(folder: Path, *, check: bool = True) -> Run:
@@ -130,6 +149,8 @@ def open_run(folder: Path, *, check: bool = True) -> Run:
     """
     try:
         values = json.loads((folder / "config.json").read_text())
+        if values.pop("sha256") != digest_of(values):
+            raise ValueError("its SHA-256 differs, so it was changed")
         run = Run(
             folder=folder,
             config=from_json(values["config"]),
@@ -141,7 +162,7 @@ def open_run(folder: Path, *, check: bool = True) -> Run:
         raise UserError(
             f"run={folder} is not a run folder: it has no config.json. Give a folder that `train` wrote, or an MLflow run id."
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"run={folder} has a config.json that cannot be read: {error}") from error
     if check:
         _check(folder)
@@ -153,7 +174,7 @@ def _check(folder: Path) -> None:
         raise UserError(f"run={folder} has no manifest.json: its training did not end. Finish it: --resume true.")
     try:
         digests = dict(json.loads((folder / "manifest.json").read_text())["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"run={folder} has a manifest.json that cannot be read: {error}") from error
     for name, digest in digests.items():
         path = folder / name
@@ -161,6 +182,19 @@ def _check(folder: Path) -> None:
             raise UserError(f"run={folder}: {name} is missing. Fetch it again, or repeat the stage that makes it.")
         if sha256(path) != digest:
             raise UserError(f"run={folder}: {name} is not the file that was written (its SHA-256 differs). Fetch it again.")
+
+
+def parse_rows(lines: bytes, path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a journal's lines; one that is damaged is passed over, and told."""
+    rows = []
+    for line in lines.splitlines():
+        try:
+            row = json.loads(line)
+            row["step"] + row["time"]
+            rows.append(row)
+        except (ValueError, KeyError, TypeError):
+            print(f"{path}: a line is damaged and passed over ({line[:40].decode(errors='replace')}...)", file=sys.stderr)
+    return rows
 
 
 def seal(folder: Path) -> None:
@@ -242,7 +276,7 @@ def write_json(path: Path, values: object) -> None:
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write a state dict as safetensors, atomically, from the CPU."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     with atomic(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
+        temporary.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in state.items()}))

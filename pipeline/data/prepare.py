@@ -68,10 +68,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def is_intact(folder: Path) -> bool:
     """Tell whether a prepared folder is there and each of its files has the hash that its manifest names."""
-    if not (folder / "manifest.json").is_file():
+    try:
+        manifest = read_manifest(folder)
+        if manifest.pop("sha256") != digest_of(manifest):
+            return False
+        files = {part["file"]: part["sha256"] for split in manifest["splits"].values() for part in split.values()}
+        return all(sha256(folder / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or damaged beyond reading
         return False
-    files = {part["file"]: part["sha256"] for split in read_manifest(folder)["splits"].values() for part in split.values()}
-    return all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in files.items())
+
+
+def digest_of(values: dict[str, Any]) -> str:
+    """Return the hex SHA-256 of JSON values, for a file that carries its own."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -93,7 +102,11 @@ def _make(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
         shutil.rmtree(leftover)
     temporary = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
     temporary.mkdir()
-    splits = _split(getattr(sources, spec.source)(config), config, spec)
+    samples = getattr(sources, spec.source)(config)
+    for x, y in (samples[:2], samples[2:]):
+        if x is not None:
+            _check(x, y, spec)
+    splits = _split(samples, config, spec)
     entries: dict[str, dict[str, Any]] = {}
     for name, (x, y) in splits.items():
         if name == "test" and x is splits["train"][0]:
@@ -107,12 +120,29 @@ def _make(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
         "identity": identity, "task": spec.task, "classes": list(spec.classes), "input_shape": list(shape),
         "input_dtype": "uint8" if spec.is_image else "float32", "input_range": list(IMAGE_RANGE) if spec.is_image else None,
         "statistics": {"mean": mean, "std": std}, "splits": entries,
-        "data_sha256": hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest(),
+        "data_sha256": digest_of(entries),
     }  # fmt: skip
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    (temporary / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1))
     if folder.exists():  # damaged: `is_intact` said so
         shutil.rmtree(folder)
     temporary.rename(folder)
+
+
+def _check(x: sources.Array, y: sources.Array, spec: DatasetSpec) -> None:
+    """Raise UserError for samples that no model can learn from: other shapes than promised, NaN, labels of no class."""
+    problems = []
+    if x.shape[1:] != spec.sample_shape or len(x) != len(y) or not len(x):
+        problems.append(f"has inputs {x.shape} and targets {y.shape}, not (N, {', '.join(map(str, spec.sample_shape))}) and N")
+    for name, values in (("inputs", x), ("targets", y)):
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            bad = int(np.argwhere(~np.isfinite(values).reshape(len(values), -1).all(1))[0, 0])
+            problems.append(f"has {name} that are not finite, first in sample {bad}")
+    if spec.task != "regression" and len(y) and (y.min() < 0 or y.max() >= len(spec.classes)):
+        problems.append(
+            f"has labels from {y.min()} to {y.max()} for the {len(spec.classes)} classes 0 to {len(spec.classes) - 1}"
+        )
+    if problems:
+        raise UserError(f"dataset={spec.source} {'; it '.join(problems)}. Mend the data, or choose another --dataset.")
 
 
 def _split(samples: sources.Samples, config: RunConfig, spec: DatasetSpec) -> dict[str, tuple[sources.Array, sources.Array]]:

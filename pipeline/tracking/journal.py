@@ -57,12 +57,14 @@ class Journal:
         """Return some of the rows from byte `start` on, and the byte behind the last of them."""
         content = os.pread(self._file, _CHUNK, start)
         content = content[: content.rfind(b"\n") + 1]
-        return [json.loads(line) for line in content.splitlines()], start + len(content)
+        return store.parse_rows(content, self.path), start + len(content)
 
     def all_rows(self) -> list[dict[str, Any]]:
-        rows, end = self.rows()
-        while end < self.size():
-            more, end = self.rows(end)
+        rows: list[dict[str, Any]] = []
+        start, end = -1, 0
+        while start < end:  # until no whole line is left
+            start = end
+            more, end = self.rows(start)
             rows += more
         return rows
 
@@ -76,6 +78,7 @@ class Outbox:
     def __init__(self, folder: Path, run_id: str) -> None:
         self.folder, self.run_id = folder, run_id
         self._path = folder / store.TRACKING
+        self._complained = False
         self._lock = threading.Lock()
         self._state: dict[str, Any] = {"mlflow_run_id": run_id, "sent_bytes": {}, "parts": {}}
         if self._path.exists():
@@ -136,4 +139,6 @@ class Outbox:
         try:
             store.write_json(self._path, self._state)
         except OSError as error:
-            print(f"{self._path} cannot be written ({error.strerror}); it is only in memory now", file=sys.stderr)
+            if not self._complained:
+                print(f"{self._path} cannot be written ({error.strerror}); it is only in memory now", file=sys.stderr)
+            self._complained = True

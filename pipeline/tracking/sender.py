@@ -48,6 +48,8 @@ def _send_rows(client: Any, outbox: Outbox, journal: Journal) -> int:
     number, start = 0, min(outbox.sent_bytes(journal.path.name), journal.size())
     while start < journal.size():
         rows, end = journal.rows(start)
+        if end == start:  # half a line: a full disk took no more
+            break
         metrics = [
             Metric(name, float(value), int(row["time"]), int(row["step"]))
             for row in rows

@@ -1,0 +1,92 @@
+"""A disk that is full or read-only, for real: small file systems of their own. Needs root to mount them."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import store
+from pipeline.checkpoint import newest_checkpoint
+from pipeline.cli import main
+from tests.conftest import read_rows
+
+pytestmark = pytest.mark.timeout(200)
+
+
+def _mount(*words: str) -> None:
+    subprocess.run(["mount", *words], check=True, timeout=20, capture_output=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        _mount("-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder))
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"nothing can be mounted here: {error}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=20)
+
+
+def _train(folder: Path, cache_dir: Path, *flags: str) -> subprocess.Popen[str]:
+    words = ["--model", "moons", "--batch_size", "4", "--epochs", "20", "--checkpoint_every", "100"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "train", *words, "--output_dir", str(folder), "--cache_dir", str(cache_dir), *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def _wait_for_epoch(process: subprocess.Popen[str], epoch: int) -> None:
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith(f"epoch {epoch}/"):
+            return
+    raise AssertionError("the training ended early")
+
+
+def test_a_disk_without_room_is_told_before_anything_is_created(disk: Path, cache_dir: Path, capsys: Any) -> None:
+    (disk / "ballast").write_bytes(bytes(10_000_000))
+    assert main(["train", "--model", "mlp", "--output_dir", str(disk / "run"), "--cache_dir", str(cache_dir)]) == 2
+    told = capsys.readouterr().err
+    assert "its disk has 15 MB left, and this training writes about 20 MB. Make room, or give a folder" in told
+    assert not (disk / "run" / "config.json").exists()
+
+
+def test_a_read_only_disk_is_told_before_anything_is_created(disk: Path, cache_dir: Path, capsys: Any) -> None:
+    """One that becomes read-only in mid-run: tests/faults/test_kills.py has EROFS at every hook of a save."""
+    _mount("-o", "remount,ro", str(disk))
+    assert main(["train", "--model", "mlp", "--output_dir", str(disk / "run"), "--cache_dir", str(cache_dir)]) == 2
+    assert f"output_dir={disk / 'run'} cannot be written (Read-only file system)" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_in_mid_run_fails_the_save_and_keeps_the_checkpoint_before(disk: Path, cache_dir: Path) -> None:
+    """The training goes on in memory; what could not be saved in the end is a failure; with room again, it goes on."""
+    run = disk / "run"
+    process = _train(run, cache_dir)
+    try:
+        _wait_for_epoch(process, 3)
+        with (disk / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        _, told = process.communicate(timeout=150)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and "Traceback" not in told, told
+    assert "No space left on device); the one before it is kept, and training goes on" in told
+    assert "Make room or mend the access, and go on: --resume true." in " ".join(told.split())
+    before = newest_checkpoint(run)
+    assert before and 100 <= before[1]["state"]["step"] < 3200
+    (disk / "ballast").unlink()
+    assert main(["train", "--output_dir", str(run), "--resume", "true", "--cache_dir", str(cache_dir)]) == 0
+    steps = [row["step"] for row in read_rows(store.open_run(run).folder) if "train/loss" in row]
+    assert steps == list(range(10, 3201, 10))

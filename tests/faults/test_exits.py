@@ -1,0 +1,38 @@
+"""A job that has done its work ends with 0: a worker that ends right after it made its group was seen to abort."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_WORKER = """
+import sys
+from pipeline import distributed
+with distributed.process_group("cpu") as ranks:
+    if sys.argv[1:] == ["fail"] and ranks.rank == 1:
+        distributed.leave(7)
+distributed.leave(0)
+"""
+_LAUNCH = "import sys; sys.path.insert(0, '.'); from pipeline.distributed import launch; sys.exit(launch(sys.argv[1:], 2))"
+
+
+def _statuses(folder: Path, count: int, *words: str) -> list[int]:
+    (folder / "short.py").write_text(_WORKER)
+    command = [sys.executable, "-c", _LAUNCH, "short", *words]
+    return [subprocess.run(command, capture_output=True, timeout=100, check=False).returncode for _ in range(count)]
+
+
+def test_a_job_of_two_ranks_that_ends_at_once_ends_with_0_and_one_that_fails_does_not(tmp_path: Path) -> None:
+    assert _statuses(tmp_path, 2) == [0, 0]
+    assert _statuses(tmp_path, 1, "fail") == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_fifty_jobs_in_a_row_end_with_0(tmp_path: Path) -> None:
+    statuses = _statuses(tmp_path, 50)
+    print(f"50 jobs of two gloo ranks that end at once: {statuses.count(0)} ended with 0")
+    assert statuses == [0] * 50
