@@ -105,7 +105,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             continue
         finished += 1
         try:
-            if json.loads(path.with_suffix(".json").read_text())["sha256"] != sha256(path):
+            note = json.loads(path.with_suffix(".json").read_text())
+            if note != {"step": int(path.stem.removeprefix("step-")), "sha256": sha256(path)}:
                 raise ValueError("its SHA-256 differs")
             return path, torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:

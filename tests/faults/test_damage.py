@@ -85,6 +85,11 @@ def torch_content(path: Path) -> dict[str, Any]:
     return content
 
 
+def _means_the_same(path: Path, kept: bytes) -> bool:
+    """Tell whether a JSON file has lost no more than the line end behind its last bracket."""
+    return path.exists() and path.read_bytes() == kept.rstrip()
+
+
 def _found(exported: Path, name: str, kind: str, source: random.Random, capsys: Any) -> bool:
     if "newest" in name:
         path = max((exported / "checkpoints").glob("step-*.pt")).with_suffix(Path(name).suffix)
@@ -93,6 +98,8 @@ def _found(exported: Path, name: str, kind: str, source: random.Random, capsys: 
     kept = path.read_bytes()
     try:
         spoil(path, kind, source)
+        if path.suffix == ".json" and _means_the_same(path, kept):
+            return True
         FILES[name](exported)
     except UserError as error:
         assert len(error.messages) == 1 and "\n" not in error.messages[0].strip()
