@@ -77,3 +77,46 @@ def test_a_hung_rank_is_found_named_and_restarted(cache_dir: Path) -> None:
     assert process.returncode == 0, Path("stderr").read_text()
     assert "epoch 8/8" in out and _status() == "FINISHED"
     assert "rank 0: no answer from rank 1, which hangs or is dead" in Path("stderr").read_text()
+
+
+def _train_on_two(cache_dir: Path, folder: str, *fault: str) -> subprocess.CompletedProcess[str]:
+    """Train on two ranks under our launcher, with a fault in one of them, and one restart."""
+    train = ["train", "--model", "moons", "--batch_size", "8", "--epochs", "5", "--output_dir", folder, "--cache_dir",
+             str(cache_dir), "--checkpoint_every", "50", "--timeout", "5"]  # fmt: skip
+    code = "import sys; from pipeline.distributed import launch; sys.exit(launch(sys.argv[1:], 2, max_restarts=1))"
+    return subprocess.run(
+        [sys.executable, "-c", code, "tests.faults.worker", *(fault or ("9", "step", "1", "before", "hang")), "--", *train],
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash of the last weights of a two-rank run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = _train_on_two(cache_dir, str(folder))
+    assert done.returncode == 0, done.stderr
+    return store.sha256(folder / store.LAST_WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("0", "replace", "9", "before", "SIGKILL"),  # rank 0 inside a save
+        pytest.param(("1", "step", "301", "before", "SIGKILL"), marks=pytest.mark.slow),
+        pytest.param(("1", "step", "233", "after", "hang"), marks=pytest.mark.slow),
+        pytest.param(("0", "step", "233", "before", "hang"), marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_a_rank_that_dies_or_hangs_at_a_step_or_in_a_save_changes_no_bit_of_the_end(
+    cache_dir: Path, whole: str, fault: tuple[str, ...]
+) -> None:
+    done = _train_on_two(cache_dir, "run", *fault)
+    assert done.returncode == 0, done.stderr
+    assert store.sha256(Path("run") / store.LAST_WEIGHTS) == whole and _status() == "FINISHED"
+    assert MlflowClient().get_run(store.open_run(Path("run")).mlflow_run_id).data.tags["restarts"] == "1"
+    if fault[-1] == "hang":
+        assert f"no answer from rank {fault[0]}, which hangs or is dead" in done.stderr
+    losses = [row["step"] for row in read_rows(Path("run")) if "train/loss" in row]
+    assert losses == list(range(10, 401, 10))
