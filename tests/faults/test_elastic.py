@@ -48,6 +48,7 @@ def _status() -> str:
     return str(MlflowClient().get_run(store.open_run(Path("run"), check=False).mlflow_run_id).info.status)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leads_to_a_restart_from_the_last_checkpoint_into_the_same_run(cache_dir: Path) -> None:
     number = len(MlflowClient().search_runs(["0"]))
     with _job(cache_dir, "--max_restarts", "1", "--checkpoint_every", "50") as (process, ranks):
@@ -103,6 +104,7 @@ def whole(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     "fault",
     [
         ("0", "replace", "9", "before", "SIGKILL"),  # rank 0 inside a save
+        ("1", "step", "233", "before", "SIGTERM"),  # one host is to go: all ranks save, at the same step
         pytest.param(("1", "step", "301", "before", "SIGKILL"), marks=pytest.mark.slow),
         pytest.param(("1", "step", "233", "after", "hang"), marks=pytest.mark.slow),
         pytest.param(("0", "step", "233", "before", "hang"), marks=pytest.mark.slow),
@@ -116,6 +118,8 @@ def test_a_rank_that_dies_or_hangs_at_a_step_or_in_a_save_changes_no_bit_of_the_
     assert done.returncode == 0, done.stderr
     assert store.sha256(Path("run") / store.LAST_WEIGHTS) == whole and _status() == "FINISHED"
     assert MlflowClient().get_run(store.open_run(Path("run")).mlflow_run_id).data.tags["restarts"] == "1"
+    if fault[-1] == "SIGTERM":
+        assert "stopped at step 240; the checkpoint is written" in done.stdout
     if fault[-1] == "hang":
         assert f"no answer from rank {fault[0]}, which hangs or is dead" in done.stderr
     losses = [row["step"] for row in read_rows(Path("run")) if "train/loss" in row]

@@ -89,9 +89,7 @@ def _assert_everything_is_there_once(server: str) -> None:
     assert {a.path for a in client.list_artifacts(run.mlflow_run_id)} >= {"weights.safetensors", "manifest.json", "plots"}
 
 
-@pytest.mark.parametrize(
-    "fault", [f if f in ("refuse", "lost answers") else pytest.param(f, marks=pytest.mark.slow) for f in FAULTS]
-)
+@pytest.mark.parametrize("fault", [f if f == "refuse" else pytest.param(f, marks=pytest.mark.slow) for f in FAULTS])
 def test_a_server_that_fails_in_mid_run_loses_no_figure(
     fault: str, proxy: Proxy, server: str, cache_dir: Path, capfd: Any
 ) -> None:
@@ -110,7 +108,7 @@ def test_a_server_that_fails_in_mid_run_loses_no_figure(
     assert "run: 0 figures sent" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("fault", ["refuse", "lost answers"])
+@pytest.mark.parametrize("fault", [pytest.param("refuse", marks=pytest.mark.slow), "lost answers"])
 def test_a_server_that_comes_back_gets_what_it_missed(
     fault: str, proxy: Proxy, server: str, cache_dir: Path, capfd: Any
 ) -> None:
