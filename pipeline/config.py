@@ -89,6 +89,9 @@ class RunConfig:
         "training loss: a mean over samples, sse a sum",
         choices=dict.fromkeys(sum(LOSSES.values(), ())),
     )
+    augment_shift: int = option(
+        0, "pixels by which a training image is moved at most, each way, anew in each epoch (images)", at_least=0, at_most=14
+    )
     label_smoothing: float = option(0.0, "label smoothing (cross_entropy)", at_least=0, below=1)
     grad_clip: float = option(0.0, "largest global norm of the gradient; 0: no limit", at_least=0)
     early_stopping: int = option(0, "stop after so many epochs without a better validation result; 0: never", at_least=0)

@@ -68,6 +68,20 @@ class _Gather(torch.utils.data.Dataset[list[Part]]):
         return [(self.split.x.index_select(0, i), self.split.y.index_select(0, i)) for i in indices]
 
 
+def moved(images: Tensor, moves: Tensor) -> Tensor:
+    """Return images (B, C, H, W), each moved by its own (dy, dx) in `moves` (B, 2) int64; what comes in is 0."""
+    if not len(images):
+        return images
+    height, width = images.shape[2:]
+    y, x = (
+        torch.arange(n, device=images.device) - moves[:, k : k + 1] for k, n in enumerate((height, width))
+    )  # (B, H), (B, W)
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]  # (B, H, W)
+    source = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None, :]
+    flat = source.flatten(1)[:, None].expand(-1, images.shape[1], -1)  # (B, C, H*W)
+    return images.flatten(2).gather(2, flat).view(images.shape) * inside[:, None]
+
+
 class Batches:
     """The batches of one rank. `batch_size` counts the samples of all ranks; the last batch of an epoch may be smaller."""
 
@@ -82,10 +96,11 @@ class Batches:
         world_size: int,
         device: torch.device,
         workers: int = 0,
+        shift: int = 0,
     ) -> None:
         self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.device, self.workers = device, workers
+        self.device, self.workers, self.shift = device, workers, shift
         self.num_samples = len(split)
         self.split = split.to(device) if not workers and fits_on(device, split) else split
 
@@ -100,15 +115,17 @@ class Batches:
     def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[list[Part]]:
         """Yield this rank's samples, on its device, for each step of `epoch` from `first_step` on.
 
-        A step comes as `accumulation_steps` parts; a part is empty where a rank has no sample left in a small batch.
+        A step comes as `accumulation_steps` parts; a part is empty where a rank has no sample left in a small batch. How far an
+        image is moved depends on the seed, the epoch and the sample alone, as the order does.
         """
-        if len(self) == 1 and self.world_size * self.accumulation_steps == 1 and not self.workers:
+        if len(self) == 1 and self.world_size * self.accumulation_steps == 1 and not self.workers and not self.shift:
             if not first_step:
                 yield [(self.split.x, self.split.y)]  # a full batch is the split itself: nothing to gather
             return
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(self.num_samples, generator=generator)
         steps = [self._indices(order, step) for step in range(first_step, len(self))]
+        moves = torch.randint(-self.shift, self.shift + 1, (self.num_samples, 2), generator=generator) if self.shift else None
         gather = _Gather(self.split)
         if self.workers:
             options: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
@@ -118,8 +135,11 @@ class Batches:
         else:
             on = self.split.x.device
             parts = (gather[[i.to(on, non_blocking=True) for i in indices]] for indices in steps)
-        for step in parts:
-            yield [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in step]
+        for indices, step in zip(steps, parts, strict=True):
+            there = [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in step]
+            if moves is not None:
+                there = [(moved(x, moves[i].to(self.device)), y) for i, (x, y) in zip(indices, there, strict=True)]
+            yield there
 
     def _indices(self, order: Tensor, step: int) -> list[Tensor]:
         batch = order[step * self.batch_size : (step + 1) * self.batch_size]

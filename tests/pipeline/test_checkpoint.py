@@ -201,6 +201,19 @@ def test_stopped_at_any_step_a_run_resumes_bit_for_bit(make_config: Make, tmp_pa
         assert (folder / store.WEIGHTS).read_bytes() == (tmp_path / "whole" / store.WEIGHTS).read_bytes()
 
 
+def test_moved_images_resume_bit_for_bit_too(make_config: Make, tmp_path: Path) -> None:
+    """With augmentation, dropout, accumulation and a schedule, in mid-epoch, with loader processes before and none after."""
+    flags: dict[str, Any] = {"model": "cnn", "epochs": 2, "batch_size": 300, "dropout": 0.3, "augment_shift": 2,
+                             "accumulation_steps": 2, "scheduler": "one_cycle", "warmup": 0.3, "log_every": 1}  # fmt: skip
+    whole = _train(make_config(**flags), tmp_path / "whole", Progress())
+    with pytest.raises(Stopped):
+        _train(make_config(**flags, workers=2), tmp_path / "run", _StopAt(3))
+    resumed = _train(make_config(**flags), tmp_path / "run", Progress(), resume=True)
+    plain = _train(make_config(**flags | {"augment_shift": 0}), tmp_path / "plain", Progress())
+    weights = [t.model.state_dict()["network.conv1.weight"] for t in (whole, resumed, plain)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
 @pytest.mark.parametrize(("every", "steps"), [("7", [14, 18]), ("epoch", [12, 18]), ("1000m", [18])])
 def test_checkpoints_come_when_asked_for(make_config: Make, tmp_path: Path, every: str, steps: list[int]) -> None:
     config = make_config(model="mlp", epochs=3, batch_size=60, checkpoint_every=every)

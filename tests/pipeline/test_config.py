@@ -40,6 +40,7 @@ def test_every_field_has_a_meaning(name: str) -> None:
         ({"epochs": "0"}, ["epochs=0", "at least 1"]),
         ({"epochs": "2.5"}, ["epochs=2.5", "not a whole number"]),
         ({"dropout": "1"}, ["dropout=1", "below 1"]),
+        ({"model": "mlp", "augment_shift": "2"}, ["augment_shift=2", "breast_cancer has none"]),
         ({"compile": "yes"}, ["compile=yes", "true or", "false"]),
         ({"nproc": "many"}, ["nproc=many", "not a whole number"]),
         ({"nproc": "0"}, ["nproc=0", "at least 1"]),

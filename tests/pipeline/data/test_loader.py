@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.data.loader import Batches, Split, open_split, share
+from pipeline.data.loader import Batches, Split, moved, open_split, share
 from pipeline.data.prepare import prepare
 
 CPU = torch.device("cpu")
@@ -78,3 +78,30 @@ def test_splits_are_memory_mapped(make_config: Callable[..., RunConfig]) -> None
     assert split.x.dtype == torch.uint8
     maps = Path("/proc/self/maps").read_text()
     assert "train_x.npy" in maps
+
+
+def test_an_image_is_moved_as_numpy_would_and_nothing_comes_round_the_edge() -> None:
+    images = torch.arange(1, 2 * 3 * 5 * 4 + 1).view(2, 3, 5, 4)
+    for dy, dx in ((0, 0), (2, -1), (-3, 3), (1, 1)):
+        expected = torch.zeros_like(images[0])
+        rows, columns = slice(max(dy, 0), 5 + min(dy, 0)), slice(max(dx, 0), 4 + min(dx, 0))
+        theirs = slice(max(-dy, 0), 5 + min(-dy, 0)), slice(max(-dx, 0), 4 + min(-dx, 0))
+        expected[:, rows, columns] = images[0][:, theirs[0], theirs[1]]
+        ours = moved(images, torch.tensor([[dy, dx], [0, 0]]))
+        assert torch.equal(ours[0], expected) and torch.equal(ours[1], images[1])
+
+
+def test_how_far_an_image_is_moved_depends_on_the_sample_and_the_epoch_alone() -> None:
+    images = torch.randint(1, 256, (30, 1, 9, 9), dtype=torch.uint8)
+
+    def seen(epoch: int, *, world: int = 1, parts: int = 1, workers: int = 0, first: int = 0) -> dict[int, torch.Tensor]:
+        options = {"batch_size": 7, "seed": 5, "world_size": world, "accumulation_steps": parts, "workers": workers, "shift": 2}
+        ranks = [Batches(Split(images, torch.arange(30)), rank=r, device=CPU, **options) for r in range(world)]  # type: ignore[arg-type]
+        steps = [part for rank in ranks for step in rank.epoch(epoch, first_step=first) for part in step]
+        return {int(i): image for x, y in steps for i, image in zip(y, x, strict=True)}
+
+    whole = seen(1)
+    assert whole[0].dtype == torch.uint8 and len(whole) == 30
+    for other in (seen(1, world=3), seen(1, parts=2), seen(1, workers=2), seen(1, first=2)):
+        assert all(torch.equal(image, whole[i]) for i, image in other.items()) and other
+    assert sum(torch.equal(image, whole[i]) for i, image in seen(2).items()) < 10
