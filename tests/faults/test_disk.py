@@ -69,6 +69,7 @@ def test_a_read_only_disk_is_told_before_anything_is_created(disk: Path, cache_d
     assert f"output_dir={disk / 'run'} cannot be written (Read-only file system)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_in_mid_run_fails_the_save_and_keeps_the_checkpoint_before(disk: Path, cache_dir: Path) -> None:
     """The training goes on in memory; what could not be saved in the end is a failure; with room again, it goes on."""
     run = disk / "run"

@@ -73,6 +73,7 @@ def test_the_launcher_closes_the_run_of_a_rank_0_that_was_killed(killed: tuple[i
     assert status == 1 and _status(run_id) == "FAILED"
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_still_works_on_is_left_alone(cache_dir: Path) -> None:
     words = ["--model", "moons", "--batch_size", "2", "--epochs", "300", "--output_dir", "run", "--cache_dir", str(cache_dir)]
     process = subprocess.Popen(

@@ -15,6 +15,7 @@ from models import MODELS
 from pipeline import store
 from pipeline.cli import main
 from pipeline.data.catalog import DATASETS
+from pipeline.data.prepare import digest_of
 from pipeline.store import Run
 from tests.conftest import read_rows
 
@@ -65,7 +66,8 @@ def test_other_data_than_the_trainings_is_refused(trained: Trained, tmp_path: Pa
     subprocess.run(["cp", "-r", run.folder, copy], check=True, timeout=30)
     config = json.loads((copy / "config.json").read_text())
     config["data"]["data_sha256"] = "0" * 64
-    (copy / "config.json").write_text(json.dumps(config))
+    del config["sha256"]
+    (copy / "config.json").write_text(json.dumps(config | {"sha256": digest_of(config)}))
     store.seal(copy)
     assert main(["evaluate", "--run", str(copy), "--cache_dir", str(run.config.cache_dir)]) == 2
     assert "are not those of the training" in capsys.readouterr().err
