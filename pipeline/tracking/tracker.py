@@ -152,7 +152,8 @@ def training_run(run: Run, tags: Mapping[str, object], *, dataset: Mapping[str, 
             yield tracker
             status = "FINISHED"
         except Stopped as stop:  # the launcher stops the ranks that are left when one has failed
-            status = "FAILED" if stop.__context__ or distributed.another_rank_failed() else "KILLED"
+            failed = stop.__context__ is not None and not isinstance(stop.__context__, Stopped)  # a second signal is no failure
+            status = "FAILED" if failed or distributed.another_rank_failed() else "KILLED"
             raise
         finally:
             with stopping.held_back():

@@ -67,6 +67,7 @@ def test_a_later_start_closes_a_run_that_sigkill_left_running_and_it_resumes_wit
         assert [(m.step, m.value) for m in sent] == [(r["step"], r[name]) for r in rows if name in r], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [2], indirect=True)
 def test_the_launcher_closes_the_run_of_a_rank_0_that_was_killed(killed: tuple[int, str]) -> None:
     status, run_id = killed
