@@ -104,7 +104,7 @@ def whole(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     "fault",
     [
         pytest.param(("0", "replace", "9", "before", "SIGKILL"), marks=pytest.mark.slow),  # rank 0 inside a save
-        pytest.param(("1", "step", "233", "before", "SIGTERM"), marks=pytest.mark.slow),  # one host is to go: all ranks save, at the same step
+        pytest.param(("1", "step", "233", "before", "SIGTERM"), marks=pytest.mark.slow),  # all save
         pytest.param(("1", "step", "301", "before", "SIGKILL"), marks=pytest.mark.slow),
         pytest.param(("1", "step", "233", "after", "hang"), marks=pytest.mark.slow),
         pytest.param(("0", "step", "233", "before", "hang"), marks=pytest.mark.slow),
