@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from pipeline.config import RunConfig, UserError
 from pipeline.rules import layer_values
@@ -28,6 +27,7 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
         group = groups.setdefault(
             own, {"params": [], "lr": rates.get(own, config.lr), "weight_decay": decays.get(own, config.weight_decay)}
         )
+        group["initial_lr"] = group["lr"]  # as torch's schedulers call it
         group["params"].append(parameter)
     if missing := sorted((set(rates) | set(decays)) - set(groups)):
         raise UserError(f"layer_lr or layer_weight_decay names {', '.join(missing)}, which model={config.model} lacks here.")
@@ -39,9 +39,11 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, lr=config.lr, fused=True)
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, config: RunConfig, *, total_steps: int, steps_per_epoch: int) -> LambdaLR:
-    """Return a scheduler that is stepped after every optimiser step."""
-    return LambdaLR(optimizer, lambda step: lr_factor(step, config, total_steps=total_steps, steps_per_epoch=steps_per_epoch))
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set every group's learning rate to its own peak times `factor`; return the first group's."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def lr_factor(step: int, config: RunConfig, *, total_steps: int, steps_per_epoch: int) -> float:

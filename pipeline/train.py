@@ -28,7 +28,7 @@ from pipeline.distributed import Ranks
 from pipeline.evaluate import measure
 from pipeline.losses import loss_sum, normaliser
 from pipeline.metrics import merit, merit_name, merit_sum
-from pipeline.optimizers import build_optimizer, build_scheduler
+from pipeline.optimizers import build_optimizer, lr_factor, set_lr
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped
 from pipeline.store import Run
@@ -68,9 +68,6 @@ class Training:
             for smoothing in (c.label_smoothing, 0.0)
         )
         self.optimizer = build_optimizer(self.model, c)
-        self.scheduler = build_scheduler(
-            self.optimizer, c, total_steps=c.epochs * len(self.batches), steps_per_epoch=len(self.batches)
-        )
         self.scaler = torch.amp.GradScaler(enabled=c.precision == "fp16")
         compiled: nn.Module = torch.compile(self.model) if c.compile else self.model  # type: ignore[assignment]
         self.wrapped = compiled
@@ -118,7 +115,8 @@ class Training:
         losses = torch.zeros(len(batches), device=self.ranks.device, dtype=torch.float64)
         logged, start = first, time.perf_counter()
         for step, parts in enumerate(batches.epoch(state.epoch, first_step=first), start=first):
-            lr = self.optimizer.param_groups[0]["lr"]
+            factor = lr_factor(state.step, c, total_steps=c.epochs * len(batches), steps_per_epoch=len(batches))
+            lr = set_lr(self.optimizer, factor)
             losses[step], right = self._step(parts, batches.num_in_step(step))
             self.hits += right
             state.step += 1
@@ -148,6 +146,8 @@ class Training:
     def _step(self, parts: list[Part], count: int) -> tuple[Tensor, Tensor]:
         """Do one optimiser step; return this rank's loss, as its share of the global loss, and its right answers."""
         scale = 1 / normaliser(self.config.loss, count)
+        # DDP averages the gradients over the ranks, and the global loss is their sum
+        seed = self.scaler.scale(torch.full((), self.ranks.world_size * scale, device=self.ranks.device))
         self.optimizer.zero_grad(set_to_none=True)
         losses, hits = [], []
         for k, (x, y) in enumerate(parts):
@@ -155,18 +155,16 @@ class Training:
                 with self.autocast():
                     scores, _ = self.wrapped(x)
                 scores = scores.float()
-                loss = self.loss_sum(scores, y) * scale
-                # DDP averages the gradients over the ranks, and the global loss is their sum
-                self.scaler.scale(loss * self.ranks.world_size).backward()
-            losses.append(loss.detach())
+                loss = self.loss_sum(scores, y)
+                loss.backward(seed)
+            losses.append(loss.detach() * scale)
             hits.append(merit_sum(self.task, scores.detach(), y))
         if self.config.grad_clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.scheduler.step()
-        return torch.stack(losses).sum(), torch.stack(hits).sum()
+        return sum(losses[1:], losses[0]), sum(hits[1:], hits[0])
 
     def _synchronised(self, last: bool) -> Any:
         """Exchange gradients only in the last part of a step."""
@@ -230,8 +228,8 @@ class Training:
         if self.ranks.is_main:
             content = {
                 "state": vars(self.state), "model": self.model.state_dict(), "best_weights": self.best_weights,
-                "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
-                "scaler": self.scaler.state_dict(), "ranks": per_rank, "mlflow_run_id": self.run.mlflow_run_id,
+                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "ranks": per_rank,
+                "mlflow_run_id": self.run.mlflow_run_id,
             }  # fmt: skip
             self.writer.start(self.run.folder, self.state.step, snapshot(content))
         self.saved_at = time.monotonic()
@@ -248,7 +246,6 @@ class Training:
         self.model.load_state_dict(checkpoint["model"])
         self.best_weights = {k: v.to(self.ranks.device) for k, v in checkpoint["best_weights"].items()}
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scheduler.load_state_dict(checkpoint["scheduler"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         if self.ranks.is_main:  # the files beside the checkpoint may be of a later step, or on another host's disk
             store.save_weights(self.run.folder / store.LAST_WEIGHTS, checkpoint["model"])

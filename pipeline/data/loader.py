@@ -123,21 +123,23 @@ class Batches:
                 yield [(self.split.x, self.split.y)]  # a full batch is the split itself: nothing to gather
             return
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(self.num_samples, generator=generator)
-        steps = [self._indices(order, step) for step in range(first_step, len(self))]
+        order = torch.randperm(self.num_samples, generator=generator, dtype=torch.int32)  # the one thing that grows with the data
+        steps = range(first_step, len(self))
         moves = torch.randint(-self.shift, self.shift + 1, (self.num_samples, 2), generator=generator) if self.shift else None
         gather = _Gather(self.split)
         if self.workers:
             options: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
             options["generator"] = generator  # or each new iterator would draw from dropout's
-            loader = torch.utils.data.DataLoader(gather, sampler=steps, batch_size=None, **options)
+            wanted = (self._indices(order, step) for step in steps)
+            loader = torch.utils.data.DataLoader(gather, sampler=wanted, batch_size=None, **options)
             parts: Iterator[list[Part]] = iter(loader)
         else:
             on = self.split.x.device
-            parts = (gather[[i.to(on, non_blocking=True) for i in indices]] for indices in steps)
-        for indices, step in zip(steps, parts, strict=True):
-            there = [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in step]
+            parts = (gather[[i.to(on, non_blocking=True) for i in self._indices(order, step)]] for step in steps)
+        for step, samples in zip(steps, parts, strict=True):
+            there = [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in samples]
             if moves is not None:
+                indices = self._indices(order, step)
                 there = [(moved(x, moves[i].to(self.device)), y) for i, (x, y) in zip(indices, there, strict=True)]
             yield there
 
