@@ -40,6 +40,7 @@ class ModelSpec:
 _IMAGES = {  # found on MNIST's validation samples: label smoothing brings most of it
     "dataset": "digits", "loss": "cross_entropy", "preprocess": "standardize", "monitor": "accuracy", "optimizer": "adamw",
     "lr": 5e-3, "weight_decay": 0.1, "label_smoothing": 0.05, "scheduler": "one_cycle", "warmup": 0.3, "batch_size": 48,
+    "precision": "auto",
 }  # fmt: skip
 
 MODELS: dict[str, ModelSpec] = {
@@ -124,6 +125,10 @@ MODELS: dict[str, ModelSpec] = {
         recipes={
             "default": _IMAGES | {"epochs": 10},
             "default:mnist": {"epochs": 5},
+            "fast": _IMAGES | {
+                "dataset": "mnist", "holdout": False, "epochs": 1, "max_steps": 420, "batch_size": 64, "optimizer": "muon",
+                "lr": 4e-3, "weight_decay": 0.05, "warmup": 0.2, "init": "patches",
+            },
             "seed": {
                 "dataset": "mnist", "loss": "cross_entropy", "preprocess": "scale", "holdout": False, "optimizer": "adam",
                 "lr": 0.01, "epochs": 20, "batch_size": 50,

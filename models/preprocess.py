@@ -28,8 +28,11 @@ class Model(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(shape))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(shape))
 
+    def standardised(self, x: Tensor) -> Tensor:
+        return (x.float() - self.mean) / self.std
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network((x.float() - self.mean) / self.std)
+        return self.network(self.standardised(x))
 
 
 def statistics(

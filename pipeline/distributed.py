@@ -66,6 +66,17 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def resolve_precision(name: str, device: str) -> str:
+    """Return the precision that `auto` stands for on this machine: bf16 only where it is computed in hardware, or else fp32."""
+    if name != "auto":
+        return name
+    if resolve_device(device) == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = any(torch.cpu.get_capabilities().get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16" if native else "fp32"
+
+
 def resolve_nproc(nproc: int | str, device: str) -> int:
     """Return the number of workers to start on this host. Raises UserError for more workers than GPUs."""
     gpus = torch.cuda.device_count() if device == "cuda" else 0

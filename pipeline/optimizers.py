@@ -9,33 +9,47 @@ import torch
 from torch import nn
 
 from pipeline.config import RunConfig, UserError
+from pipeline.muon import Muon
 from pipeline.rules import layer_values
 
+_MUON_BETAS = (0.9, 0.99)
 _ONE_CYCLE_START = 1 / 25  # of the peak, as in torch's OneCycleLR
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """Return the optimiser of `config` over the parameters of `model`, layers with values of their own in their own groups.
 
+    A layer whose learning rate is 0 is frozen. muon makes the steps of the matrices between the first and the last orthogonal.
+
     Raises UserError where `layer_lr` or `layer_weight_decay` names a layer that this model does not have.
     """
     rates, decays = layer_values(config.layer_lr), layer_values(config.layer_weight_decay)
-    groups: dict[str, dict[str, Any]] = {}
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    layers = set()
     for name, parameter in model.named_parameters():
         layer = name.removeprefix("network.").partition(".")[0]
+        layers.add(layer)
         own = layer if layer in rates or layer in decays else ""
-        group = groups.setdefault(
-            own, {"params": [], "lr": rates.get(own, config.lr), "weight_decay": decays.get(own, config.weight_decay)}
-        )
-        group["initial_lr"] = group["lr"]  # as torch's schedulers call it
+        lr = rates.get(own, config.lr)
+        if lr == 0:
+            parameter.requires_grad_(False)  # so that no gradient is computed for it, nor for what comes before it
+            continue
+        hidden = config.optimizer == "muon" and any(parameter is matrix for matrix in matrices[1:-1])
+        group = groups.setdefault((own, hidden), {"params": [], "lr": lr, "weight_decay": decays.get(own, config.weight_decay)})
+        group["initial_lr"] = lr  # as torch's schedulers call it
         group["params"].append(parameter)
-    if missing := sorted((set(rates) | set(decays)) - set(groups)):
+        if hidden:
+            group["orthogonal"] = True
+    if missing := sorted((set(rates) | set(decays)) - layers):
         raise UserError(f"layer_lr or layer_weight_decay names {', '.join(missing)}, which model={config.model} lacks here.")
     parameters = list(groups.values())
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=config.lr, momentum=config.momentum)
+    if config.optimizer == "muon":
+        return Muon(parameters, lr=config.lr, betas=_MUON_BETAS, fused=True)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, lr=config.lr, fused=True)
 
 

@@ -61,6 +61,8 @@ def broken_rules(
             ("augment_shift", "dataset"),
             f"augment_shift={c.augment_shift} moves images, and dataset={c.dataset} has none. Leave it out.",
         )
+    if c.init == "patches" and not data.is_image:
+        yield ("init", "dataset"), f"init=patches needs images, and dataset={c.dataset} has none. Leave it out."
     if c.label_smoothing and c.loss != "cross_entropy":
         yield (
             ("label_smoothing", "loss"),

@@ -43,7 +43,7 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
             with store.atomic(run.folder / "parameters.md") as path:
                 path.write_text("\n".join(parameter_table(training.model)) + "\n")
         with show(
-            epochs=config.epochs, steps_per_epoch=len(training.batches), first_step=training.state.step,
+            epochs=training.num_epochs, steps_per_epoch=len(training.batches), first_step=training.state.step,
             is_main=ranks.is_main,
         ) as progress:  # fmt: skip
             try:
@@ -101,7 +101,8 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
         dataset = {"name": config.dataset, "digest": manifest["data_sha256"], "source": source}
     tags = tracking.environment_tags(run, world_size=ranks.world_size, device=str(ranks.device), dirty=dirty)
     tracker = stack.enter_context(tracking.training_run(run, tags, dataset=dataset))
-    _say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}, {ranks.world_size} x {ranks.device.type}")
+    computing = f"{ranks.world_size} x {ranks.device.type}, {run.config.precision}"
+    _say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}, {computing}")
     return run, tracker
 
 

@@ -6,6 +6,7 @@ stage checks what it is about to read against it.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -24,6 +25,7 @@ from pipeline import __version__
 from pipeline.config import RunConfig, UserError, from_json, to_json
 from pipeline.data.catalog import DATASETS
 from pipeline.data.prepare import digest_of, sha256
+from pipeline.distributed import resolve_precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,8 +100,12 @@ def refuse_existing(folder: Path) -> None:
 
 
 def create(folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: str, data: Mapping[str, Any]) -> Run:
-    """Make a run folder and write its `config.json`. Raises UserError if it already holds a run or cannot be written."""
+    """Make a run folder and write its `config.json`, where `precision=auto` becomes what it stands for on this machine.
+
+    Raises UserError if the folder already holds a run or cannot be written.
+    """
     refuse_existing(folder)
+    config = dataclasses.replace(config, precision=resolve_precision(config.precision, config.device))
     run = Run(
         folder=folder,
         config=config,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models.patches import set_patches
 from models.preprocess import Model
 from pipeline import distributed, stopping, store
 from pipeline.checkpoint import Writer, snapshot
@@ -34,6 +35,7 @@ from pipeline.stopping import Stopped
 from pipeline.store import Run
 from pipeline.tracking.tracker import NullTracker
 
+_PATCH_IMAGES = 512  # training images whose patches `init=patches` looks at
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -67,6 +69,13 @@ class Training:
             loss_sum(c.loss, task=self.task, label_smoothing=smoothing, network=self.model.network)
             for smoothing in (c.label_smoothing, 0.0)
         )
+        self.total_steps = c.epochs * len(self.batches)
+        if c.max_steps:
+            self.total_steps = min(self.total_steps, c.max_steps)
+        self.num_epochs = math.ceil(self.total_steps / len(self.batches))  # the last one may be cut short
+        if c.init == "patches":
+            images = self.model.standardised(train.x[:_PATCH_IMAGES].to(ranks.device))
+            set_patches(next(m for m in self.model.modules() if isinstance(m, nn.Conv2d)), images)
         self.optimizer = build_optimizer(self.model, c)
         self.scaler = torch.amp.GradScaler(enabled=c.precision == "fp16")
         compiled: nn.Module = torch.compile(self.model) if c.compile else self.model  # type: ignore[assignment]
@@ -92,12 +101,12 @@ class Training:
         A signal to any rank stops all at the end of a `log_every` window, with a checkpoint there; raises Stopped.
         """
         with stopping.deferred(), self.writer:
-            while self.state.epoch < self.config.epochs and not self._out_of_patience():
+            while self.state.epoch < self.num_epochs and not self._out_of_patience():
                 row = self._epoch(progress)
                 row |= self._validate()
                 self._log(row)
                 progress.epoch(self.state.epoch, row)
-                ended = self.state.epoch == self.config.epochs or self._out_of_patience()
+                ended = self.state.epoch == self.num_epochs or self._out_of_patience()
                 if ended or self.config.checkpoint_every == "epoch":
                     self.save_checkpoint()
             if self._out_of_patience():
@@ -112,17 +121,18 @@ class Training:
         c, state, batches = self.config, self.state, self.batches
         self.wrapped.train()
         first = -(-state.cursor // c.batch_size)  # the last batch of an epoch may be a small one
-        losses = torch.zeros(len(batches), device=self.ranks.device, dtype=torch.float64)
+        end = min(len(batches), self.total_steps - state.epoch * len(batches))
+        losses = torch.zeros(end, device=self.ranks.device, dtype=torch.float64)
         logged, start = first, time.perf_counter()
-        for step, parts in enumerate(batches.epoch(state.epoch, first_step=first), start=first):
-            factor = lr_factor(state.step, c, total_steps=c.epochs * len(batches), steps_per_epoch=len(batches))
+        for step, parts in enumerate(batches.epoch(state.epoch, first_step=first, end=end), start=first):
+            factor = lr_factor(state.step, c, total_steps=self.total_steps, steps_per_epoch=len(batches))
             lr = set_lr(self.optimizer, factor)
             losses[step], right = self._step(parts, batches.num_in_step(step))
             self.hits += right
             state.step += 1
             state.cursor += batches.num_in_step(step)
             due = c.checkpoint_every.isdigit() and state.step % int(c.checkpoint_every) == 0
-            if state.step % c.log_every == 0 or step + 1 == len(batches) or due:
+            if state.step % c.log_every == 0 or step + 1 == end or due:
                 loss, stop, late, broken = self._check(losses, logged, step + 1)
                 logged = step + 1
                 self._log({"train/loss": loss, "lr": lr})
@@ -136,10 +146,11 @@ class Training:
         seconds = time.perf_counter() - start
         total = distributed.all_reduce_sum(self.hits).item()
         self.hits.zero_()
+        count = min(batches.num_samples, end * c.batch_size)
+        used = max(0, count - first * c.batch_size)
         state.epoch, state.cursor = state.epoch + 1, 0
-        used = max(0, batches.num_samples - first * c.batch_size)
         return {
-            f"train/{merit_name(self.task)}": merit(self.task, total, batches.num_samples),
+            f"train/{merit_name(self.task)}": merit(self.task, total, count),
             "perf/samples_per_second": used / seconds,
         }
 

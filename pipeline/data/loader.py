@@ -112,8 +112,8 @@ class Batches:
         """Return the number of samples in global batch `step` of an epoch."""
         return min(self.batch_size, self.num_samples - step * self.batch_size)
 
-    def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[list[Part]]:
-        """Yield this rank's samples, on its device, for each step of `epoch` from `first_step` on.
+    def epoch(self, epoch: int, *, first_step: int = 0, end: int | None = None) -> Iterator[list[Part]]:
+        """Yield this rank's samples, on its device, for the steps of `epoch` from `first_step` to before `end`.
 
         A step comes as `accumulation_steps` parts; a part is empty where a rank has no sample left in a small batch. How far an
         image is moved depends on the seed, the epoch and the sample alone, as the order does.
@@ -123,8 +123,10 @@ class Batches:
                 yield [(self.split.x, self.split.y)]  # a full batch is the split itself: nothing to gather
             return
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(self.num_samples, generator=generator, dtype=torch.int32)  # the one thing that grows with the data
-        steps = range(first_step, len(self))
+        order = torch.randperm(
+            self.num_samples, generator=generator, dtype=torch.int32
+        )  # the one thing that grows with the data
+        steps = range(first_step, len(self) if end is None else end)
         moves = torch.randint(-self.shift, self.shift + 1, (self.num_samples, 2), generator=generator) if self.shift else None
         gather = _Gather(self.split)
         if self.workers:

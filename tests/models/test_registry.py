@@ -59,9 +59,8 @@ def test_every_parameter_belongs_to_a_named_layer(name: str) -> None:
     assert layers <= set(MODELS[name].layers)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("recipe", ["default", "seed"])
-def test_both_recipes_are_valid_configurations(name: str, recipe: str) -> None:
+@pytest.mark.parametrize(("name", "recipe"), [(n, r) for n, spec in MODELS.items() for r in spec.recipes if ":" not in r])
+def test_every_recipe_is_a_valid_configuration(name: str, recipe: str) -> None:
     config = resolve({"model": name, "recipe": recipe})
     assert config.model == name and config.recipe == recipe
 

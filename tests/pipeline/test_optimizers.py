@@ -63,16 +63,27 @@ def test_sgd_is_the_texts_update_by_hand() -> None:
 
 
 def test_layers_have_rates_and_decays_of_their_own() -> None:
-    model, config = _model("cnn", layer_lr="fc2=0.5,conv1=0", layer_weight_decay="fc2=0.25")
+    model, config = _model("cnn", layer_lr="fc2=0.5,conv1=0.002", layer_weight_decay="fc2=0.25")
     optimizer = build_optimizer(model, config)
     names = {id(p): n for n, p in model.named_parameters()}
     by_name = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert by_name["network.fc2.weight"] == by_name["network.fc2.bias"] == (0.5, 0.25)
-    assert by_name["network.conv1.weight"] == (0.0, config.weight_decay)
+    assert by_name["network.conv1.weight"] == (0.002, config.weight_decay)
     assert by_name["network.fc1.weight"] == (config.lr, config.weight_decay) and len(by_name) == 8
     peaks = [group["lr"] for group in optimizer.param_groups]
     assert set_lr(optimizer, 0.5) == peaks[0] / 2
     assert [group["lr"] for group in optimizer.param_groups] == [peak / 2 for peak in peaks]  # the schedule moves every group
+
+
+def test_a_layer_with_a_rate_of_0_is_frozen() -> None:
+    model, config = _model("cnn", layer_lr="conv1=0")
+    optimizer = build_optimizer(model, config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8))[0].sum().backward()
+    optimizer.step()
+    still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert still == {"network.conv1.weight", "network.conv1.bias"}
+    assert all((p.grad is None) == (name in still) for name, p in model.named_parameters())
 
 
 def test_a_layer_that_this_form_of_the_model_lacks_is_named() -> None:

@@ -62,6 +62,40 @@ def test_accumulation_does_not_change_the_gradient(make_config: Make, tmp_path: 
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.parametrize("max_steps", [5, 9, 14])  # in the first epoch, at its end, in the second
+def test_max_steps_ends_a_training_in_mid_epoch(make_config: Make, tmp_path: Path, max_steps: int) -> None:
+    flags = {"model": "mlp", "epochs": 40, "batch_size": 38, "scheduler": "one_cycle", "log_every": 1}
+    training = _fit(make_config(**flags, max_steps=max_steps), tmp_path / "run")
+    assert len(training.batches) == 9
+    rows = training.tracker.rows  # type: ignore[attr-defined]
+    steps = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, max_steps + 1))
+    assert steps[-1]["lr"] < 0.1 * max(row["lr"] for row in steps)  # the schedule knows where the end is
+    ends = [row for row in rows if "val/loss" in row]
+    assert len(ends) == math.ceil(max_steps / 9) and ends[-1]["step"] == max_steps
+    assert training.state.epoch == len(ends) and checkpoint.newest_checkpoint(tmp_path / "run") is not None
+
+
+def test_the_accuracy_of_a_cut_epoch_counts_its_own_samples(make_config: Make, tmp_path: Path) -> None:
+    training = _fit(make_config(model="mlp", epochs=1, batch_size=38, max_steps=2, lr=1e-9), tmp_path / "run")
+    (row,) = [r for r in training.tracker.rows if "train/accuracy" in r]  # type: ignore[attr-defined]
+    right = 0
+    for ((x, y),) in training.batches.epoch(0, end=2):
+        right += ((training.model(x)[0][:, 0] > 0).long() == y).sum().item()
+    assert row["train/accuracy"] == right / 76
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_precision_auto_is_settled_when_the_run_is_made(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": hardware, "amx_bf16": False})
+    config = make_config(model="cnn", device="cpu")
+    assert config.precision == "auto"
+    made = _training(config, tmp_path / "run").config.precision
+    assert made == store.open_run(tmp_path / "run", check=False).config.precision == ("bf16" if hardware else "fp32")
+
+
 def test_the_logged_loss_is_that_of_the_global_batch_before_the_update(make_config: Make, tmp_path: Path) -> None:
     training = _training(make_config(model="polynomial", recipe="seed", epochs=1), tmp_path / "run")
     (((x, y),),) = training.batches.epoch(0)

@@ -1,0 +1,73 @@
+"""Muon: momentum whose matrix is made orthogonal before each step, for the hidden layers; AdamW for all other parameters.
+
+torch's own Muon takes matrices only, and computes in bfloat16 however slow the processor is at it; this one takes convolutions
+as well, stays in float32, and does its iterations on the small side of each matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: quick at small singular values, close enough to 1 at all
+_ITERATIONS = 4
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but groups with `orthogonal=True` take steps by K. Jordan, "Muon: an optimizer for hidden layers", 2024.
+
+    Their steps are scaled to the size of AdamW's (Liu et al., "Muon is scalable for LLM training", 2025), so that one learning
+    rate and one weight decay serve both. Momentum is the group's first beta.
+    """
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, **options)
+        self._step_supports_amp_scaling = False  # a scaler is to divide the gradients, and look for overflow, before a step
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        held: list[tuple[Tensor, Tensor]] = []
+        for group in self.param_groups:
+            for parameter in group["params"] if group.get("orthogonal") else ():
+                if parameter.grad is None:
+                    continue
+                self._move(parameter, group)
+                held.append((parameter, parameter.grad))
+                parameter.grad = None  # AdamW passes over what has no gradient
+        result = super().step(closure)
+        for parameter, gradient in held:
+            parameter.grad = gradient
+        return result
+
+    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
+        state, beta = self.state[parameter], group["betas"][0]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(parameter.grad, 1 - beta)
+        ahead = parameter.grad.lerp(momentum, beta).flatten(1)  # (out, in), Nesterov's look ahead
+        step = orthogonalised(ahead).view(parameter.shape)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(step, alpha=-0.2 * max(ahead.shape) ** 0.5 * group["lr"])
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """Return a matrix (m, n) with the same singular vectors, and singular values near 1 (between about 0.7 and 1.2).
+
+    Newton and Schulz's iteration X <- (a + b XX' + c (XX')^2) X, carried out on XX' (the smaller side), which commutes with all
+    its factors: only the first and the last product are as large as the matrix.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonalised(matrix.T).T
+    a, b, c = _COEFFICIENTS
+    matrix = matrix / (matrix.norm() + 1e-7)
+    gram = matrix @ matrix.T  # (m, m)
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    factor = eye
+    for _ in range(_ITERATIONS):
+        polynomial = torch.addmm(a * eye + b * gram, gram, gram, alpha=c)
+        factor = polynomial @ factor
+        gram = polynomial @ gram @ polynomial
+    return factor @ matrix
