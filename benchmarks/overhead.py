@@ -7,52 +7,31 @@ tracking takes then is measured by the CPU clocks of the threads, which a busy m
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline import store
-from pipeline.config import resolve
-from pipeline.data.loader import open_split
-from pipeline.data.prepare import prepare, read_manifest
-from pipeline.distributed import single_process
+from benchmarks.report import options, pairs
+from benchmarks.training import build
 from pipeline.progress import Progress
 from pipeline.tracking import runs
-from pipeline.tracking.tracker import NullTracker, Tracker
-from pipeline.train import Training
+from pipeline.tracking.tracker import Tracker
 from tests.servers import FAULTS, Proxy, mlflow_server
 
 
-class _Silent(Training):
-    """A training that saves nothing."""
-
-    def save_checkpoint(self) -> None: ...
-
-
-def _seconds(kind: type[Training], flags: dict[str, str], folder: Path) -> float:
+def _seconds(flags: dict[str, str], *, saves: bool) -> float:
     """Return how long `fit` takes, without what comes before and after."""
-    training = _build(kind, flags, folder, NullTracker(), run_id="")
-    start = time.perf_counter()
-    training.fit(Progress())
-    return time.perf_counter() - start
-
-
-def _build(kind: type[Training], flags: dict[str, str], folder: Path, tracker: NullTracker, *, run_id: str) -> Training:
-    config = resolve(flags)
-    data = prepare(config)
-    if store.holds_run(folder):
-        run = store.open_run(folder, check=False)
-    else:
-        run = store.create(folder, config=config, mlflow_run_id=run_id, git_commit="", data=read_manifest(data))
-    return kind(run, single_process(), tracker, open_split(data, "train"), open_split(data, "val"))
+    with tempfile.TemporaryDirectory() as folder:
+        training = build(flags, Path(folder), saves=saves)
+        start = time.perf_counter()
+        training.fit(Progress())
+        return time.perf_counter() - start
 
 
 class _Timed(Tracker):
@@ -72,7 +51,7 @@ def _tracking_share(flags: dict[str, str], folder: Path, control: Any, fault: st
     The clock starts when the run's first figures are sent, because opening a run happens once; then the server fails.
     """
     run_id = runs.begin()
-    training = _build(_Silent, flags, folder, NullTracker(), run_id=run_id)
+    training = build(flags, folder, run_id=run_id, saves=False)
     tracker = _Timed(folder, run_id)
     tracker.begin(training.config, {}, dataset={"name": "x", "digest": "0" * 36, "source": "x"})
     assert tracker._sender.send_now(60)
@@ -97,18 +76,6 @@ def _proxy(uri: str, address: Any, control: Any) -> None:
         proxy.fail(control.get())
 
 
-def _pairs(with_it: Callable[[Path], float], without: Callable[[Path], float], count: int) -> list[float]:
-    """Return time with over time without, for each pair; the first pair warms up and is not counted."""
-    ratios = []
-    for number in range(count + 1):
-        with tempfile.TemporaryDirectory() as base:
-            both = [("with", with_it), ("without", without)]
-            seen = {name: run(Path(base) / name) for name, run in (both if number % 2 else both[::-1])}
-        if number:
-            ratios.append(seen["with"] / seen["without"])
-    return ratios
-
-
 def _tell(what: str, ratios: list[float]) -> None:
     middle = statistics.median(ratios)
     print(f"{what:58} {100 * (middle - 1):+6.2f} %  [{100 * (min(ratios) - 1):+.2f}, {100 * (max(ratios) - 1):+.2f}], "
@@ -116,11 +83,7 @@ def _tell(what: str, ratios: list[float]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--data_dir", default="", help="folder with the real MNIST; empty: digits only")
-    parser.add_argument("--cache_dir", default="~/.cache/trainyard")
-    given = parser.parse_args()
+    given = options(__doc__).parse_args()
     torch.set_num_threads(1)  # a second thread of a busy machine would be measured, too
     common = {"cache_dir": given.cache_dir}
     jobs = {"cnn on digits, 10 epochs": common | {"model": "cnn"}, "mlp, 40 epochs": common | {"model": "mlp"}}
@@ -128,11 +91,12 @@ def main() -> None:
         jobs["cnn on MNIST, 1 epoch"] = common | {"model": "cnn", "dataset": "mnist", "data_dir": given.data_dir, "epochs": "1"}
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, 1 thread")
     for name, flags in jobs.items():
-        ratios = _pairs(
-            lambda folder, flags=flags: _seconds(Training, flags, folder),  # type: ignore[misc]
-            lambda folder, flags=flags: _seconds(_Silent, flags, folder),  # type: ignore[misc]
+        seen = pairs(
+            lambda flags=flags: _seconds(flags, saves=True),  # type: ignore[misc]
+            lambda flags=flags: _seconds(flags, saves=False),  # type: ignore[misc]
             given.pairs,
         )
+        ratios = [a / b for a, b in seen]
         _tell(f"{name}: default checkpoints", ratios)
     flags = jobs["cnn on digits, 10 epochs"] | {"epochs": "40"}
     print("tracking, cnn on digits, 40 epochs: share of the training's time (median of 3)")

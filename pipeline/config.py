@@ -83,9 +83,7 @@ class RunConfig:
         "autograd", "how the cubic's gradient is taken (polynomial)", choices=("manual", "autograd", "linear")
     )
     epochs: int = option(20, "passes over the training samples", at_least=1)
-    max_steps: int = option(
-        0, "optimiser steps after which training ends, in mid-epoch if need be; 0: epochs decide", at_least=0
-    )
+    max_steps: int = option(0, "optimiser steps after which training ends, even within an epoch; 0: epochs decide", at_least=0)
     batch_size: int = option(64, "samples in one optimiser step, over all ranks together", at_least=1)
     accumulation_steps: int = option(1, "parts in which a rank works through its share of a batch", at_least=1)
     optimizer: str = option("adamw", "update rule", choices=("sgd", "adam", "adamw", "rmsprop", "muon"))
@@ -127,7 +125,9 @@ class RunConfig:
     checkpoint_every: str = option("epoch", "when to save: `epoch`, a number of steps as 500, or minutes as 10m")
     upload_checkpoints: bool = option(False, "upload checkpoints to MLflow, for a rank 0 that moves to another host")
     strict_tracking: bool = option(False, "end the training when MLflow does not take its figures; false: they are kept")
-    log_every: int = option(10, "optimiser steps that one logged training loss stands for", at_least=1)
+    log_every: int = option(
+        10, "optimiser steps that one logged training loss stands for; shorter epochs share one", at_least=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ from pipeline import __version__
 from pipeline.config import RunConfig, UserError, from_json, to_json
 from pipeline.data.catalog import DATASETS
 from pipeline.data.prepare import digest_of, sha256
-from pipeline.distributed import resolve_precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +103,8 @@ def create(folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: s
 
     Raises UserError if the folder already holds a run or cannot be written.
     """
+    from pipeline.distributed import resolve_precision  # torch, which drawing needs not
+
     refuse_existing(folder)
     config = dataclasses.replace(config, precision=resolve_precision(config.precision, config.device))
     run = Run(

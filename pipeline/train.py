@@ -77,6 +77,7 @@ class Training:
             images = self.model.standardised(train.x[:_PATCH_IMAGES].to(ranks.device))
             set_patches(next(m for m in self.model.modules() if isinstance(m, nn.Conv2d)), images)
         self.optimizer = build_optimizer(self.model, c)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.scaler = torch.amp.GradScaler(enabled=c.precision == "fp16")
         compiled: nn.Module = torch.compile(self.model) if c.compile else self.model  # type: ignore[assignment]
         self.wrapped = compiled
@@ -84,6 +85,7 @@ class Training:
             ids = [ranks.device.index] if ranks.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(compiled, device_ids=ids)
         self.best_weights: dict[str, Tensor] = {}
+        self.window: list[Tensor] = []  # this rank's losses that nobody has looked at; empty at every checkpoint
         self.hits = torch.zeros((), device=ranks.device, dtype=torch.float64)  # this rank's, in the current epoch
         self.state = State()
         self.saved_at = time.monotonic()
@@ -104,7 +106,8 @@ class Training:
             while self.state.epoch < self.num_epochs and not self._out_of_patience():
                 row = self._epoch(progress)
                 row |= self._validate()
-                self._log(row)
+                if row:
+                    self._log(row)
                 progress.epoch(self.state.epoch, row)
                 ended = self.state.epoch == self.num_epochs or self._out_of_patience()
                 if ended or self.config.checkpoint_every == "epoch":
@@ -117,49 +120,58 @@ class Training:
         return patience > 0 and self.state.epoch - self.state.best_epoch >= patience
 
     def _epoch(self, progress: Progress) -> dict[str, float]:
-        """Run the optimiser steps of one epoch; return its accuracy (or rmse), learning rate and speed."""
+        """Run the optimiser steps of one epoch; return its accuracy (or rmse) and speed.
+
+        Nothing of an epoch with fewer steps than `log_every` is looked at, unless a window ends with it.
+        """
         c, state, batches = self.config, self.state, self.batches
         self.wrapped.train()
         first = -(-state.cursor // c.batch_size)  # the last batch of an epoch may be a small one
         end = min(len(batches), self.total_steps - state.epoch * len(batches))
-        losses = torch.zeros(end, device=self.ranks.device, dtype=torch.float64)
-        logged, start = first, time.perf_counter()
+        pass_over = end < c.log_every and 0 < state.epoch < self.num_epochs - 1 and not c.early_stopping
+        pass_over = pass_over and c.checkpoint_every != "epoch"
+        start = time.perf_counter()
         for step, parts in enumerate(batches.epoch(state.epoch, first_step=first, end=end), start=first):
             factor = lr_factor(state.step, c, total_steps=self.total_steps, steps_per_epoch=len(batches))
             lr = set_lr(self.optimizer, factor)
-            losses[step], right = self._step(parts, batches.num_in_step(step))
+            loss, right = self._step(parts, batches.num_in_step(step))
+            self.window.append(loss)
             self.hits += right
             state.step += 1
             state.cursor += batches.num_in_step(step)
             due = c.checkpoint_every.isdigit() and state.step % int(c.checkpoint_every) == 0
-            if state.step % c.log_every == 0 or step + 1 == end or due:
-                loss, stop, late, broken = self._check(losses, logged, step + 1)
-                logged = step + 1
-                self._log({"train/loss": loss, "lr": lr})
-                progress.step(state.step, loss)
-                if stop or late or due or broken:
-                    self.save_checkpoint()
-                if broken:
-                    raise Failure(f"strict_tracking=true, and MLflow does not take the figures: {self.tracker.problem}")
-                if stop:
-                    raise Stopped(stopping.noted() or signal.SIGTERM)
-        seconds = time.perf_counter() - start
-        total = distributed.all_reduce_sum(self.hits).item()
+            if state.step % c.log_every == 0 or due or (step + 1 == end and not pass_over):
+                self._look(lr, progress, due=due)
+        row = {}
+        if not self.window:
+            seconds = time.perf_counter() - start
+            total = distributed.all_reduce_sum(self.hits).item()
+            count = min(batches.num_samples, end * c.batch_size)
+            used = max(0, count - first * c.batch_size)
+            row = {f"train/{merit_name(self.task)}": merit(self.task, total, count), "perf/samples_per_second": used / seconds}
         self.hits.zero_()
-        count = min(batches.num_samples, end * c.batch_size)
-        used = max(0, count - first * c.batch_size)
         state.epoch, state.cursor = state.epoch + 1, 0
-        return {
-            f"train/{merit_name(self.task)}": merit(self.task, total, count),
-            "perf/samples_per_second": used / seconds,
-        }
+        return row
+
+    def _look(self, lr: float, progress: Progress, *, due: bool) -> None:
+        """Log the mean loss of the steps since the last look; save a checkpoint or stop, where that is asked for."""
+        loss, stop, late, broken = self._check()
+        self._log({"train/loss": loss, "lr": lr})
+        progress.step(self.state.step, loss)
+        if stop or late or due or broken:
+            self.save_checkpoint()
+        if broken:
+            raise Failure(f"strict_tracking=true, and MLflow does not take the figures: {self.tracker.problem}")
+        if stop:
+            raise Stopped(stopping.noted() or signal.SIGTERM)
 
     def _step(self, parts: list[Part], count: int) -> tuple[Tensor, Tensor]:
         """Do one optimiser step; return this rank's loss, as its share of the global loss, and its right answers."""
         scale = 1 / normaliser(self.config.loss, count)
         # DDP averages the gradients over the ranks, and the global loss is their sum
         seed = self.scaler.scale(torch.full((), self.ranks.world_size * scale, device=self.ranks.device))
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         losses, hits = [], []
         for k, (x, y) in enumerate(parts):
             with self._synchronised(k == len(parts) - 1):
@@ -172,7 +184,7 @@ class Training:
             hits.append(merit_sum(self.task, scores.detach(), y))
         if self.config.grad_clip:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+            nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return sum(losses[1:], losses[0]), sum(hits[1:], hits[0])
@@ -183,8 +195,8 @@ class Training:
             return self.wrapped.no_sync()
         return nullcontext()
 
-    def _check(self, losses: Tensor, first: int, end: int) -> tuple[float, bool, bool, bool]:
-        """Return the mean global loss of steps [first, end), and for all ranks: stop? save? is tracking broken?
+    def _check(self) -> tuple[float, bool, bool, bool]:
+        """Return the mean global loss of the window, and for all ranks: stop? save? is tracking broken?
 
         Any rank may have been asked to stop; rank 0's clock says when minutes are over, and it alone tracks. Raises Failure on
         every rank if a loss is not finite.
@@ -193,9 +205,11 @@ class Training:
         late = main and every.endswith("m") and time.monotonic() - self.saved_at >= 60 * int(every[:-1])
         flags = torch.tensor(
             [float(stopping.noted() > 0), float(late), float(bool(self.tracker.problem))],
-            device=losses.device, dtype=losses.dtype,
+            device=self.ranks.device, dtype=torch.float64,
         )  # fmt: skip
-        *window, stop, save, broken = distributed.all_reduce_sum(torch.cat([losses[first:end], flags])).tolist()
+        losses = torch.stack(self.window).double()
+        self.window.clear()
+        *window, stop, save, broken = distributed.all_reduce_sum(torch.cat([losses, flags])).tolist()
         for step, loss in enumerate(window, start=self.state.step - len(window) + 1):
             if not math.isfinite(loss):
                 c = self.config

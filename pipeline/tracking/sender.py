@@ -7,7 +7,8 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,22 @@ from pipeline.tracking.journal import Journal, Outbox
 _PAUSE = 2.0  # seconds between two looks at what waits
 _LONGEST_PAUSE = 30.0  # after failures
 _BATCH = 1000  # metrics that MLflow takes in one call
+_SHARE = 0.02  # of the time, at most, in which it computes: what it holds Python for, the training waits for
 NOT_METRICS = ("step", "epoch", "time")
 _SLOTS = 2  # checkpoints kept at the server: one is whole while the other is replaced
 
 
-def send(outbox: Outbox, journals: Sequence[Journal]) -> int:
-    """Send everything that waits, the status last; return the number of figures. Raises whatever MLflow raises."""
+def send(outbox: Outbox, journals: Sequence[Journal], *, rest: Callable[[], None] = lambda: None) -> int:
+    """Send everything that waits, the status last; return the number of figures. Raises whatever MLflow raises.
+
+    `rest` is called after each batch of figures.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient()
     for part in ("reopened", "params", "dataset", "tags"):
         _send_part(client, outbox, part)
-    number = sum(_send_rows(client, outbox, journal) for journal in journals)
+    number = sum(_send_rows(client, outbox, journal, rest) for journal in journals)
     for part in ("checkpoint", "artifacts", "status"):
         _send_part(client, outbox, part)
     return number
@@ -42,7 +47,7 @@ def _send_part(client: Any, outbox: Outbox, part: str) -> None:
         outbox.sent(part, version)
 
 
-def _send_rows(client: Any, outbox: Outbox, journal: Journal) -> int:
+def _send_rows(client: Any, outbox: Outbox, journal: Journal, rest: Callable[[], None]) -> int:
     from mlflow.entities import Metric
 
     number, start = 0, min(outbox.sent_bytes(journal.path.name), journal.size())
@@ -58,6 +63,7 @@ def _send_rows(client: Any, outbox: Outbox, journal: Journal) -> int:
         ]
         for first in range(0, len(metrics), _BATCH):
             client.log_batch(outbox.run_id, metrics=metrics[first : first + _BATCH])
+            rest()
         number += len(metrics)
         outbox.sent_up_to(journal.path.name, end)
         start = end
@@ -146,9 +152,13 @@ _SEND: dict[str, Any] = {
 
 
 class Sender:
-    """Sends every few seconds what waits. A failure is told once, and tried again after longer and longer pauses."""
+    """Sends every few seconds what waits. A failure is told once, and tried again after longer and longer pauses.
+
+    Where there is more to send than a small share of the processor allows, it waits until somebody asks for all of it.
+    """
 
     def __init__(self, outbox: Outbox, journals: Sequence[Journal]) -> None:
+        self._worked = 0.0  # CPU time of the sending thread, when it last rested
         self.problem = ""  # why the last attempt failed
         self._outbox, self._journals = outbox, journals
         self._condition = threading.Condition()
@@ -172,6 +182,12 @@ class Sender:
             self._ended = True
             self._condition.notify_all()
 
+    def _rest(self) -> None:
+        """Pause after work, unless somebody waits for all to be sent."""
+        worked, self._worked = time.thread_time() - self._worked, time.thread_time()
+        with self._condition:
+            self._condition.wait_for(lambda: self._ended or self._asked > self._answered, worked / _SHARE)
+
     def _run(self) -> None:
         while True:
             with self._condition:
@@ -187,7 +203,8 @@ class Sender:
 
     def _attempt(self) -> str:
         try:
-            number = send(self._outbox, self._journals)
+            self._worked = time.thread_time()
+            number = send(self._outbox, self._journals, rest=self._rest)
             if not self._first_done:
                 runs.close_abandoned(but=self._outbox.run_id)
                 self._first_done = True

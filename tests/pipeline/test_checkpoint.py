@@ -201,6 +201,23 @@ def test_stopped_at_any_step_a_run_resumes_bit_for_bit(make_config: Make, tmp_pa
         assert (folder / store.WEIGHTS).read_bytes() == (tmp_path / "whole" / store.WEIGHTS).read_bytes()
 
 
+def test_short_epochs_that_share_a_logged_loss_resume_bit_for_bit_too(make_config: Make, tmp_path: Path) -> None:
+    """3 steps an epoch, 4 of them a window: a stop waits for the window's end, and the curve goes on as if it had not been."""
+    config = make_config(model="mlp", epochs=6, batch_size=120, log_every=4, checkpoint_every="1000m")
+    whole = _train(config, tmp_path / "whole", Progress())
+    rows = whole.tracker.rows  # type: ignore[attr-defined]
+    for at, stopped in ((5, 8), (9, 12), (13, 16)):
+        folder = tmp_path / str(at)
+        with pytest.raises(Stopped):
+            _train(config, folder, _StopAt(at))
+        found = checkpoint.newest_checkpoint(folder)
+        assert found and found[1]["state"]["step"] == stopped
+        resumed = _train(config, folder, Progress(), resume=True)
+        tail = resumed.tracker.rows  # type: ignore[attr-defined]
+        assert tail == rows[len(rows) - len(tail) :] and tail[0]["step"] > stopped - 3
+        assert (folder / store.WEIGHTS).read_bytes() == (tmp_path / "whole" / store.WEIGHTS).read_bytes()
+
+
 def test_moved_images_resume_bit_for_bit_too(make_config: Make, tmp_path: Path) -> None:
     """With augmentation, dropout, accumulation and a schedule, in mid-epoch, with loader processes before and none after."""
     flags: dict[str, Any] = {"model": "cnn", "epochs": 2, "batch_size": 300, "dropout": 0.3, "augment_shift": 2,

@@ -62,6 +62,20 @@ def test_accumulation_does_not_change_the_gradient(make_config: Make, tmp_path: 
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
+def test_epochs_shorter_than_a_window_share_one_logged_loss(make_config: Make, tmp_path: Path) -> None:
+    """2 steps an epoch and 5 a window, but the first and the last epoch end one: what is logged are the means of all losses."""
+    flags = {"model": "mlp", "epochs": 8, "batch_size": 200, "checkpoint_every": "1000"}
+    single = _losses(_fit(make_config(**flags, log_every=1), tmp_path / "single"))
+    shared = _fit(make_config(**flags, log_every=5), tmp_path / "shared")
+    assert len(single) == 16
+    ends = [row["step"] for row in shared.tracker.rows if "train/loss" in row]  # type: ignore[attr-defined]
+    assert ends == [2, 5, 10, 15, 16]
+    means = [sum(single[a:b]) / (b - a) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    assert _losses(shared) == pytest.approx(means, rel=1e-12)
+    assert [row["step"] for row in shared.tracker.rows if "train/accuracy" in row] == [2, 10, 16]  # type: ignore[attr-defined]
+    assert sum("val/loss" in row for row in shared.tracker.rows) == 8  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("max_steps", [5, 9, 14])  # in the first epoch, at its end, in the second
 def test_max_steps_ends_a_training_in_mid_epoch(make_config: Make, tmp_path: Path, max_steps: int) -> None:
     flags = {"model": "mlp", "epochs": 40, "batch_size": 38, "scheduler": "one_cycle", "log_every": 1}

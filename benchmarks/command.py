@@ -1,0 +1,83 @@
+"""Rows 8 and 9: whole commands, from the start of the process to its end. `uv run python -m benchmarks.command`
+
+Row 8 is `mlflow run . -e main -P model=cnn` on the embedded digits, with prepared data already there, against what cannot be
+left out: the imports of the libraries that do the work, in one process, and the training alone. Row 9 asks for help and makes a
+mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.report import Row, pairs, run
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = (
+    "import torch, mlflow, mlflow.tracking, sklearn.datasets, sklearn.metrics, sklearn.manifold, matplotlib.figure, "
+    "torch._dynamo, torch.onnx, onnxscript, onnxruntime, mlflow.pyfunc, mlflow.onnx, sqlalchemy, alembic"
+)
+TRAINING = """
+import sys, time
+from pathlib import Path
+from benchmarks.training import build
+from pipeline.progress import Progress
+training = build({"model": "cnn", "cache_dir": sys.argv[1]}, Path(sys.argv[2]), saves=False)
+start = time.perf_counter()
+training.fit(Progress())
+print(time.perf_counter() - start)
+"""
+
+
+def _seconds(*words: str, status: int = 0, folder: Path = ROOT, **environment: str) -> float:
+    start = time.perf_counter()
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    return time.perf_counter() - start
+
+
+def measure(given: argparse.Namespace) -> list[Row]:
+    with tempfile.TemporaryDirectory() as base:
+        number = iter(range(10_000))
+        store = f"sqlite:///{base}/mlflow.db"
+        python = sys.executable
+        path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
+
+        def whole() -> float:
+            words = ["run", str(ROOT), "-e", "main", "-P", "model=cnn", "--env-manager", "local"]
+            more = ["-P", f"output_dir={base}/{next(number)}", "-P", f"cache_dir={given.cache_dir}"]
+            return _seconds(python, "-m", "mlflow", *words, *more, MLFLOW_TRACKING_URI=store, PATH=path)
+
+        def needed() -> float:
+            imports = _seconds(python, "-c", LIBRARIES)
+            words = [python, "-c", TRAINING, given.cache_dir, f"{base}/{next(number)}"]
+            done = subprocess.run(
+                words, capture_output=True, text=True, timeout=300, check=True, cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+            print(f"imports {imports:.1f} s, training {float(done.stdout):.1f} s", flush=True)
+            return imports + float(done.stdout)
+
+        seen = pairs(whole, needed, given.pairs)
+        times = [a for a, _ in seen]
+        rows = [
+            Row(8, "the whole command main", "s", times, [], times, at_most=25),
+            Row(8, "the same, and its imports and training alone", "s", times, [b for _, b in seen],
+                [a / b for a, b in seen], at_most=1.5),
+        ]  # fmt: skip
+        for what, words, status in (("--help", ["train", "--help"], 0), ("a mistake", ["train", "--epochs", "x"], 2)):
+            times = [_seconds(python, "-m", "pipeline", *words, status=status) for _ in range(given.pairs + 1)][1:]
+            rows.append(Row(9, what, "s", times, [], times, at_most=0.5))
+        return rows
+
+
+if __name__ == "__main__":
+    run(measure, __doc__)

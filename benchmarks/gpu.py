@@ -1,0 +1,35 @@
+"""Row 12: on a GPU, time to 99.0 % on MNIST, and our loop against the bare step at batch 1024. Ends with 1 where there is none.
+
+`uv run python -m benchmarks.gpu --data_dir DIR`. Both clocks stop after `torch.cuda.synchronize`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from benchmarks import accuracy, step
+from benchmarks.report import Row, pairs, row, run
+
+RECORD = 0.76  # s, on a laptop GPU
+
+
+def measure(given: argparse.Namespace) -> list[Row]:
+    if not torch.cuda.is_available():
+        sys.exit("torch finds no CUDA device here, so row 12 cannot be measured.")
+    reached = [accuracy.ours(given.data_dir, given.cache_dir, seed) for seed in range(given.pairs + 1)][1:]
+    times = [seconds for seconds, _ in reached]
+    note = f"test accuracy {min(a for _, a in reached):.4f} to {max(a for _, a in reached):.4f}"
+    rows = [Row(12, "time to 99.0 % on the test set, on a GPU", "s", times, [], times, at_most=RECORD, note=note)]
+    ours, bare = step.sides(given, 1024)
+    seen = pairs(ours, bare, given.pairs)
+    rows.append(
+        row(12, "our loop and the bare step, batch 1024, on a GPU", "samples/s", seen, lambda a, b: a / b, at_least=0.95)
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    run(measure, __doc__)

@@ -1,0 +1,178 @@
+"""Row 2: training samples a second against Lightning, Ignite, skorch and Accelerate.
+
+`uv run --group peers python -m benchmarks.peers --data_dir DIR`. Everybody trains S4's network with Adam on the same images of
+the real MNIST, in float32, in a process of its own. The peers read them as their users would, from torchvision's data set
+through a DataLoader; set-up, logging, progress bars and checkpoints of theirs are off or not timed. Ours is a whole `fit` with
+its figures, without validation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Row, pairs, row, run
+
+SAMPLES = 9600
+_FLAGS = {
+    "model": "cnn", "dataset": "mnist", "optimizer": "adam", "lr": "0.001", "weight_decay": "0", "label_smoothing": "0",
+    "scheduler": "constant", "warmup": "0", "epochs": "1", "precision": "auto",
+}  # fmt: skip
+
+
+def ours(data_dir: str, cache_dir: str, batch_size: int) -> float:
+    """Return our samples a second."""
+    from benchmarks.training import build, first
+    from pipeline.progress import Progress
+
+    flags = _FLAGS | {"data_dir": data_dir, "cache_dir": cache_dir, "batch_size": str(batch_size)}
+    with tempfile.TemporaryDirectory() as base:
+        training = build(flags, Path(base) / "run", keep=first(SAMPLES), saves=False)
+        start = time.perf_counter()
+        training.fit(Progress())
+        return SAMPLES / (time.perf_counter() - start)
+
+
+def _loader(data_dir: str, batch_size: int) -> Any:
+    import torch
+    from torchvision import datasets, transforms
+
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    images = torch.utils.data.Subset(datasets.MNIST(data_dir, train=True, transform=transform), range(SAMPLES))
+    return torch.utils.data.DataLoader(images, batch_size=batch_size, shuffle=True)
+
+
+def _network() -> Any:
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    class Net(nn.Module):  # S4's, as its text writes it
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Sequential(nn.Conv2d(1, 16, 5, 1, 2), nn.ReLU(), nn.MaxPool2d(2))
+            self.conv2 = nn.Sequential(nn.Conv2d(16, 32, 5, 1, 2), nn.ReLU(), nn.MaxPool2d(2))
+            self.fc1, self.fc2 = nn.Linear(32 * 7 * 7, 128), nn.Linear(128, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv2(self.conv1(x)).flatten(1)
+            return self.fc2(F.relu(self.fc1(x)))
+
+    torch.manual_seed(0)
+    return Net()
+
+
+def lightning(data_dir: str, batch_size: int) -> float:
+    import logging
+    import warnings
+
+    import torch
+    from lightning import pytorch as pl
+
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = _network()
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            loss = torch.nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+    class Clock(pl.Callback):
+        def on_train_epoch_start(self, *_: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_train_epoch_end(self, *_: Any) -> None:
+            self.seconds = time.perf_counter() - self.started
+
+    clock = Clock()
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[clock],
+    )  # fmt: skip
+    trainer.fit(Module(), _loader(data_dir, batch_size))
+    return SAMPLES / clock.seconds
+
+
+def ignite(data_dir: str, batch_size: int) -> float:
+    import torch
+    from ignite.engine import create_supervised_trainer
+
+    model = _network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    trainer = create_supervised_trainer(model, optimizer, torch.nn.CrossEntropyLoss())
+    loader = _loader(data_dir, batch_size)
+    start = time.perf_counter()
+    trainer.run(loader, max_epochs=1)
+    return SAMPLES / (time.perf_counter() - start)
+
+
+def skorch(data_dir: str, batch_size: int) -> float:
+    import torch
+    from skorch import NeuralNetClassifier
+
+    loader = _loader(data_dir, batch_size)
+    net = NeuralNetClassifier(
+        _network(), criterion=torch.nn.CrossEntropyLoss, optimizer=torch.optim.Adam, lr=1e-3, batch_size=batch_size,
+        max_epochs=1, train_split=None, iterator_train__shuffle=True, verbose=0,
+    )  # fmt: skip
+    net.initialize()
+    start = time.perf_counter()
+    net.partial_fit(loader.dataset, None)
+    return SAMPLES / (time.perf_counter() - start)
+
+
+def accelerate(data_dir: str, batch_size: int) -> float:
+    import torch
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model = _network()
+    model, optimizer, loader = accelerator.prepare(
+        model, torch.optim.Adam(model.parameters(), lr=1e-3), _loader(data_dir, batch_size)
+    )
+    start = time.perf_counter()
+    for x, y in loader:
+        optimizer.zero_grad()
+        accelerator.backward(torch.nn.functional.cross_entropy(model(x), y))
+        optimizer.step()
+    return SAMPLES / (time.perf_counter() - start)
+
+
+PEERS: dict[str, Callable[[str, int], float]] = {
+    "Lightning": lightning, "Ignite": ignite, "skorch": skorch, "Accelerate": accelerate,
+}  # fmt: skip
+
+
+def measure(given: argparse.Namespace) -> list[Row]:
+    spawn = multiprocessing.get_context("spawn")
+    rows = []
+    with ProcessPoolExecutor(1, spawn) as us:
+        for name, peer in PEERS.items():
+            with ProcessPoolExecutor(1, spawn) as them:
+                for batch_size in (64, 256):
+                    seen = pairs(
+                        lambda b=batch_size: us.submit(ours, given.data_dir, given.cache_dir, b).result(),  # type: ignore[misc]
+                        lambda b=batch_size, p=peer, e=them: e.submit(p, given.data_dir, b).result(),  # type: ignore[misc]
+                        given.pairs,
+                    )
+                    rows.append(row(2, f"{name}, batch {batch_size}", "samples/s", seen, lambda a, b: a / b, at_least=2.0))
+                    print(rows[-1].what, f"{rows[-1].ratio:.2f}", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    run(measure, __doc__)
