@@ -13,7 +13,8 @@ import torch
 
 from benchmarks.report import Row, pairs, row, run
 from benchmarks.training import build
-from export.onnx_model import export_onnx
+from export import onnx_model, pt2
+from export.deployed import OUTPUTS, Deployed, example_input
 
 
 def _milliseconds(call: Callable[[], object], count: int = 500) -> float:
@@ -27,17 +28,18 @@ def _milliseconds(call: Callable[[], object], count: int = 500) -> float:
 
 
 def measure(given: argparse.Namespace) -> list[Row]:
-    with tempfile.TemporaryDirectory() as base, torch.inference_mode():
+    with tempfile.TemporaryDirectory() as base:
         training = build({"model": "cnn", "cache_dir": given.cache_dir}, Path(base) / "run", saves=False)
-        model, x = training.model.eval(), training.val.x[:1]
-        path = Path(base) / "model.onnx"
-        with torch.inference_mode(False):
-            export_onnx(training.run, model, path)
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        model = Deployed(training.model, task=training.task).eval().requires_grad_(False)
+        program = pt2.capture(model, example_input(training.run))
+        exported = onnx_model.build(program, {}, outputs=OUTPUTS[training.task])
+        session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+        x = training.val.x[:1].clone()
         fed = {"input": x.numpy()}
-        seen = pairs(
-            lambda: _milliseconds(lambda: session.run(["logits"], fed)), lambda: _milliseconds(lambda: model(x)), given.pairs
-        )
+        with torch.inference_mode():
+            seen = pairs(
+                lambda: _milliseconds(lambda: session.run(None, fed)), lambda: _milliseconds(lambda: model(x)), given.pairs
+            )
     return [row(11, "one image, onnxruntime and torch eager", "ms", seen, lambda a, b: b / a, at_least=4.0)]
 
 

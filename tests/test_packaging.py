@@ -29,7 +29,7 @@ def test_uv_run_obeys_the_lock() -> None:
 
 
 def test_every_dependency_is_pinned_in_the_lock() -> None:
-    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["dev"]]
+    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["dev"], *PROJECT["dependency-groups"]["peers"]]
     names = {re.split(r"[<>=!~ ]", w)[0].lower() for w in wanted}
     assert names <= {line.partition("==")[0] for line in _lock()}
 

@@ -64,6 +64,12 @@ def test_a_run_stopped_on_two_ranks_goes_on_with_another_number(seen: dict[int, 
     np.testing.assert_allclose([*before, *after], whole, rtol=2e-5)
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_step_exchanges_its_gradients_once_and_nothing_else(seen: dict[int, Any], world: int) -> None:
+    """22 steps of a CNN whose gradients fit one bucket; sums at steps 10, 11, 20, 22, and two at the end of each epoch."""
+    assert seen[world]["collectives"] == {"steps": 22, "buckets": 22, "sums": 8}
+
+
 _RANK_0_IS_GONE = """
 import os, signal
 from pipeline import distributed

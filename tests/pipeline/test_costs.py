@@ -1,0 +1,115 @@
+"""What a step of training costs, in counts that no busy machine moves: what is counted here may fall, and not rise."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import distributed, store
+from pipeline.config import RunConfig
+from pipeline.data.loader import open_split
+from pipeline.data.prepare import prepare, read_manifest
+from pipeline.distributed import single_process
+from pipeline.progress import Progress
+from pipeline.tracking import runs, sender
+from pipeline.tracking.journal import Journal, Outbox
+from pipeline.tracking.tracker import NullTracker, training_run
+from pipeline.train import Training
+
+Make = Callable[..., RunConfig]
+
+CALLS = {"cnn": 400, "mlp": 315}  # of Python and built-in functions in one step, torch's own wrappers included
+
+
+def _training(config: RunConfig, folder: Path, tracker: NullTracker | None = None, run_id: str = "") -> Training:
+    data = prepare(config)
+    run = store.create(folder, config=config, mlflow_run_id=run_id, git_commit="", data=read_manifest(data))
+    return Training(run, single_process(), tracker or NullTracker(), open_split(data, "train"), open_split(data, "val"))
+
+
+def _calls(training: Training) -> int:
+    """Return the number of functions that `fit` calls in this thread."""
+    count = 0
+
+    def seen(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(seen)
+    try:
+        training.fit(Progress())
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("model", CALLS)
+def test_a_step_calls_no_more_python_than_it_did(make_config: Make, tmp_path: Path, model: str) -> None:
+    flags = {"model": model, "batch_size": 10, "log_every": 1000, "epochs": 1, "checkpoint_every": "1000"}
+    _calls(_training(make_config(**flags, max_steps=5), tmp_path / "first"))  # what is called once in a process
+    few, many = (_calls(_training(make_config(**flags, max_steps=n), tmp_path / f"{n}")) for n in (10, 30))
+    assert (many - few) / 20 <= CALLS[model]
+
+
+def test_a_sample_costs_no_python_at_all(make_config: Make, tmp_path: Path) -> None:
+    flags = {"model": "cnn", "log_every": 1000, "epochs": 1, "max_steps": 8, "holdout": "false"}
+    _calls(_training(make_config(**flags), tmp_path / "first"))
+    small, large = (_calls(_training(make_config(**flags, batch_size=n), tmp_path / f"{n}")) for n in (20, 160))
+    assert small == large
+
+
+def test_collectives_of_an_epoch_are_one_a_window_and_two_more(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for the accuracy and one for validation; DDP's own are counted on two ranks, in test_distributed.py."""
+    shapes: list[tuple[int, ...]] = []
+    real = distributed.all_reduce_sum
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda tensor: shapes.append(tuple(tensor.shape)) or real(tensor))
+    training = _training(make_config(model="mlp", batch_size=10, epochs=2, log_every=10), tmp_path / "run")
+    training.fit(Progress())
+    steps = len(training.batches)
+    windows = -(-steps // 10)
+    assert steps == 35 and len(shapes) == 2 * (windows + 2)
+
+
+def test_the_training_thread_never_calls_mlflow(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a step nor in an epoch: figures go to a file, and from there to MLflow in another thread."""
+    from mlflow import MlflowClient
+
+    called: list[tuple[str, str]] = []
+    for name in ("log_batch", "log_metric", "log_param", "log_artifact", "set_tag", "get_run", "search_runs", "set_terminated"):
+        real = getattr(MlflowClient, name)
+
+        def recorded(self: Any, *given: Any, _name: str = name, _real: Any = real, **named: Any) -> Any:
+            called.append((threading.current_thread().name, _name))
+            return _real(self, *given, **named)
+
+        monkeypatch.setattr(MlflowClient, name, recorded)
+    runs.configure()
+    config = make_config(model="mlp", batch_size=10, epochs=3)
+    training = _training(config, tmp_path / "run", run_id=runs.begin())
+    with training_run(training.run, {}, dataset={"name": "x", "digest": "0" * 36, "source": "x"}) as tracker:
+        training.tracker = tracker
+        called.clear()
+        training.fit(Progress())
+        inside = Counter(thread for thread, _ in called)
+    assert set(inside) <= {"tracking"}
+    assert any(name == "log_batch" for _, name in called)
+
+
+def test_mlflow_is_called_once_for_a_thousand_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    sizes: list[int] = []
+    monkeypatch.setattr(MlflowClient, "log_batch", lambda self, run_id, metrics: sizes.append(len(metrics)))
+    journal, outbox = Journal(tmp_path / store.METRICS), Outbox(tmp_path, "0" * 32)
+    for step in range(2500):
+        journal.append({"step": step, "epoch": 0, "time": 0, "train/loss": 1.0})
+    assert sender.send(outbox, [journal]) == 2500
+    assert sizes == [1000, 1000, 500]
