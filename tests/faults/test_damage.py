@@ -199,7 +199,7 @@ def test_half_a_line_that_a_full_disk_left_is_waited_for(tmp_path: Path) -> None
     journal.append({"step": 1, "time": 1, "x": 1})
     with journal.path.open("a") as file:
         file.write('{"step": 2, ')
-    assert sender._send_rows(_Client(), outbox, journal) == 1 and journal.all_rows()[-1]["step"] == 1
+    assert sender._send_rows(_Client(), outbox, journal, lambda: None) == 1 and journal.all_rows()[-1]["step"] == 1
     with journal.path.open("a") as file:
         file.write('"time": 2, "x": 2}\n')
-    assert sender._send_rows(_Client(), outbox, journal) == 1 and sent == [1, 2]
+    assert sender._send_rows(_Client(), outbox, journal, lambda: None) == 1 and sent == [1, 2]
