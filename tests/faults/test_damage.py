@@ -19,6 +19,7 @@ from pipeline.cli import main
 from pipeline.config import UserError
 from pipeline.data.prepare import is_intact, prepare
 from pipeline.store import Run
+from pipeline.tracking import sender
 from pipeline.tracking.journal import Journal, Outbox
 
 SEED = 20_261_121
@@ -187,9 +188,20 @@ def test_a_half_line_left_by_a_kill_is_cut_off(tmp_path: Path) -> None:
     assert [row["step"] for row in journal.all_rows()] == [1, 2]
 
 
-def test_half_a_line_that_a_full_disk_left_is_waited_for(tmp_path: Path) -> None:
-    from pipeline.tracking import sender
+def test_a_row_is_sent_with_the_time_of_its_writing_so_that_sending_it_again_does_no_harm(tmp_path: Path) -> None:
+    class _Client:
+        def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+            sent.extend((metric.key, metric.step, metric.timestamp, metric.value) for metric in metrics)
 
+    sent: list[tuple[str, int, int, float]] = []
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append({"step": 3, "time": 1234, "train/loss": 0.5, "lr": 0.1})
+    for again in range(2):
+        sender._send_rows(_Client(), Outbox(tmp_path / f"{again}", "run"), journal, lambda: None)
+    assert sent == [("train/loss", 3, 1234, 0.5), ("lr", 3, 1234, 0.1)] * 2
+
+
+def test_half_a_line_that_a_full_disk_left_is_waited_for(tmp_path: Path) -> None:
     class _Client:
         def log_batch(self, run_id: str, metrics: list[Any]) -> None:
             sent.extend(metric.step for metric in metrics)

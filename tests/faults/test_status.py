@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from mlflow import MlflowClient
 
 from pipeline import store
 from pipeline.cli import main
+from pipeline.tracking import runs
 from tests.conftest import read_rows
 
 pytestmark = pytest.mark.timeout(200)
@@ -72,6 +75,33 @@ def test_a_later_start_closes_a_run_that_sigkill_left_running_and_it_resumes_wit
 def test_the_launcher_closes_the_run_of_a_rank_0_that_was_killed(killed: tuple[int, str]) -> None:
     status, run_id = killed
     assert status == 1 and _status(run_id) == "FAILED"
+
+
+_HOLDER = (
+    "import sys, pathlib, pipeline.store as s\nwith s.locked(pathlib.Path('run')): print('held', flush=True); sys.stdin.read()"
+)
+
+
+def test_only_a_run_whose_folder_nobody_holds_is_closed() -> None:
+    runs.configure()
+    run_id = runs.begin()
+    Path("run").mkdir()
+    Path("run/config.json").write_text(json.dumps({"mlflow_run_id": run_id}))
+    for name, value in (("host", socket.gethostname()), ("output_dir", str(Path("run").resolve()))):
+        MlflowClient().set_tag(run_id, name, value)
+    pipe = subprocess.PIPE
+    holder = subprocess.Popen([sys.executable, "-c", _HOLDER], stdin=pipe, stdout=pipe, text=True)
+    try:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        runs.close_abandoned()
+        assert _status(run_id) == "RUNNING"
+    finally:
+        holder.kill()
+        holder.communicate(timeout=20)
+    runs.close_abandoned(but=run_id)
+    assert _status(run_id) == "RUNNING"
+    runs.close_abandoned()
+    assert _status(run_id) == "KILLED"
 
 
 @pytest.mark.slow
