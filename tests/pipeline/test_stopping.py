@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline import stopping
+from pipeline.stopping import Stopped
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(stopping, "_received", 0)
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    stopping.install()
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_obeyed_at_once_where_nothing_trains(signum: int, status: int) -> None:
+    with pytest.raises(Stopped) as stopped:
+        signal.raise_signal(signum)
+    assert stopped.value.code == status
+
+
+def test_while_a_model_trains_a_first_signal_is_noted_and_a_second_obeyed() -> None:
+    with pytest.raises(Stopped) as stopped, stopping.deferred():
+        signal.raise_signal(signal.SIGINT)
+        assert stopping.noted() == signal.SIGINT
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.code == 143
+
+
+def test_closing_what_has_failed_is_not_cut_off_by_a_first_signal_but_by_a_second() -> None:
+    closed = []
+    with pytest.raises(Stopped), stopping.held_back():
+        signal.raise_signal(signal.SIGTERM)  # a launcher sends it to the ranks that are left
+        closed.append("the run in MLflow")
+        signal.raise_signal(signal.SIGTERM)
+        closed.append("never reached")
+    assert closed == ["the run in MLflow"]
