@@ -1,8 +1,8 @@
 """What checkpoints and tracking cost: the same training with and without, in turn. `uv run python -m benchmarks.overhead`
 
 A pair trains twice in one process, in an order that changes from pair to pair; the ratio of a pair is what is reported, its
-median over all pairs with the smallest and the largest. Outages come from a proxy before a real MLflow server on loopback; what
-tracking takes then is measured by the CPU clocks of the threads, which a busy machine does not bend.
+median over all pairs with the smallest and the largest. The share that saving and tracking take of one run is also measured by
+the clocks of its threads, which a busy machine bends less. Outages come from a proxy before a real MLflow server on loopback.
 """
 
 from __future__ import annotations
@@ -32,6 +32,25 @@ def _seconds(flags: dict[str, str], *, saves: bool) -> float:
         start = time.perf_counter()
         training.fit(Progress())
         return time.perf_counter() - start
+
+
+def _save_share(flags: dict[str, str]) -> tuple[float, float]:
+    """Return what saving takes of a training's time: in its own thread (waits included), and in the writing one (CPU time)."""
+    with tempfile.TemporaryDirectory() as folder:
+        training = build(flags, Path(folder))
+        save, spent = training.save_checkpoint, 0.0
+
+        def timed() -> None:
+            nonlocal spent
+            begin = time.perf_counter()
+            save()
+            spent += time.perf_counter() - begin
+
+        training.save_checkpoint = timed  # type: ignore[method-assign]
+        start, own, all_threads = time.perf_counter(), time.thread_time(), time.process_time()
+        training.fit(Progress())
+        seconds, own, all_threads = time.perf_counter() - start, time.thread_time() - own, time.process_time() - all_threads
+        return spent / seconds, (all_threads - own) / seconds
 
 
 class _Timed(Tracker):
@@ -98,6 +117,9 @@ def main() -> None:
         )
         ratios = [a / b for a, b in seen]
         _tell(f"{name}: default checkpoints", ratios)
+        shares = zip(*(_save_share(flags) for _ in range(5)), strict=True)
+        inside, beside = (100 * statistics.median(values) for values in shares)
+        print(f"  by the threads' clocks: {inside:.2f} % in the training thread, {beside:.2f} % CPU beside it", flush=True)
     flags = jobs["cnn on digits, 10 epochs"] | {"epochs": "40"}
     print("tracking, cnn on digits, 40 epochs: share of the training's time (median of 3)")
     with tempfile.TemporaryDirectory() as base, mlflow_server(Path(base)) as uri:

@@ -26,11 +26,12 @@ from pipeline.config import Failure
 from pipeline.data.catalog import DATASETS
 from pipeline.data.loader import Batches, Part, Split, fits_on
 from pipeline.distributed import Ranks
-from pipeline.evaluate import measure
+from pipeline.evaluate import Sums, measure
 from pipeline.losses import loss_sum, normaliser
 from pipeline.metrics import merit, merit_name, merit_sum
 from pipeline.optimizers import build_optimizer, lr_factor, set_lr
 from pipeline.progress import Progress
+from pipeline.recording import Recorded, record_step, record_sums
 from pipeline.stopping import Stopped
 from pipeline.store import Run
 from pipeline.tracking.tracker import NullTracker
@@ -58,7 +59,8 @@ class Training:
         self.run, self.config, self.ranks, self.tracker, self.task = run, c, ranks, tracker, run.task
         torch.manual_seed(c.seed)
         self.model: Model = run.build_model().to(ranks.device)
-        if DATASETS[c.dataset].is_image:
+        is_image = DATASETS[c.dataset].is_image
+        if is_image:
             self.model.to(memory_format=torch.channels_last)
         self.batches = Batches(
             train, batch_size=c.batch_size, accumulation_steps=c.accumulation_steps, seed=c.seed, rank=ranks.rank,
@@ -84,6 +86,11 @@ class Training:
         if ranks.world_size > 1:
             ids = [ranks.device.index] if ranks.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(compiled, device_ids=ids)
+        # one batch, always the same, nothing drawn, nothing exchanged: then each step does just what the first one did
+        self.repeats = len(self.batches) == ranks.world_size == c.accumulation_steps == 1 and c.precision == "fp32"
+        self.repeats = self.repeats and not (is_image or c.compile or c.dropout or c.workers)
+        self.step_record: Recorded | None = None
+        self.sums_record: Recorded | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.window: list[Tensor] = []  # this rank's losses that nobody has looked at; empty at every checkpoint
         self.hits = torch.zeros((), device=ranks.device, dtype=torch.float64)  # this rank's, in the current epoch
@@ -168,6 +175,8 @@ class Training:
     def _step(self, parts: list[Part], count: int) -> tuple[Tensor, Tensor]:
         """Do one optimiser step; return this rank's loss, as its share of the global loss, and its right answers."""
         scale = 1 / normaliser(self.config.loss, count)
+        if self.repeats:
+            return self._recorded_step(*parts[0], scale)
         # DDP averages the gradients over the ranks, and the global loss is their sum
         seed = self.scaler.scale(torch.full((), self.ranks.world_size * scale, device=self.ranks.device))
         for parameter in self.parameters:
@@ -182,12 +191,34 @@ class Training:
                 loss.backward(seed)
             losses.append(loss.detach() * scale)
             hits.append(merit_sum(self.task, scores.detach(), y))
+        self._update()
+        return sum(losses[1:], losses[0]), sum(hits[1:], hits[0])
+
+    def _recorded_step(self, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Do `_step` without its Python, for the one batch that there is."""
+        if not self.step_record:
+            self.step_record = record_step(self.model, self.loss_sum, x, y, task=self.task, scale=scale)
+        with torch.no_grad():
+            loss, right, *gradients = self.step_record(x, y, *self.parameters)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self._update()
+        return loss, right
+
+    def _recorded_sums(self) -> Sums:
+        """Return what measures the validation split without its Python."""
+        if not self.sums_record:
+            self.sums_record = record_sums(self.model, self.val_loss_sum, self.val.x, self.val.y, task=self.task)
+        parameters = tuple(self.model.parameters())
+        return lambda x, y: self.sums_record(x, y, *parameters)  # type: ignore[misc,return-value]
+
+    def _update(self) -> None:
+        """Have the optimiser use the gradients."""
         if self.config.grad_clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return sum(losses[1:], losses[0]), sum(hits[1:], hits[0])
 
     def _synchronised(self, last: bool) -> Any:
         """Exchange gradients only in the last part of a step."""
@@ -226,7 +257,8 @@ class Training:
         state = self.state
         if not len(self.val):
             return {}
-        figures = measure(self.model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task)
+        sums = self._recorded_sums() if self.repeats else None
+        figures = measure(self.model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task, sums=sums)
         result = (-figures["loss"],) if self.config.monitor == "loss" else (figures["accuracy"], -figures["loss"])
         if all(map(math.isfinite, result)) and result > state.best:
             state.best, state.best_epoch = result, state.epoch
