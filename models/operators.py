@@ -31,7 +31,7 @@ class _Linear(torch.autograd.Function):
 class _Logistic(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        y = 1 / (1 + torch.exp(-x))
+        y = torch.reciprocal(1 + torch.exp(-x))
         ctx.save_for_backward(y)
         return y
 

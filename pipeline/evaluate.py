@@ -5,7 +5,7 @@ Evaluation is always in float32, whatever the training's precision: that is what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,30 +35,20 @@ def _forward(model: Model, split: Split, ranks: Ranks) -> Iterator[tuple[Tensor,
         yield scores, features, y.to(ranks.device)
 
 
-Sums = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@torch.no_grad()
-def measure(
-    model: Model, split: Split, loss: LossSum, ranks: Ranks, *, config: RunConfig, task: str, sums: Sums | None = None
-) -> dict[str, float]:
-    """Return loss and accuracy (or rmse) over all ranks' shares of a split: sums are all-reduced, then divided.
-
-    `sums`, where there is one, gives the sums of loss and merit over the whole split in one go.
-    """
+def measure(model: Model, split: Split, loss: LossSum, ranks: Ranks, *, config: RunConfig, task: str) -> dict[str, float]:
+    """Return loss and accuracy (or rmse) over all ranks' shares of a split: sums are all-reduced, then divided."""
     totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
-    if sums:
-        totals += torch.stack([*(part.double() for part in sums(split.x, split.y)), torch.full_like(totals[0], len(split))])
-    else:
-        for scores, _, target in _forward(model, split, ranks):
-            totals += torch.stack([loss(scores, target).double(), metrics.merit_sum(task, scores, target).double(),
-                                   torch.tensor(len(target), device=ranks.device)])  # fmt: skip
+    for scores, _, target in _forward(model, split, ranks):
+        totals += torch.stack([loss(scores, target).double(), metrics.merit_sum(task, scores, target).double(),
+                               torch.tensor(len(target), device=ranks.device)])  # fmt: skip
     total_loss, total_merit, count = distributed.all_reduce_sum(totals).tolist()
     assert count == len(split)
-    return {
-        "loss": total_loss / normaliser(config.loss, int(count)),
-        metrics.merit_name(task): metrics.merit(task, total_merit, int(count)),
-    }
+    return figures_of(total_loss, total_merit, int(count), config=config, task=task)
+
+
+def figures_of(loss: float, merit: float, count: int, *, config: RunConfig, task: str) -> dict[str, float]:
+    """Return loss and accuracy (or rmse) for their sums over `count` samples."""
+    return {"loss": loss / normaliser(config.loss, count), metrics.merit_name(task): metrics.merit(task, merit, count)}
 
 
 def evaluate(run: Run, ranks: Ranks, data: Path) -> dict[str, float]:

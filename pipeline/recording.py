@@ -1,7 +1,7 @@
 """Computations recorded once and run again without Python: for models so small that Python is most of what a step costs.
 
 The recorded operators and their order are those of the function, backward passes included, so the numbers are the same bit
-for bit. Shapes, constants and the branches taken are those of the recording.
+for bit. The samples are part of a recording, and what depends on them alone is computed once.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from pipeline.losses import LossSum
 Recorded = Callable[..., tuple[Tensor, ...]]
 
 
-def _record(function: Callable[..., tuple[Tensor, ...]], *example: Tensor) -> Recorded:
+def _record(function: Callable[..., tuple[Tensor, ...]], parameters: Sequence[Tensor]) -> Recorded:
     """Return `function` of tensors as a TorchScript program of aten operators."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    graph = make_fx(function)(*example)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+    recorded = make_fx(function)(*parameters)
+    for node in recorded.graph.nodes:
+        if node.target in (torch.ops.aten.alias.default, torch.ops.aten.detach.default):
+            node.replace_all_uses_with(node.args[0])
+    recorded.graph.eliminate_dead_code()
+    recorded.recompile()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".torch\.jit\.\w+. is deprecated", category=FutureWarning)
-        program: Recorded = torch.jit.trace(graph, tuple(t.detach() for t in example), check_trace=False)
+        traced = torch.jit.trace(recorded, tuple(p.detach() for p in parameters), check_trace=False)
+        program: Recorded = torch.jit.freeze(traced.eval(), optimize_numerics=False)
     return program
 
 
@@ -37,28 +41,28 @@ def _scores(model: nn.Module, names: Sequence[str], parameters: Sequence[Tensor]
 
 
 def record_step(model: nn.Module, loss_sum: LossSum, x: Tensor, y: Tensor, *, task: str, scale: float) -> Recorded:
-    """Return a function of (x, y, *trainable parameters) for what a step computes before it changes anything.
+    """Return a function of the trainable parameters for what a step computes before it changes anything.
 
     It gives the loss, the merit's sum and the gradients; loss and gradients are those of the summed loss times `scale`.
     """
     seed = torch.full((), scale, device=x.device)
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
-    def step(x: Tensor, y: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    def step(*parameters: Tensor) -> tuple[Tensor, ...]:
         scores = _scores(model, list(named), parameters, x)
         loss = loss_sum(scores, y)
         gradients = torch.autograd.grad(loss, parameters, seed)
         return loss.detach() * scale, metrics.merit_sum(task, scores.detach(), y), *gradients
 
-    return _record(step, x, y, *named.values())
+    return _record(step, list(named.values()))
 
 
 def record_sums(model: nn.Module, loss_sum: LossSum, x: Tensor, y: Tensor, *, task: str) -> Recorded:
-    """Return a function of (x, y, *parameters) that gives the sums of loss and merit over samples, 0-d."""
+    """Return a function of all parameters that gives one tensor: (2,) float64, the sums of loss and merit over the samples."""
     named = dict(model.named_parameters())
 
-    def sums(x: Tensor, y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(*parameters: Tensor) -> tuple[Tensor]:
         scores = _scores(model, list(named), parameters, x)
-        return loss_sum(scores, y), metrics.merit_sum(task, scores, y)
+        return (torch.stack([loss_sum(scores, y).double(), metrics.merit_sum(task, scores, y).double()]),)
 
-    return _record(sums, x, y, *(parameter.detach() for parameter in named.values()))
+    return _record(sums, [parameter.detach() for parameter in named.values()])

@@ -26,7 +26,7 @@ from pipeline.config import Failure
 from pipeline.data.catalog import DATASETS
 from pipeline.data.loader import Batches, Part, Split, fits_on
 from pipeline.distributed import Ranks
-from pipeline.evaluate import Sums, measure
+from pipeline.evaluate import figures_of, measure
 from pipeline.losses import loss_sum, normaliser
 from pipeline.metrics import merit, merit_name, merit_sum
 from pipeline.optimizers import build_optimizer, lr_factor, set_lr
@@ -79,6 +79,7 @@ class Training:
             images = self.model.standardised(train.x[:_PATCH_IMAGES].to(ranks.device))
             set_patches(next(m for m in self.model.modules() if isinstance(m, nn.Conv2d)), images)
         self.optimizer = build_optimizer(self.model, c)
+        self.weights: dict[str, Tensor] = self.model.state_dict()  # the tensors themselves, as they change
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.scaler = torch.amp.GradScaler(enabled=c.precision == "fp16")
         compiled: nn.Module = torch.compile(self.model) if c.compile else self.model  # type: ignore[assignment]
@@ -132,7 +133,8 @@ class Training:
         Nothing of an epoch with fewer steps than `log_every` is looked at, unless a window ends with it.
         """
         c, state, batches = self.config, self.state, self.batches
-        self.wrapped.train()
+        if not self.model.training:
+            self.wrapped.train()
         first = -(-state.cursor // c.batch_size)  # the last batch of an epoch may be a small one
         end = min(len(batches), self.total_steps - state.epoch * len(batches))
         pass_over = end < c.log_every and 0 < state.epoch < self.num_epochs - 1 and not c.early_stopping
@@ -199,18 +201,11 @@ class Training:
         if not self.step_record:
             self.step_record = record_step(self.model, self.loss_sum, x, y, task=self.task, scale=scale)
         with torch.no_grad():
-            loss, right, *gradients = self.step_record(x, y, *self.parameters)
+            loss, right, *gradients = self.step_record(*self.parameters)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         self._update()
         return loss, right
-
-    def _recorded_sums(self) -> Sums:
-        """Return what measures the validation split without its Python."""
-        if not self.sums_record:
-            self.sums_record = record_sums(self.model, self.val_loss_sum, self.val.x, self.val.y, task=self.task)
-        parameters = tuple(self.model.parameters())
-        return lambda x, y: self.sums_record(x, y, *parameters)  # type: ignore[misc,return-value]
 
     def _update(self) -> None:
         """Have the optimiser use the gradients."""
@@ -257,12 +252,18 @@ class Training:
         state = self.state
         if not len(self.val):
             return {}
-        sums = self._recorded_sums() if self.repeats else None
-        figures = measure(self.model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task, sums=sums)
+        if self.repeats:
+            if not self.sums_record:
+                self.sums_record = record_sums(self.model, self.val_loss_sum, self.val.x, self.val.y, task=self.task)
+            with torch.no_grad():
+                loss, hits = self.sums_record(*self.model.parameters())[0].tolist()
+            figures = figures_of(loss, hits, len(self.val), config=self.config, task=self.task)
+        else:
+            figures = measure(self.model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task)
         result = (-figures["loss"],) if self.config.monitor == "loss" else (figures["accuracy"], -figures["loss"])
         if all(map(math.isfinite, result)) and result > state.best:
             state.best, state.best_epoch = result, state.epoch
-            self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            self.best_weights = {k: v.clone() for k, v in self.weights.items()}
         return {f"val/{k}": v for k, v in figures.items()}
 
     def _log(self, figures: dict[str, float]) -> None:
