@@ -126,8 +126,8 @@ MODELS: dict[str, ModelSpec] = {
             "default": _IMAGES | {"epochs": 10},
             "default:mnist": {"epochs": 5},
             "fast": _IMAGES | {
-                "dataset": "mnist", "holdout": False, "epochs": 1, "max_steps": 420, "batch_size": 64, "optimizer": "muon",
-                "lr": 4e-3, "weight_decay": 0.05, "warmup": 0.2, "init": "patches",
+                "dataset": "mnist", "holdout": False, "epochs": 1, "max_steps": 420, "batch_size": 72, "optimizer": "muon",
+                "lr": 4e-3, "weight_decay": 0.05, "warmup": 0.2, "init": "patches", "layer_lr": "conv1=0",
             },
             "seed": {
                 "dataset": "mnist", "loss": "cross_entropy", "preprocess": "scale", "holdout": False, "optimizer": "adam",

@@ -6,6 +6,8 @@ batch is cut among the ranks, so that any number of them walks through the same 
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch import Tensor
 from pipeline.data.prepare import read_manifest
 
 Part = tuple[Tensor, Tensor]
+_LARGE = 4_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,19 @@ def fits_on(device: torch.device, split: Split) -> bool:
     return split.x.nbytes + split.y.nbytes < torch.cuda.mem_get_info(device)[0] / 2
 
 
+def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a tensor to write into: the two things that grow with the data, 6 bytes a sample, and so no private memory.
+
+    A large one lies in a file without a name, whose pages the system may write out, and which goes when the tensor goes.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LARGE:
+        return torch.empty(shape, dtype=dtype)
+    with tempfile.TemporaryFile() as file:
+        file.truncate(size)
+        return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(size,))).view(dtype).view(shape)
+
+
 class _Gather(torch.utils.data.Dataset[list[Part]]):
     """Turns a list of index tensors, one for each part of a step, into the samples."""
 
@@ -69,7 +85,7 @@ class _Gather(torch.utils.data.Dataset[list[Part]]):
 
 
 def moved(images: Tensor, moves: Tensor) -> Tensor:
-    """Return images (B, C, H, W), each moved by its own (dy, dx) in `moves` (B, 2) int64; what comes in is 0."""
+    """Return images (B, C, H, W), each moved by its own (dy, dx) in `moves` (B, 2) integers; what comes in is 0."""
     if not len(images):
         return images
     height, width = images.shape[2:]
@@ -123,11 +139,13 @@ class Batches:
                 yield [(self.split.x, self.split.y)]  # a full batch is the split itself: nothing to gather
             return
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(
-            self.num_samples, generator=generator, dtype=torch.int32
-        )  # the one thing that grows with the data
+        count, reach = self.num_samples, self.shift
+        order = torch.randperm(count, generator=generator, dtype=torch.int32, out=_room((count,), torch.int32))
         steps = range(first_step, len(self) if end is None else end)
-        moves = torch.randint(-self.shift, self.shift + 1, (self.num_samples, 2), generator=generator) if self.shift else None
+        moves = None
+        if reach:
+            room = _room((count, 2), torch.int8)
+            moves = torch.randint(-reach, reach + 1, (count, 2), generator=generator, dtype=torch.int8, out=room)
         gather = _Gather(self.split)
         if self.workers:
             options: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}

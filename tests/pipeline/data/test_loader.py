@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.config import RunConfig
+from pipeline.data import loader
 from pipeline.data.loader import Batches, Split, moved, open_split, share
 from pipeline.data.prepare import prepare
 
@@ -89,6 +90,24 @@ def test_an_image_is_moved_as_numpy_would_and_nothing_comes_round_the_edge() -> 
         expected[:, rows, columns] = images[0][:, theirs[0], theirs[1]]
         ours = moved(images, torch.tensor([[dy, dx], [0, 0]]))
         assert torch.equal(ours[0], expected) and torch.equal(ours[1], images[1])
+
+
+def test_the_order_of_many_samples_lies_in_a_file_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A private 4 bytes for each sample, on each rank, would be memory that grows with the data."""
+    images = Split(torch.arange(300 * 4, dtype=torch.int32).to(torch.uint8).view(300, 1, 2, 2), torch.arange(300))
+
+    def drawn() -> list[torch.Tensor]:
+        batches = Batches(images, batch_size=64, accumulation_steps=1, seed=5, rank=0, world_size=1, device=CPU, shift=1)
+        return [tensor for parts in batches.epoch(2) for part in parts for tensor in part]
+
+    small = drawn()
+    monkeypatch.setattr(loader, "_LARGE", 0)
+    room = loader._room((7, 2), torch.int8)
+    assert room.shape == (7, 2) and room.dtype == torch.int8
+    address = room.data_ptr()
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "(deleted)" in line]
+    assert any(int(line.split("-")[0], 16) <= address < int(line.split("-")[1].split()[0], 16) for line in mapped)
+    assert all(torch.equal(a, b) for a, b in zip(small, drawn(), strict=True))
 
 
 def test_how_far_an_image_is_moved_depends_on_the_sample_and_the_epoch_alone() -> None:
