@@ -126,8 +126,9 @@ class RunConfig:
     upload_checkpoints: bool = option(False, "upload checkpoints to MLflow, for a rank 0 that moves to another host")
     strict_tracking: bool = option(False, "end the training when MLflow does not take its figures; false: they are kept")
     log_every: int = option(
-        10, "optimiser steps that one logged training loss stands for; shorter epochs share one", at_least=1
-    )
+        10, "optimiser steps that one logged training loss stands for; shorter epochs share one if none saves at its end",
+        at_least=1,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

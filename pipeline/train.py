@@ -130,7 +130,8 @@ class Training:
     def _epoch(self, progress: Progress) -> dict[str, float]:
         """Run the optimiser steps of one epoch; return its accuracy (or rmse) and speed.
 
-        Nothing of an epoch with fewer steps than `log_every` is looked at, unless a window ends with it.
+        Nothing of an epoch with fewer steps than `log_every` is looked at, unless a window ends with it, or each epoch
+        ends with a checkpoint or the question of early stopping.
         """
         c, state, batches = self.config, self.state, self.batches
         if not self.model.training:
