@@ -7,6 +7,7 @@ batch is cut among the ranks, so that any number of them walks through the same 
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.config import Failure
 from pipeline.data.prepare import read_manifest
 
 Part = tuple[Tensor, Tensor]
@@ -64,13 +66,20 @@ def fits_on(device: torch.device, split: Split) -> bool:
 def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return a tensor to write into: the two things that grow with the data, 6 bytes a sample, and so no private memory.
 
-    A large one lies in a file without a name, whose pages the system may write out, and which goes when the tensor goes.
+    A large one lies in a file without a name, whose pages the system may write out, and which goes when the tensor goes. Raises
+    Failure where the folder for temporary files has no room for it.
     """
     size = math.prod(shape) * dtype.itemsize
     if size < _LARGE:
         return torch.empty(shape, dtype=dtype)
     with tempfile.TemporaryFile() as file:
-        file.truncate(size)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # now: a page that finds no room later ends the process
+        except OSError as error:
+            raise Failure(
+                f"the order of {shape[0]:,} samples needs {size // 1_000_000} MB in {tempfile.gettempdir()} "
+                f"({error.strerror}). Make room there, or set TMPDIR to another folder."
+            ) from None
         return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(size,))).view(dtype).view(shape)
 
 

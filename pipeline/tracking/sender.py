@@ -157,7 +157,8 @@ class Sender:
     Where there is more to send than a small share of the processor allows, it waits until somebody asks for all of it.
     """
 
-    def __init__(self, outbox: Outbox, journals: Sequence[Journal]) -> None:
+    def __init__(self, outbox: Outbox, journals: Sequence[Journal], *, strict: bool = False) -> None:
+        self._then = "strict_tracking=true ends the training" if strict else "training goes on"
         self._worked = 0.0  # CPU time of the sending thread, when it last rested
         self.problem = ""  # why the last attempt failed
         self._outbox, self._journals = outbox, journals
@@ -212,8 +213,8 @@ class Sender:
             problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
             if not self.problem:
                 print(
-                    f"MLflow at {runs.uri()} does not take the figures ({problem}); training goes on, and they wait in "
-                    f"{self._outbox.folder}",
+                    f"MLflow at {runs.uri()} does not take the figures ({problem}); {self._then}, and they "
+                    f"wait in {self._outbox.folder}",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
             return problem

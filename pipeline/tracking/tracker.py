@@ -70,7 +70,7 @@ class Tracker(NullTracker):
         rows = self.metrics.all_rows()
         self.last_step = max((int(row["step"]) for row in rows), default=0)
         self._known = {(row["step"], name) for row in rows for name in row if name not in NOT_METRICS}
-        self._sender = Sender(self.outbox, (self.metrics, self.system))
+        self._sender = Sender(self.outbox, (self.metrics, self.system), strict=strict)
 
     @property
     def problem(self) -> str:  # type: ignore[override]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline import store
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.cli import main
+from pipeline.config import Failure
+from pipeline.data import loader
 from tests.conftest import read_rows
 
 pytestmark = pytest.mark.timeout(200)
@@ -67,6 +71,14 @@ def test_a_read_only_disk_is_told_before_anything_is_created(disk: Path, cache_d
     _mount("-o", "remount,ro", str(disk))
     assert main(["train", "--model", "mlp", "--output_dir", str(disk / "run"), "--cache_dir", str(cache_dir)]) == 2
     assert f"output_dir={disk / 'run'} cannot be written (Read-only file system)" in capsys.readouterr().err
+
+
+def test_no_room_for_the_order_of_many_samples_is_told(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies in a mapped file: without room set apart for it, the first page written too many would kill the process."""
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    with pytest.raises(Failure, match=rf"order of 10,000,000 samples needs 40 MB in {disk} \(No space left.*set TMPDIR"):
+        loader._room((10_000_000,), torch.int32)
+    assert len(loader._room((5_000_000,), torch.int32)) == 5_000_000
 
 
 @pytest.mark.slow
