@@ -19,15 +19,16 @@ from pipeline.tracking.journal import Journal, Outbox
 _PAUSE = 2.0  # seconds between two looks at what waits
 _LONGEST_PAUSE = 30.0  # after failures
 _BATCH = 1000  # metrics that MLflow takes in one call
-_SHARE = 0.02  # of the time, at most, in which it computes: what it holds Python for, the training waits for
+_SHARE = 0.02  # of the time in which a backlog is computed on: what it holds Python for, the training waits for
+_LONGEST_REST = 3.0  # seconds: the first call imports, and curves and checkpoints must not wait for minutes after it
 NOT_METRICS = ("step", "epoch", "time")
 _SLOTS = 2  # checkpoints kept at the server: one is whole while the other is replaced
 
 
-def send(outbox: Outbox, journals: Sequence[Journal], *, rest: Callable[[], None] = lambda: None) -> int:
+def send(outbox: Outbox, journals: Sequence[Journal], *, rest: Callable[[float], None] = lambda worked: None) -> int:
     """Send everything that waits, the status last; return the number of figures. Raises whatever MLflow raises.
 
-    `rest` is called after each batch of figures.
+    `rest` is called after each batch of figures, with the seconds that this thread computed for it.
     """
     from mlflow import MlflowClient
 
@@ -47,7 +48,7 @@ def _send_part(client: Any, outbox: Outbox, part: str) -> None:
         outbox.sent(part, version)
 
 
-def _send_rows(client: Any, outbox: Outbox, journal: Journal, rest: Callable[[], None]) -> int:
+def _send_rows(client: Any, outbox: Outbox, journal: Journal, rest: Callable[[float], None]) -> int:
     from mlflow.entities import Metric
 
     number, start = 0, min(outbox.sent_bytes(journal.path.name), journal.size())
@@ -62,8 +63,9 @@ def _send_rows(client: Any, outbox: Outbox, journal: Journal, rest: Callable[[],
             if name not in NOT_METRICS
         ]
         for first in range(0, len(metrics), _BATCH):
+            started = time.thread_time()
             client.log_batch(outbox.run_id, metrics=metrics[first : first + _BATCH])
-            rest()
+            rest(time.thread_time() - started)
         number += len(metrics)
         outbox.sent_up_to(journal.path.name, end)
         start = end
@@ -159,7 +161,6 @@ class Sender:
 
     def __init__(self, outbox: Outbox, journals: Sequence[Journal], *, strict: bool = False) -> None:
         self._then = "strict_tracking=true ends the training" if strict else "training goes on"
-        self._worked = 0.0  # CPU time of the sending thread, when it last rested
         self.problem = ""  # why the last attempt failed
         self._outbox, self._journals = outbox, journals
         self._condition = threading.Condition()
@@ -183,11 +184,10 @@ class Sender:
             self._ended = True
             self._condition.notify_all()
 
-    def _rest(self) -> None:
+    def _rest(self, worked: float) -> None:
         """Pause after work, unless somebody waits for all to be sent."""
-        worked, self._worked = time.thread_time() - self._worked, time.thread_time()
         with self._condition:
-            self._condition.wait_for(lambda: self._ended or self._asked > self._answered, worked / _SHARE)
+            self._condition.wait_for(lambda: self._ended or self._asked > self._answered, min(worked / _SHARE, _LONGEST_REST))
 
     def _run(self) -> None:
         while True:
@@ -204,7 +204,6 @@ class Sender:
 
     def _attempt(self) -> str:
         try:
-            self._worked = time.thread_time()
             number = send(self._outbox, self._journals, rest=self._rest)
             if not self._first_done:
                 runs.close_abandoned(but=self._outbox.run_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections import Counter
@@ -13,24 +14,16 @@ import pytest
 
 from pipeline import distributed, store
 from pipeline.config import RunConfig
-from pipeline.data.loader import open_split
-from pipeline.data.prepare import prepare, read_manifest
-from pipeline.distributed import single_process
 from pipeline.progress import Progress
 from pipeline.tracking import runs, sender
 from pipeline.tracking.journal import Journal, Outbox
-from pipeline.tracking.tracker import NullTracker, training_run
+from pipeline.tracking.tracker import training_run
 from pipeline.train import Training
+from tests.trainings import begin
 
 Make = Callable[..., RunConfig]
 
 CALLS = {"cnn": 400, "mlp": 315}  # of Python and built-in functions in one step, torch's own wrappers included
-
-
-def _training(config: RunConfig, folder: Path, tracker: NullTracker | None = None, run_id: str = "") -> Training:
-    data = prepare(config)
-    run = store.create(folder, config=config, mlflow_run_id=run_id, git_commit="", data=read_manifest(data))
-    return Training(run, single_process(), tracker or NullTracker(), open_split(data, "train"), open_split(data, "val"))
 
 
 def _calls(training: Training) -> int:
@@ -52,15 +45,15 @@ def _calls(training: Training) -> int:
 @pytest.mark.parametrize("model", CALLS)
 def test_a_step_calls_no_more_python_than_it_did(make_config: Make, tmp_path: Path, model: str) -> None:
     flags = {"model": model, "batch_size": 10, "log_every": 1000, "epochs": 1, "checkpoint_every": "1000"}
-    _calls(_training(make_config(**flags, max_steps=5), tmp_path / "first"))  # what is called once in a process
-    few, many = (_calls(_training(make_config(**flags, max_steps=n), tmp_path / f"{n}")) for n in (10, 30))
+    _calls(begin(make_config(**flags, max_steps=5), tmp_path / "first"))  # what is called once in a process
+    few, many = (_calls(begin(make_config(**flags, max_steps=n), tmp_path / f"{n}")) for n in (10, 30))
     assert (many - few) / 20 <= CALLS[model]
 
 
 def test_a_sample_costs_no_python_at_all(make_config: Make, tmp_path: Path) -> None:
     flags = {"model": "cnn", "log_every": 1000, "epochs": 1, "max_steps": 8, "holdout": "false"}
-    _calls(_training(make_config(**flags), tmp_path / "first"))
-    small, large = (_calls(_training(make_config(**flags, batch_size=n), tmp_path / f"{n}")) for n in (20, 160))
+    _calls(begin(make_config(**flags), tmp_path / "first"))
+    small, large = (_calls(begin(make_config(**flags, batch_size=n), tmp_path / f"{n}")) for n in (20, 160))
     assert small == large
 
 
@@ -71,7 +64,7 @@ def test_collectives_of_an_epoch_are_one_a_window_and_two_more(
     shapes: list[tuple[int, ...]] = []
     real = distributed.all_reduce_sum
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda tensor: shapes.append(tuple(tensor.shape)) or real(tensor))
-    training = _training(make_config(model="mlp", batch_size=10, epochs=2, log_every=10), tmp_path / "run")
+    training = begin(make_config(model="mlp", batch_size=10, epochs=2, log_every=10), tmp_path / "run")
     training.fit(Progress())
     steps = len(training.batches)
     windows = -(-steps // 10)
@@ -93,7 +86,7 @@ def test_the_training_thread_never_calls_mlflow(make_config: Make, tmp_path: Pat
         monkeypatch.setattr(MlflowClient, name, recorded)
     runs.configure()
     config = make_config(model="mlp", batch_size=10, epochs=3)
-    training = _training(config, tmp_path / "run", run_id=runs.begin())
+    training = begin(config, tmp_path / "run", run_id=runs.begin())
     with training_run(training.run, {}, dataset={"name": "x", "digest": "0" * 36, "source": "x"}) as tracker:
         training.tracker = tracker
         called.clear()
@@ -113,3 +106,24 @@ def test_mlflow_is_called_once_for_a_thousand_figures(tmp_path: Path, monkeypatc
         journal.append({"step": step, "epoch": 0, "time": 0, "train/loss": 1.0})
     assert sender.send(outbox, [journal]) == 2500
     assert sizes == [1000, 1000, 500]
+
+
+def test_what_the_first_call_imports_does_not_hold_up_checkpoints_and_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender rests after a batch, in proportion to its work; 10 s of work at 2 % would be a rest of minutes."""
+    from mlflow import MlflowClient
+
+    clock, uploaded = itertools.count(step=10), threading.Event()
+    monkeypatch.setattr(sender.time, "thread_time", lambda: next(clock))
+    monkeypatch.setattr(MlflowClient, "log_batch", lambda *_, **__: None)
+    monkeypatch.setitem(sender._SEND, "checkpoint", lambda *_: uploaded.set())
+    monkeypatch.setattr(runs, "close_abandoned", lambda **_: None)
+    journal, outbox = Journal(tmp_path / store.METRICS), Outbox(tmp_path, "0" * 32)
+    journal.append({"step": 1, "epoch": 0, "time": 0, "train/loss": 1.0})
+    outbox.want("checkpoint", 1)
+    started = sender.Sender(outbox, [journal])
+    try:
+        assert uploaded.wait(20)
+    finally:
+        started.end()
