@@ -4,46 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from models.polynomial import coefficients, formula
-from pipeline import store
 from pipeline.config import RunConfig
 from pipeline.data.loader import open_split
-from pipeline.data.prepare import prepare, read_manifest
+from pipeline.data.prepare import prepare
 from pipeline.distributed import single_process
 from pipeline.evaluate import measure
-from pipeline.progress import Progress
-from pipeline.tracking.tracker import NullTracker
 from pipeline.train import Training
+from tests.trainings import curve, fit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 Make = Callable[..., RunConfig]
 SEEDS = range(5)
 
 
-class _Recorder(NullTracker):
-    def __init__(self) -> None:
-        self.rows: list[Any] = []
-
-    def log(self, row: Any) -> None:
-        self.rows.append(row)
-
-
 def _fit(config: RunConfig, folder: Path) -> tuple[Training, dict[int, float], dict[str, float], dict[str, float]]:
     """Train; return the training, its loss by step, its best validation figures, and the best weights' test figures."""
-    data, recorder = prepare(config), _Recorder()
-    run = store.create(folder, config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
-    training = Training(run, single_process(), recorder, open_split(data, "train"), open_split(data, "val"))
-    training.fit(Progress())
-    losses = {row["step"]: row["train/loss"] for row in recorder.rows if "train/loss" in row}
-    best = {k: max(r[k] for r in recorder.rows if k in r) for k in ("val/accuracy",) if any(k in r for r in recorder.rows)}
-    test = measure(
-        run.load_model(), open_split(data, "test"), training.val_loss_sum, single_process(), config=config, task=run.task
-    )
+    training = fit(config, folder)
+    rows, run, test_split = curve(training), training.run, open_split(prepare(config), "test")
+    losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    best = {k: max(r[k] for r in rows if k in r) for k in ("val/accuracy",) if any(k in r for r in rows)}
+    test = measure(run.load_model(), test_split, training.val_loss_sum, single_process(), config=config, task=run.task)
     return training, losses, best, test
 
 

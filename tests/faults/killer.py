@@ -19,15 +19,10 @@ from pathlib import Path
 
 import torch
 
-from pipeline import checkpoint, stopping, store
+from pipeline import stopping, store
 from pipeline.config import resolve
-from pipeline.data.loader import open_split
-from pipeline.data.prepare import prepare, read_manifest
-from pipeline.distributed import single_process
-from pipeline.progress import Progress
-from pipeline.tracking.tracker import NullTracker
-from pipeline.train import Training
 from tests.faults.inject import HOOKS, STEP, arm, forked
+from tests.trainings import fit
 
 STEPS = 44  # of the training below
 Fault = tuple[str, int, bool, str]  # hook, call, after it, kind
@@ -36,16 +31,7 @@ Fault = tuple[str, int, bool, str]  # hook, call, after it, kind
 def train(folder: Path, cache_dir: str) -> None:
     """Train, or go on from the newest checkpoint."""
     config = resolve({"model": "mlp", "epochs": "4", "dropout": "0.3", "cache_dir": cache_dir, "checkpoint_every": "3"})
-    data = prepare(config)
-    if store.holds_run(folder):
-        run = store.open_run(folder, check=False)
-    else:
-        run = store.create(folder, config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
-    training = Training(run, single_process(), NullTracker(), open_split(data, "train"), open_split(data, "val"))
-    found = checkpoint.newest_checkpoint(folder)
-    if found:
-        training.restore(found[1])
-    training.fit(Progress())
+    fit(config, folder)
 
 
 def random_kills(count: int, source: random.Random) -> Iterator[list[Fault]]:

@@ -12,17 +12,16 @@ from typing import Any
 
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from pipeline import checkpoint, distributed, stopping, store
+from pipeline import distributed, stopping
 from pipeline.config import resolve
 from pipeline.data.loader import open_split
-from pipeline.data.prepare import prepare, read_manifest
+from pipeline.data.prepare import prepare
 from pipeline.distributed import Ranks
 from pipeline.evaluate import measure
 from pipeline.losses import loss_sum
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped
-from pipeline.tracking.tracker import NullTracker
-from pipeline.train import Training
+from tests.trainings import begin, curve, losses
 
 CASES: dict[str, dict[str, str]] = {  # 20 steps or more each; no batch size or data set divides by 2 and by 3
     "mean loss": {"model": "mlp", "loss": "bce", "batch_size": "35", "epochs": "2"},
@@ -36,32 +35,17 @@ CASES: dict[str, dict[str, str]] = {  # 20 steps or more each; no batch size or 
 }  # fmt: skip
 
 
-class _Recorder(NullTracker):
-    def __init__(self) -> None:
-        self.rows: list[Any] = []
-
-    def log(self, row: Any) -> None:
-        self.rows.append(row)
-
-
 def run_cases(folder: Path, cache_dir: str, ranks: Ranks) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     for name, flags in CASES.items():
         config = resolve(flags | {"cache_dir": cache_dir, "log_every": "1"})
-        data = prepare(config)
-
-        def create(config: Any = config, data: Path = data, name: str = name) -> store.Run:
-            return store.create(folder / name, config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
-
-        run = distributed.broadcast(distributed.together(create, on=ranks.is_main))
-        recorder = _Recorder()
-        training = Training(run, ranks, recorder, open_split(data, "train"), open_split(data, "val"))
+        training = begin(config, folder / name, ranks=ranks)
         training.fit(Progress())
-        split = open_split(data, "test")
-        totals = measure(training.model, split, loss_sum(config.loss, task=run.task), ranks, config=config, task=run.task)
+        split, task = open_split(prepare(config), "test"), training.run.task
+        totals = measure(training.model, split, loss_sum(config.loss, task=task), ranks, config=config, task=task)
         seen[name] = {
-            "losses": [row["train/loss"] for row in recorder.rows if "train/loss" in row],
-            "val": [row[key] for row in recorder.rows for key in ("val/loss", "val/accuracy", "val/rmse") if key in row],
+            "losses": losses(training),
+            "val": [row[key] for row in curve(training) for key in ("val/loss", "val/accuracy", "val/rmse") if key in row],
             "test": totals, "num_test": len(split),
         }  # fmt: skip
     return seen
@@ -70,13 +54,7 @@ def run_cases(folder: Path, cache_dir: str, ranks: Ranks) -> dict[str, Any]:
 def count_collectives(folder: Path, cache_dir: str, ranks: Ranks) -> dict[str, int]:
     """Return how often ranks talk in two epochs of the CNN: DDP's buckets of gradients, and sums of ours."""
     config = resolve({"model": "cnn", "epochs": "2", "batch_size": "101", "cache_dir": cache_dir, "checkpoint_every": "1000"})
-    data = prepare(config)
-
-    def create() -> store.Run:
-        return store.create(folder / "counted", config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
-
-    run = distributed.broadcast(distributed.together(create, on=ranks.is_main))
-    training = Training(run, ranks, NullTracker(), open_split(data, "train"), open_split(data, "val"))
+    training = begin(config, folder / "counted", ranks=ranks)
     buckets: list[int] = []
 
     @functools.wraps(allreduce_hook)  # DDP looks at the types of its arguments
@@ -105,21 +83,10 @@ class _StopAt(Progress):
 def train_in_parts(folder: Path, cache_dir: str, ranks: Ranks, *, stop: bool) -> list[float]:
     """Start a training in `folder` or go on with the one that is there, on these ranks; return the losses of its steps."""
     config = resolve(STOPPED | {"cache_dir": cache_dir, "log_every": "1"})
-    data = prepare(config)
-
-    def begin() -> store.Run:
-        if store.holds_run(folder):
-            return store.open_run(folder, check=False)
-        return store.create(folder, config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
-
-    run = distributed.broadcast(distributed.together(begin, on=ranks.is_main))
-    recorder = _Recorder()
-    training = Training(run, ranks, recorder, open_split(data, "train"), open_split(data, "val"))
-    if found := distributed.broadcast(checkpoint.newest_checkpoint(folder) if ranks.is_main else None):
-        training.restore(found[1])
+    training = begin(config, folder, ranks=ranks)
     with contextlib.suppress(Stopped):
         training.fit(_StopAt() if stop else Progress())
-    return [row["train/loss"] for row in recorder.rows if "train/loss" in row]
+    return losses(training)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,9 @@ import torch
 from pipeline import checkpoint, stopping, store
 from pipeline.checkpoint import Writer, snapshot
 from pipeline.config import Failure, RunConfig, UserError
-from pipeline.data.loader import open_split
-from pipeline.data.prepare import prepare, read_manifest
-from pipeline.distributed import single_process
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped
-from pipeline.tracking.tracker import NullTracker
-from pipeline.train import Training
+from tests.trainings import curve, fit
 
 Make = Callable[..., RunConfig]
 
@@ -142,14 +138,6 @@ def test_a_disk_that_was_full_for_a_while_costs_nothing_in_the_end(tmp_path: Pat
     assert checkpoint.newest_checkpoint(tmp_path)
 
 
-class _Recorder(NullTracker):
-    def __init__(self) -> None:
-        self.rows: list[Any] = []
-
-    def log(self, row: Any) -> None:
-        self.rows.append({k: v for k, v in row.items() if k not in ("time", "perf/samples_per_second")})
-
-
 class _StopAt(Progress):
     """Asks for a stop, as a signal would, in the step before the given one."""
 
@@ -161,19 +149,6 @@ class _StopAt(Progress):
             stopping._noted = 15
 
 
-def _train(config: RunConfig, folder: Path, progress: Progress, *, resume: bool = False) -> Training:
-    data = prepare(config)
-    if resume:
-        run = store.open_run(folder, check=False)
-    else:
-        run = store.create(folder, config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
-    training = Training(run, single_process(), _Recorder(), open_split(data, "train"), open_split(data, "val"))
-    if found := checkpoint.newest_checkpoint(folder):
-        training.restore(found[1])
-    training.fit(progress)
-    return training
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stopped_at_any_step_a_run_resumes_bit_for_bit(make_config: Make, tmp_path: Path, workers: int) -> None:
     """Weights, optimiser state and curve, with dropout, accumulation, a schedule and early stopping on."""
@@ -181,22 +156,22 @@ def test_stopped_at_any_step_a_run_resumes_bit_for_bit(make_config: Make, tmp_pa
         model="mlp", epochs=3, batch_size=60, dropout=0.4, accumulation_steps=2, scheduler="one_cycle", warmup=0.3,
         early_stopping=9, log_every=1, checkpoint_every="epoch", workers=workers,
     )  # fmt: skip
-    whole = _train(config, tmp_path / "whole", Progress())
-    rows = whole.tracker.rows  # type: ignore[attr-defined]
+    whole = fit(config, tmp_path / "whole")
+    rows = curve(whole)
     positions = range(2, 19) if not workers else (4, 6, 7)
     for position in positions:
         folder = tmp_path / str(position)
         with pytest.raises(Stopped):
-            _train(config, folder, _StopAt(position))
+            fit(config, folder, _StopAt(position))
         found = checkpoint.newest_checkpoint(folder)
         assert found and found[1]["state"]["step"] == position
-        resumed = _train(config, folder, Progress(), resume=True)
+        resumed = fit(config, folder)
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, resumed.model.state_dict()[name]), (position, name)
         ours, theirs = snapshot(resumed.optimizer.state_dict()), snapshot(whole.optimizer.state_dict())
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
         assert vars(resumed.state) == vars(whole.state)
-        tail = resumed.tracker.rows  # type: ignore[attr-defined]
+        tail = curve(resumed)
         assert tail == rows[len(rows) - len(tail) :]
         assert (folder / store.WEIGHTS).read_bytes() == (tmp_path / "whole" / store.WEIGHTS).read_bytes()
 
@@ -204,16 +179,16 @@ def test_stopped_at_any_step_a_run_resumes_bit_for_bit(make_config: Make, tmp_pa
 def test_short_epochs_that_share_a_logged_loss_resume_bit_for_bit_too(make_config: Make, tmp_path: Path) -> None:
     """3 steps an epoch, 4 of them a window: a stop waits for the window's end, and the curve goes on as if it had not been."""
     config = make_config(model="mlp", epochs=6, batch_size=120, log_every=4, checkpoint_every="1000m")
-    whole = _train(config, tmp_path / "whole", Progress())
-    rows = whole.tracker.rows  # type: ignore[attr-defined]
+    whole = fit(config, tmp_path / "whole")
+    rows = curve(whole)
     for at, stopped in ((5, 8), (9, 12), (13, 16)):
         folder = tmp_path / str(at)
         with pytest.raises(Stopped):
-            _train(config, folder, _StopAt(at))
+            fit(config, folder, _StopAt(at))
         found = checkpoint.newest_checkpoint(folder)
         assert found and found[1]["state"]["step"] == stopped
-        resumed = _train(config, folder, Progress(), resume=True)
-        tail = resumed.tracker.rows  # type: ignore[attr-defined]
+        resumed = fit(config, folder)
+        tail = curve(resumed)
         assert tail == rows[len(rows) - len(tail) :] and tail[0]["step"] > stopped - 3
         assert (folder / store.WEIGHTS).read_bytes() == (tmp_path / "whole" / store.WEIGHTS).read_bytes()
 
@@ -222,11 +197,11 @@ def test_moved_images_resume_bit_for_bit_too(make_config: Make, tmp_path: Path) 
     """With augmentation, dropout, accumulation and a schedule, in mid-epoch, with loader processes before and none after."""
     flags: dict[str, Any] = {"model": "cnn", "epochs": 2, "batch_size": 300, "dropout": 0.3, "augment_shift": 2,
                              "accumulation_steps": 2, "scheduler": "one_cycle", "warmup": 0.3, "log_every": 1}  # fmt: skip
-    whole = _train(make_config(**flags), tmp_path / "whole", Progress())
+    whole = fit(make_config(**flags), tmp_path / "whole")
     with pytest.raises(Stopped):
-        _train(make_config(**flags, workers=2), tmp_path / "run", _StopAt(3))
-    resumed = _train(make_config(**flags), tmp_path / "run", Progress(), resume=True)
-    plain = _train(make_config(**flags | {"augment_shift": 0}), tmp_path / "plain", Progress())
+        fit(make_config(**flags, workers=2), tmp_path / "run", _StopAt(3))
+    resumed = fit(make_config(**flags), tmp_path / "run")
+    plain = fit(make_config(**flags | {"augment_shift": 0}), tmp_path / "plain")
     weights = [t.model.state_dict()["network.conv1.weight"] for t in (whole, resumed, plain)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
@@ -234,7 +209,7 @@ def test_moved_images_resume_bit_for_bit_too(make_config: Make, tmp_path: Path) 
 @pytest.mark.parametrize(("every", "steps"), [("7", [14, 18]), ("epoch", [12, 18]), ("1000m", [18])])
 def test_checkpoints_come_when_asked_for(make_config: Make, tmp_path: Path, every: str, steps: list[int]) -> None:
     config = make_config(model="mlp", epochs=3, batch_size=60, checkpoint_every=every)
-    _train(config, tmp_path / "run", Progress())
+    fit(config, tmp_path / "run")
     kept = sorted(int(p.stem.removeprefix("step-")) for p in (tmp_path / "run" / "checkpoints").glob("*.pt"))
     assert kept == steps
 
@@ -250,6 +225,6 @@ def test_minutes_are_counted_by_rank_zeros_clock(make_config: Make, tmp_path: Pa
             clock[0] += 50.0
 
     config = make_config(model="mlp", epochs=1, batch_size=35, log_every=1, checkpoint_every="2m")
-    _train(config, tmp_path / "run", _Tick())
+    fit(config, tmp_path / "run", _Tick())
     kept = sorted(int(p.stem.removeprefix("step-")) for p in (tmp_path / "run" / "checkpoints").glob("*.pt"))
     assert kept == [8, 10]  # after 4 and 8 steps, when 150 s and more had gone by, and at the end; two are kept

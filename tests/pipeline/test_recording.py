@@ -7,14 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import store
 from pipeline.config import RunConfig
-from pipeline.data.loader import open_split
-from pipeline.data.prepare import prepare, read_manifest
-from pipeline.distributed import single_process
 from pipeline.progress import Progress
-from pipeline.tracking.tracker import NullTracker
-from pipeline.train import Training
+from tests.trainings import begin, curve
 
 Make = Callable[..., RunConfig]
 WHOLE = {  # the whole split in one batch
@@ -27,30 +22,16 @@ WHOLE = {  # the whole split in one batch
 }
 
 
-class _Recorder(NullTracker):
-    def __init__(self) -> None:
-        self.rows: list[Any] = []
-
-    def log(self, row: Any) -> None:
-        self.rows.append({k: v for k, v in row.items() if k not in ("time", "perf/samples_per_second")})
-
-
-def _training(config: RunConfig, folder: Path) -> Training:
-    data = prepare(config)
-    run = store.create(folder, config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
-    return Training(run, single_process(), _Recorder(), open_split(data, "train"), open_split(data, "val"))
-
-
 @pytest.mark.parametrize("case", WHOLE)
 def test_a_recorded_step_gives_the_same_weights_and_curve_bit_for_bit(make_config: Make, tmp_path: Path, case: str) -> None:
     config = make_config(**WHOLE[case] | {"epochs": 30, "log_every": 1})
-    recorded, plain = _training(config, tmp_path / "recorded"), _training(config, tmp_path / "plain")
+    recorded, plain = begin(config, tmp_path / "recorded"), begin(config, tmp_path / "plain")
     assert recorded.repeats and len(recorded.batches) == 1
     plain.repeats = False
     for training in (recorded, plain):
         training.fit(Progress())
     assert recorded.step_record and not plain.step_record
-    assert recorded.tracker.rows == plain.tracker.rows  # type: ignore[attr-defined]
+    assert curve(recorded) == curve(plain)
     for name, value in plain.model.state_dict().items():
         assert torch.equal(value, recorded.model.state_dict()[name]), name
 
@@ -60,4 +41,4 @@ def test_a_recorded_step_gives_the_same_weights_and_curve_bit_for_bit(make_confi
 )
 def test_what_differs_from_step_to_step_is_not_recorded(make_config: Make, tmp_path: Path, flag: dict[str, Any]) -> None:
     flags = {"model": "mlp", "batch_size": 1000} | flag
-    assert not _training(make_config(**flags), tmp_path / "run").repeats
+    assert not begin(make_config(**flags), tmp_path / "run").repeats

@@ -15,73 +15,47 @@ import torch
 from pipeline import checkpoint, store
 from pipeline.cli import main
 from pipeline.config import Failure, RunConfig
-from pipeline.data.loader import Split, open_split
-from pipeline.data.prepare import prepare, read_manifest
-from pipeline.distributed import single_process
+from pipeline.data.loader import Split
 from pipeline.progress import Progress
-from pipeline.tracking.tracker import NullTracker
 from pipeline.train import Training, parameter_table
 from tests.conftest import read_rows
+from tests.trainings import begin, curve, fit, losses
 
 Make = Callable[..., RunConfig]
 
 
-class _Recorder(NullTracker):
-    def __init__(self) -> None:
-        self.rows: list[Any] = []
-
-    def log(self, row: Any) -> None:
-        self.rows.append(row)
-
-
-def _training(config: RunConfig, folder: Path) -> Training:
-    data = prepare(config)
-    run = store.create(folder, config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
-    return Training(run, single_process(), _Recorder(), open_split(data, "train"), open_split(data, "val"))
-
-
-def _fit(config: RunConfig, folder: Path) -> Training:
-    training = _training(config, folder)
-    training.fit(Progress())
-    return training
-
-
-def _losses(training: Training) -> list[float]:
-    return [row["train/loss"] for row in training.tracker.rows if "train/loss" in row]  # type: ignore[attr-defined]
-
-
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_config: Make, tmp_path: Path) -> None:
-    runs = [_fit(make_config(model="mlp", epochs=2, dropout=0.5, seed=s), tmp_path / f"{k}") for k, s in enumerate((1, 1, 2))]
+    runs = [fit(make_config(model="mlp", epochs=2, dropout=0.5, seed=s), tmp_path / f"{k}") for k, s in enumerate((1, 1, 2))]
     first, again, other = (torch.cat([p.flatten() for p in t.model.parameters()]) for t in runs)
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_accumulation_does_not_change_the_gradient(make_config: Make, tmp_path: Path) -> None:
     flags = {"model": "mlp", "epochs": 2, "batch_size": 50, "optimizer": "sgd", "log_every": 1}
-    whole, parts = (_losses(_fit(make_config(**flags, accumulation_steps=k), tmp_path / str(k))) for k in (1, 7))
+    whole, parts = (losses(fit(make_config(**flags, accumulation_steps=k), tmp_path / str(k))) for k in (1, 7))
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
 def test_epochs_shorter_than_a_window_share_one_logged_loss(make_config: Make, tmp_path: Path) -> None:
     """2 steps an epoch and 5 a window, but the first and the last epoch end one: what is logged are the means of all losses."""
     flags = {"model": "mlp", "epochs": 8, "batch_size": 200, "checkpoint_every": "1000"}
-    single = _losses(_fit(make_config(**flags, log_every=1), tmp_path / "single"))
-    shared = _fit(make_config(**flags, log_every=5), tmp_path / "shared")
+    single = losses(fit(make_config(**flags, log_every=1), tmp_path / "single"))
+    shared = fit(make_config(**flags, log_every=5), tmp_path / "shared")
     assert len(single) == 16
-    ends = [row["step"] for row in shared.tracker.rows if "train/loss" in row]  # type: ignore[attr-defined]
+    ends = [row["step"] for row in curve(shared) if "train/loss" in row]
     assert ends == [2, 5, 10, 15, 16]
     means = [sum(single[a:b]) / (b - a) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
-    assert _losses(shared) == pytest.approx(means, rel=1e-12)
-    assert [row["step"] for row in shared.tracker.rows if "train/accuracy" in row] == [2, 10, 16]  # type: ignore[attr-defined]
-    assert sum("val/loss" in row for row in shared.tracker.rows) == 8  # type: ignore[attr-defined]
+    assert losses(shared) == pytest.approx(means, rel=1e-12)
+    assert [row["step"] for row in curve(shared) if "train/accuracy" in row] == [2, 10, 16]
+    assert sum("val/loss" in row for row in curve(shared)) == 8
 
 
 @pytest.mark.parametrize("max_steps", [5, 9, 14])  # in the first epoch, at its end, in the second
 def test_max_steps_ends_a_training_in_mid_epoch(make_config: Make, tmp_path: Path, max_steps: int) -> None:
     flags = {"model": "mlp", "epochs": 40, "batch_size": 38, "scheduler": "one_cycle", "log_every": 1}
-    training = _fit(make_config(**flags, max_steps=max_steps), tmp_path / "run")
+    training = fit(make_config(**flags, max_steps=max_steps), tmp_path / "run")
     assert len(training.batches) == 9
-    rows = training.tracker.rows  # type: ignore[attr-defined]
+    rows = curve(training)
     steps = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in steps] == list(range(1, max_steps + 1))
     assert steps[-1]["lr"] < 0.1 * max(row["lr"] for row in steps)  # the schedule knows where the end is
@@ -91,8 +65,8 @@ def test_max_steps_ends_a_training_in_mid_epoch(make_config: Make, tmp_path: Pat
 
 
 def test_the_accuracy_of_a_cut_epoch_counts_its_own_samples(make_config: Make, tmp_path: Path) -> None:
-    training = _fit(make_config(model="mlp", epochs=1, batch_size=38, max_steps=2, lr=1e-9), tmp_path / "run")
-    (row,) = [r for r in training.tracker.rows if "train/accuracy" in r]  # type: ignore[attr-defined]
+    training = fit(make_config(model="mlp", epochs=1, batch_size=38, max_steps=2, lr=1e-9), tmp_path / "run")
+    (row,) = [r for r in curve(training) if "train/accuracy" in r]
     right = 0
     for ((x, y),) in training.batches.epoch(0, end=2):
         right += ((training.model(x)[0][:, 0] > 0).long() == y).sum().item()
@@ -106,22 +80,22 @@ def test_precision_auto_is_settled_when_the_run_is_made(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": hardware, "amx_bf16": False})
     config = make_config(model="cnn", device="cpu")
     assert config.precision == "auto"
-    made = _training(config, tmp_path / "run").config.precision
+    made = begin(config, tmp_path / "run").config.precision
     assert made == store.open_run(tmp_path / "run", check=False).config.precision == ("bf16" if hardware else "fp32")
 
 
 def test_the_logged_loss_is_that_of_the_global_batch_before_the_update(make_config: Make, tmp_path: Path) -> None:
-    training = _training(make_config(model="polynomial", recipe="seed", epochs=1), tmp_path / "run")
+    training = begin(make_config(model="polynomial", recipe="seed", epochs=1), tmp_path / "run")
     (((x, y),),) = training.batches.epoch(0)
     expected = ((training.model(x)[0] - y) ** 2).sum().item()
     training.fit(Progress())
-    assert _losses(training) == pytest.approx([expected], rel=1e-6)
+    assert losses(training) == pytest.approx([expected], rel=1e-6)
 
 
 def test_gradient_clipping_bounds_the_update(make_config: Make, tmp_path: Path) -> None:
     config = make_config(model="mlp", optimizer="sgd", lr=1, weight_decay=0, scheduler="constant", grad_clip=0.01, epochs=1,
                          batch_size=341)  # fmt: skip
-    training = _training(config, tmp_path / "run")
+    training = begin(config, tmp_path / "run")
     before = torch.cat([p.detach().flatten() for p in training.model.parameters()])
     training.fit(Progress())
     after = torch.cat([p.detach().flatten() for p in training.model.parameters()])
@@ -131,8 +105,8 @@ def test_gradient_clipping_bounds_the_update(make_config: Make, tmp_path: Path) 
 def test_the_best_weights_on_validation_are_kept_not_the_last(make_config: Make, tmp_path: Path) -> None:
     """With a learning rate that wrecks the model later on, the kept weights are those of the best epoch."""
     config = make_config(model="mlp", epochs=12, lr=0.05, seed=1)
-    training = _fit(config, tmp_path / "run")
-    rows = [r for r in training.tracker.rows if "val/accuracy" in r]  # type: ignore[attr-defined]
+    training = fit(config, tmp_path / "run")
+    rows = [r for r in curve(training) if "val/accuracy" in r]
     best = min(rows, key=lambda r: r["val/loss"])
     assert training.state.best_epoch == best["epoch"] < 12
     kept = training.run.load_model()
@@ -145,14 +119,14 @@ def test_the_best_weights_on_validation_are_kept_not_the_last(make_config: Make,
 
 
 def test_early_stopping_ends_after_the_patience(make_config: Make, tmp_path: Path) -> None:
-    training = _fit(make_config(model="mlp", epochs=200, early_stopping=3, lr=0.05, checkpoint_every=50), tmp_path / "run")
+    training = fit(make_config(model="mlp", epochs=200, early_stopping=3, lr=0.05, checkpoint_every=50), tmp_path / "run")
     assert training.state.epoch == training.state.best_epoch + 3 < 200
     assert (tmp_path / "run" / "checkpoints").is_dir()  # the epoch it stopped in is saved
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_the_step_and_the_remedy(make_config: Make, tmp_path: Path, poison: float) -> None:
-    training = _training(make_config(model="polynomial", batch_size=100, epochs=3), tmp_path / "run")
+    training = begin(make_config(model="polynomial", batch_size=100, epochs=3), tmp_path / "run")
     y = training.batches.split.y.clone()
     batch = next(i for i, parts in enumerate(training.batches.epoch(0)) if 7 in _positions(training, parts))
     y[7] = poison
@@ -181,7 +155,7 @@ def test_a_diverged_run_keeps_its_best_weights_and_is_failed(tmp_path: Path, cac
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_mixed_precision_trains_to_the_same_place(make_config: Make, tmp_path: Path, precision: str) -> None:
-    training = _fit(make_config(model="cnn", epochs=3, precision=precision), tmp_path / "run")
+    training = fit(make_config(model="cnn", epochs=3, precision=precision), tmp_path / "run")
     assert training.state.best[0] > 0.93
     assert all(p.dtype == torch.float32 for p in training.model.parameters())
 
@@ -189,15 +163,15 @@ def test_mixed_precision_trains_to_the_same_place(make_config: Make, tmp_path: P
 @pytest.mark.slow
 def test_compiling_the_model_changes_nothing_but_speed(make_config: Make, tmp_path: Path) -> None:
     flags = {"model": "mlp", "epochs": 1, "log_every": 1, "batch_size": 114}
-    plain, compiled = (_losses(_fit(make_config(**flags, compile=c), tmp_path / c)) for c in ("false", "true"))
+    plain, compiled = (losses(fit(make_config(**flags, compile=c), tmp_path / c)) for c in ("false", "true"))
     assert compiled == pytest.approx(plain, rel=1e-4)
 
 
 def test_a_checkpoint_restores_every_number(make_config: Make, tmp_path: Path) -> None:
     """Two epochs, a new Training from the checkpoint, two more: the same weights as four in a row, dropout included."""
     flags = {"model": "cnn", "epochs": 4, "dropout": 0.5, "batch_size": 200, "log_every": 1}
-    whole = _fit(make_config(**flags), tmp_path / "whole")
-    first = _training(make_config(**flags), tmp_path / "parts")
+    whole = fit(make_config(**flags), tmp_path / "whole")
+    first = begin(make_config(**flags), tmp_path / "parts")
 
     class _Stop(Progress):
         def epoch(self, epoch: int, row: Any) -> None:
@@ -208,13 +182,10 @@ def test_a_checkpoint_restores_every_number(make_config: Make, tmp_path: Path) -
         first.fit(_Stop())
     found = checkpoint.newest_checkpoint(tmp_path / "parts")
     assert found and found[1]["state"]["epoch"] == 2
-    data = prepare(make_config(**flags))
-    second = Training(first.run, single_process(), _Recorder(), open_split(data, "train"), open_split(data, "val"))
-    second.restore(found[1])
-    second.fit(Progress())
+    second = fit(make_config(**flags), tmp_path / "parts")
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
-    assert _losses(second) == _losses(whole)[-len(_losses(second)) :]
+    assert losses(second) == losses(whole)[-len(losses(second)) :]
     assert vars(second.state) == vars(whole.state)
 
 
@@ -273,5 +244,5 @@ def test_ctrl_c_ends_with_130_and_a_killed_run(cache_dir: Path) -> None:
 
 
 def test_the_parameter_table_lists_names_shapes_and_the_total(make_config: Make, tmp_path: Path) -> None:
-    lines = list(parameter_table(_training(make_config(model="lenet"), tmp_path / "run").model))
+    lines = list(parameter_table(begin(make_config(model="lenet"), tmp_path / "run").model))
     assert "| conv1.weight | (6, 1, 5, 5) | 150 |" in lines and lines[-1] == "| **all 10 tensors** | | 61706 |"
