@@ -51,8 +51,9 @@ def _send_part(client: Any, outbox: Outbox, part: str) -> None:
 def _send_rows(client: Any, outbox: Outbox, journal: Journal, rest: Callable[[float], None]) -> int:
     from mlflow.entities import Metric
 
-    number, start = 0, min(outbox.sent_bytes(journal.path.name), journal.size())
-    while start < journal.size():
+    number, size = 0, journal.size()  # as it is now: a file that grows while this rests would never let the next part begin
+    start = min(outbox.sent_bytes(journal.path.name), size)
+    while start < size:
         rows, end = journal.rows(start)
         if end == start:  # half a line: a full disk took no more
             break
