@@ -101,6 +101,10 @@ class RunConfig:
     augment_shift: int = option(
         0, "pixels by which a training image is moved at most, each way, anew in each epoch (images)", at_least=0, at_most=14
     )
+    augment_affine: float = option(
+        0.0, "how far a training image is turned, stretched and sheared: largest change of its matrix (images)",
+        at_least=0, at_most=0.5,
+    )  # fmt: skip
     label_smoothing: float = option(0.0, "label smoothing (cross_entropy)", at_least=0, below=1)
     grad_clip: float = option(0.0, "largest global norm of the gradient; 0: no limit", at_least=0)
     early_stopping: int = option(0, "stop after so many epochs without a better validation result; 0: never", at_least=0)

@@ -56,11 +56,9 @@ def broken_rules(
             ("nesterov", "momentum", "optimizer"),
             "nesterov=true needs sgd with momentum. Add --optimizer sgd --momentum 0.9.",
         )
-    if c.augment_shift and not data.is_image:
-        yield (
-            ("augment_shift", "dataset"),
-            f"augment_shift={c.augment_shift} moves images, and dataset={c.dataset} has none. Leave it out.",
-        )
+    for name in ("augment_shift", "augment_affine"):
+        if (value := getattr(c, name)) and not data.is_image:
+            yield (name, "dataset"), f"{name}={value} changes images, and dataset={c.dataset} has none. Leave it out."
     if c.init == "patches" and not data.is_image:
         yield ("init", "dataset"), f"init=patches needs images, and dataset={c.dataset} has none. Leave it out."
     if c.label_smoothing and c.loss != "cross_entropy":

@@ -64,7 +64,8 @@ class Training:
             self.model.to(memory_format=torch.channels_last)
         self.batches = Batches(
             train, batch_size=c.batch_size, accumulation_steps=c.accumulation_steps, seed=c.seed, rank=ranks.rank,
-            world_size=ranks.world_size, device=ranks.device, workers=c.workers, shift=c.augment_shift,
+            world_size=ranks.world_size, device=ranks.device, workers=c.workers,
+            shift=c.augment_shift, affine=c.augment_affine,
         )  # fmt: skip
         self.val = val.to(ranks.device) if fits_on(ranks.device, val) else val
         self.loss_sum, self.val_loss_sum = (  # smoothed labels are a means of training, not a measure

@@ -6,9 +6,6 @@ batch is cut among the ranks, so that any number of them walks through the same 
 
 from __future__ import annotations
 
-import math
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import Failure
+from pipeline.data.augment import changes
 from pipeline.data.prepare import read_manifest
+from pipeline.data.scratch import scratch
 
 Part = tuple[Tensor, Tensor]
-_LARGE = 4_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -63,26 +60,6 @@ def fits_on(device: torch.device, split: Split) -> bool:
     return split.x.nbytes + split.y.nbytes < torch.cuda.mem_get_info(device)[0] / 2
 
 
-def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return a tensor to write into: the two things that grow with the data, 6 bytes a sample, and so no private memory.
-
-    A large one lies in a file without a name, whose pages the system may write out, and which goes when the tensor goes. Raises
-    Failure where the folder for temporary files has no room for it.
-    """
-    size = math.prod(shape) * dtype.itemsize
-    if size < _LARGE:
-        return torch.empty(shape, dtype=dtype)
-    with tempfile.TemporaryFile() as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)  # now: a page that finds no room later ends the process
-        except OSError as error:
-            raise Failure(
-                f"the order of {shape[0]:,} samples needs {size // 1_000_000} MB in {tempfile.gettempdir()} "
-                f"({error.strerror}). Make room there, or set TMPDIR to another folder."
-            ) from None
-        return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(size,))).view(dtype).view(shape)
-
-
 class _Gather(torch.utils.data.Dataset[list[Part]]):
     """Turns a list of index tensors, one for each part of a step, into the samples."""
 
@@ -91,20 +68,6 @@ class _Gather(torch.utils.data.Dataset[list[Part]]):
 
     def __getitem__(self, indices: list[Tensor]) -> list[Part]:
         return [(self.split.x.index_select(0, i), self.split.y.index_select(0, i)) for i in indices]
-
-
-def moved(images: Tensor, moves: Tensor) -> Tensor:
-    """Return images (B, C, H, W), each moved by its own (dy, dx) in `moves` (B, 2) integers; what comes in is 0."""
-    if not len(images):
-        return images
-    height, width = images.shape[2:]
-    y, x = (
-        torch.arange(n, device=images.device) - moves[:, k : k + 1] for k, n in enumerate((height, width))
-    )  # (B, H), (B, W)
-    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]  # (B, H, W)
-    source = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None, :]
-    flat = source.flatten(1)[:, None].expand(-1, images.shape[1], -1)  # (B, C, H*W)
-    return images.flatten(2).gather(2, flat).view(images.shape) * inside[:, None]
 
 
 class Batches:
@@ -122,10 +85,11 @@ class Batches:
         device: torch.device,
         workers: int = 0,
         shift: int = 0,
+        affine: float = 0.0,
     ) -> None:
         self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.device, self.workers, self.shift = device, workers, shift
+        self.device, self.workers, self.shift, self.affine = device, workers, shift, affine
         self.num_samples = len(split)
         self.split = split.to(device) if not workers and fits_on(device, split) else split
 
@@ -140,21 +104,23 @@ class Batches:
     def epoch(self, epoch: int, *, first_step: int = 0, end: int | None = None) -> Iterator[list[Part]]:
         """Yield this rank's samples, on its device, for the steps of `epoch` from `first_step` to before `end`.
 
-        A step comes as `accumulation_steps` parts; a part is empty where a rank has no sample left in a small batch. How far an
-        image is moved depends on the seed, the epoch and the sample alone, as the order does.
+        A step comes as `accumulation_steps` parts; a part is empty where a rank has no sample left in a small batch. How an
+        image is changed depends on the seed, the epoch and the sample alone, as the order does.
         """
-        if len(self) == 1 and self.world_size * self.accumulation_steps == 1 and not self.workers and not self.shift:
+        if (
+            len(self) == 1
+            and self.world_size * self.accumulation_steps == 1
+            and not self.workers
+            and not self.shift + self.affine
+        ):
             if not first_step:
                 yield [(self.split.x, self.split.y)]  # a full batch is the split itself: nothing to gather
             return
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        count, reach = self.num_samples, self.shift
-        order = torch.randperm(count, generator=generator, dtype=torch.int32, out=_room((count,), torch.int32))
+        count = self.num_samples
+        order = torch.randperm(count, generator=generator, dtype=torch.int32, out=scratch((count,), torch.int32))
         steps = range(first_step, len(self) if end is None else end)
-        moves = None
-        if reach:
-            room = _room((count, 2), torch.int8)
-            moves = torch.randint(-reach, reach + 1, (count, 2), generator=generator, dtype=torch.int8, out=room)
+        change = changes(count, generator, shift=self.shift, affine=self.affine)
         gather = _Gather(self.split)
         if self.workers:
             options: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
@@ -167,9 +133,9 @@ class Batches:
             parts = (gather[[i.to(on, non_blocking=True) for i in self._indices(order, step)]] for step in steps)
         for step, samples in zip(steps, parts, strict=True):
             there = [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in samples]
-            if moves is not None:
+            if change:
                 indices = self._indices(order, step)
-                there = [(moved(x, moves[i].to(self.device)), y) for i, (x, y) in zip(indices, there, strict=True)]
+                there = [(change(x, i), y) for i, (x, y) in zip(indices, there, strict=True)]
             yield there
 
     def _indices(self, order: Tensor, step: int) -> list[Tensor]:

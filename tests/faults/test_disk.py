@@ -17,7 +17,7 @@ from pipeline import store
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.cli import main
 from pipeline.config import Failure
-from pipeline.data import loader
+from pipeline.data.scratch import scratch
 from tests.conftest import read_rows
 
 pytestmark = pytest.mark.timeout(200)
@@ -77,8 +77,8 @@ def test_no_room_for_the_order_of_many_samples_is_told(disk: Path, monkeypatch: 
     """It lies in a mapped file: without room set apart for it, the first page written too many would kill the process."""
     monkeypatch.setattr(tempfile, "tempdir", str(disk))
     with pytest.raises(Failure, match=rf"order of 10,000,000 samples needs 40 MB in {disk} \(No space left.*set TMPDIR"):
-        loader._room((10_000_000,), torch.int32)
-    assert len(loader._room((5_000_000,), torch.int32)) == 5_000_000
+        scratch((10_000_000,), torch.int32)
+    assert len(scratch((5_000_000,), torch.int32)) == 5_000_000
 
 
 @pytest.mark.slow

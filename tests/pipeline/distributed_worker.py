@@ -27,7 +27,8 @@ CASES: dict[str, dict[str, str]] = {  # 20 steps or more each; no batch size or 
     "mean loss": {"model": "mlp", "loss": "bce", "batch_size": "35", "epochs": "2"},
     "sum loss": {"model": "polynomial", "loss": "sse", "optimizer": "sgd", "lr": "1e-6", "batch_size": "113", "epochs": "2"},
     "by hand": {"model": "moons", "batch_size": "61", "epochs": "2"},
-    "images": {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "batch_size": "101", "epochs": "2", "augment_shift": "2"},
+    "images": {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "batch_size": "101", "epochs": "2", "augment_shift": "2",
+               "augment_affine": "0.1"},
     "parts and clipping": {
         "model": "mlp", "accumulation_steps": "4", "grad_clip": "0.01", "batch_size": "35", "epochs": "2", "optimizer": "sgd",
     },

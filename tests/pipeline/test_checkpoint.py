@@ -193,15 +193,16 @@ def test_short_epochs_that_share_a_logged_loss_resume_bit_for_bit_too(make_confi
         assert (folder / store.WEIGHTS).read_bytes() == (tmp_path / "whole" / store.WEIGHTS).read_bytes()
 
 
-def test_moved_images_resume_bit_for_bit_too(make_config: Make, tmp_path: Path) -> None:
+def test_changed_images_resume_bit_for_bit_too(make_config: Make, tmp_path: Path) -> None:
     """With augmentation, dropout, accumulation and a schedule, in mid-epoch, with loader processes before and none after."""
     flags: dict[str, Any] = {"model": "cnn", "epochs": 2, "batch_size": 300, "dropout": 0.3, "augment_shift": 2,
-                             "accumulation_steps": 2, "scheduler": "one_cycle", "warmup": 0.3, "log_every": 1}  # fmt: skip
+                             "augment_affine": 0.2, "accumulation_steps": 2, "scheduler": "one_cycle", "warmup": 0.3,
+                             "log_every": 1}  # fmt: skip
     whole = fit(make_config(**flags), tmp_path / "whole")
     with pytest.raises(Stopped):
         fit(make_config(**flags, workers=2), tmp_path / "run", _StopAt(3))
     resumed = fit(make_config(**flags), tmp_path / "run")
-    plain = fit(make_config(**flags | {"augment_shift": 0}), tmp_path / "plain")
+    plain = fit(make_config(**flags | {"augment_shift": 0, "augment_affine": 0}), tmp_path / "plain")
     weights = [t.model.state_dict()["network.conv1.weight"] for t in (whole, resumed, plain)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 

@@ -41,6 +41,7 @@ def test_every_field_has_a_meaning(name: str) -> None:
         ({"epochs": "2.5"}, ["epochs=2.5", "not a whole number"]),
         ({"dropout": "1"}, ["dropout=1", "below 1"]),
         ({"model": "mlp", "augment_shift": "2"}, ["augment_shift=2", "breast_cancer has none"]),
+        ({"model": "moons", "augment_affine": "0.1"}, ["augment_affine=0.1", "dataset=moons has none"]),
         ({"model": "mlp", "init": "patches"}, ["init=patches", "breast_cancer has none"]),
         ({"model": "mlp", "recipe": "fast"}, ["recipe=fast is not there for model=mlp", "default, seed"]),
         ({"compile": "yes"}, ["compile=yes", "true or", "false"]),

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.data import loader
-from pipeline.data.loader import Batches, Split, moved, open_split, share
+from pipeline.data import scratch
+from pipeline.data.loader import Batches, Split, open_split, share
 from pipeline.data.prepare import prepare
 
 CPU = torch.device("cpu")
@@ -81,17 +81,6 @@ def test_splits_are_memory_mapped(make_config: Callable[..., RunConfig]) -> None
     assert "train_x.npy" in maps
 
 
-def test_an_image_is_moved_as_numpy_would_and_nothing_comes_round_the_edge() -> None:
-    images = torch.arange(1, 2 * 3 * 5 * 4 + 1).view(2, 3, 5, 4)
-    for dy, dx in ((0, 0), (2, -1), (-3, 3), (1, 1)):
-        expected = torch.zeros_like(images[0])
-        rows, columns = slice(max(dy, 0), 5 + min(dy, 0)), slice(max(dx, 0), 4 + min(dx, 0))
-        theirs = slice(max(-dy, 0), 5 + min(-dy, 0)), slice(max(-dx, 0), 4 + min(-dx, 0))
-        expected[:, rows, columns] = images[0][:, theirs[0], theirs[1]]
-        ours = moved(images, torch.tensor([[dy, dx], [0, 0]]))
-        assert torch.equal(ours[0], expected) and torch.equal(ours[1], images[1])
-
-
 def test_the_order_of_many_samples_lies_in_a_file_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A private 4 bytes for each sample, on each rank, would be memory that grows with the data."""
     images = Split(torch.arange(300 * 4, dtype=torch.int32).to(torch.uint8).view(300, 1, 2, 2), torch.arange(300))
@@ -101,26 +90,10 @@ def test_the_order_of_many_samples_lies_in_a_file_and_is_the_same(monkeypatch: p
         return [tensor for parts in batches.epoch(2) for part in parts for tensor in part]
 
     small = drawn()
-    monkeypatch.setattr(loader, "_LARGE", 0)
-    room = loader._room((7, 2), torch.int8)
+    monkeypatch.setattr(scratch, "_LARGE", 0)
+    room = scratch.scratch((7, 2), torch.int8)
     assert room.shape == (7, 2) and room.dtype == torch.int8
     address = room.data_ptr()
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "(deleted)" in line]
     assert any(int(line.split("-")[0], 16) <= address < int(line.split("-")[1].split()[0], 16) for line in mapped)
     assert all(torch.equal(a, b) for a, b in zip(small, drawn(), strict=True))
-
-
-def test_how_far_an_image_is_moved_depends_on_the_sample_and_the_epoch_alone() -> None:
-    images = torch.randint(1, 256, (30, 1, 9, 9), dtype=torch.uint8)
-
-    def seen(epoch: int, *, world: int = 1, parts: int = 1, workers: int = 0, first: int = 0) -> dict[int, torch.Tensor]:
-        options = {"batch_size": 7, "seed": 5, "world_size": world, "accumulation_steps": parts, "workers": workers, "shift": 2}
-        ranks = [Batches(Split(images, torch.arange(30)), rank=r, device=CPU, **options) for r in range(world)]  # type: ignore[arg-type]
-        steps = [part for rank in ranks for step in rank.epoch(epoch, first_step=first) for part in step]
-        return {int(i): image for x, y in steps for i, image in zip(y, x, strict=True)}
-
-    whole = seen(1)
-    assert whole[0].dtype == torch.uint8 and len(whole) == 30
-    for other in (seen(1, world=3), seen(1, parts=2), seen(1, workers=2), seen(1, first=2)):
-        assert all(torch.equal(image, whole[i]) for i, image in other.items()) and other
-    assert sum(torch.equal(image, whole[i]) for i, image in seen(2).items()) < 10
