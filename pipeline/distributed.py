@@ -101,6 +101,7 @@ def process_group(device: str) -> Iterator[Ranks]:
     if is_worker():
         _end_with_parent()
     keep_freed_memory()
+    flush_denormals()
     if world_size > 1:
         options: dict[str, Any] = {"device_id": chosen} if device == "cuda" else {}
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT, **options)
@@ -147,6 +148,15 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and mallopt:
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def flush_denormals() -> None:
+    """Have numbers below 1.2e-38 count as 0, in this thread and in those of torch's pool, if it is not there yet.
+
+    What an optimiser remembers of a unit that no longer fires decays to such numbers and stays there: the smallest of them
+    times 0.95 is rounded to itself. Processors without a fast path for them were seen to take 16 times as long for a step.
+    """
+    torch.set_flush_denormal(True)
 
 
 def _end_with_parent() -> None:
