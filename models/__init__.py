@@ -129,6 +129,10 @@ MODELS: dict[str, ModelSpec] = {
                 "dataset": "mnist", "holdout": False, "epochs": 1, "max_steps": 420, "batch_size": 72, "optimizer": "muon",
                 "lr": 4e-3, "weight_decay": 0.05, "warmup": 0.2, "init": "patches", "layer_lr": "conv1=0",
             },
+            "accurate": _IMAGES | {
+                "dataset": "mnist", "holdout": False, "epochs": 12, "batch_size": 72, "optimizer": "muon", "lr": 4e-3,
+                "weight_decay": 0.05, "warmup": 0.2, "init": "patches", "augment_shift": 2, "augment_affine": 0.2,
+            },
             "seed": {
                 "dataset": "mnist", "loss": "cross_entropy", "preprocess": "scale", "holdout": False, "optimizer": "adam",
                 "lr": 0.01, "epochs": 20, "batch_size": 50,
