@@ -22,7 +22,7 @@ from benchmarks.report import Row, pairs, row, run
 SAMPLES = 9600
 _FLAGS = {
     "model": "cnn", "dataset": "mnist", "optimizer": "adam", "lr": "0.001", "weight_decay": "0", "label_smoothing": "0",
-    "scheduler": "constant", "warmup": "0", "epochs": "1", "precision": "auto",
+    "scheduler": "constant", "warmup": "0", "epochs": "1", "precision": "auto", "init": "random", "augment_shift": "0",
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ def _worker(cache_dir: str, data_dir: str, folder: str, batch_size: str, samples
     from pipeline.progress import Progress
 
     flags = {"model": "cnn", "batch_size": batch_size, "epochs": "1", "cache_dir": cache_dir, "lr": "0.001"}
+    flags |= {"optimizer": "adamw", "init": "random", "augment_shift": "0"}  # a common step, whatever the recipe
     flags |= {"dataset": "mnist", "data_dir": data_dir} if data_dir else {"epochs": "9"}
     speeds = []
     with distributed.process_group("cpu") as ranks:
