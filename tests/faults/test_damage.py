@@ -197,7 +197,7 @@ def test_a_row_is_sent_with_the_time_of_its_writing_so_that_sending_it_again_doe
     journal = Journal(tmp_path / "metrics.jsonl")
     journal.append({"step": 3, "time": 1234, "train/loss": 0.5, "lr": 0.1})
     for again in range(2):
-        sender._send_rows(_Client(), Outbox(tmp_path / f"{again}", "run"), journal, lambda: None)
+        sender._send_rows(_Client(), Outbox(tmp_path / f"{again}", "run"), journal, lambda worked: None)
     assert sent == [("train/loss", 3, 1234, 0.5), ("lr", 3, 1234, 0.1)] * 2
 
 
@@ -211,7 +211,7 @@ def test_half_a_line_that_a_full_disk_left_is_waited_for(tmp_path: Path) -> None
     journal.append({"step": 1, "time": 1, "x": 1})
     with journal.path.open("a") as file:
         file.write('{"step": 2, ')
-    assert sender._send_rows(_Client(), outbox, journal, lambda: None) == 1 and journal.all_rows()[-1]["step"] == 1
+    assert sender._send_rows(_Client(), outbox, journal, lambda worked: None) == 1 and journal.all_rows()[-1]["step"] == 1
     with journal.path.open("a") as file:
         file.write('"time": 2, "x": 2}\n')
-    assert sender._send_rows(_Client(), outbox, journal, lambda: None) == 1 and sent == [1, 2]
+    assert sender._send_rows(_Client(), outbox, journal, lambda worked: None) == 1 and sent == [1, 2]
