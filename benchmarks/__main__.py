@@ -27,6 +27,7 @@ def main() -> int:
     for name in given.only:
         words = [f"--{flag}={getattr(given, flag)}" for flag in ("data_dir", "cache_dir", "pairs")]
         words.append(f"--json={folder / name}.json")
+        (folder / f"{name}.json").unlink(missing_ok=True)  # if this one fails, no earlier figures stand for it
         print(f"\n== {name}", flush=True)
         if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *words], check=False).returncode:
             failed.append(name)

@@ -1,6 +1,7 @@
 """Rows 5 and 6: two processes against one. `OMP_NUM_THREADS` is set for each side. `uv run python -m benchmarks.scaling`
 
-A third side shows what the two cores give at most: two processes that train half the batch each and never talk.
+Two more sides show what the two cores give at most: two processes that train half the batch each and never talk, and two that
+only wait for each other in each step, with the sum of a single number, and exchange no gradients.
 
 Each measurement is a job of its own, started as the command starts it: plain DDP over gloo, S4's network, global batch 256.
 A job trains four times and counts the fastest of the last three.
@@ -22,13 +23,18 @@ from benchmarks.report import Row, pairs, row, run
 SAMPLES = 12_800
 
 
-def _worker(cache_dir: str, data_dir: str, folder: str, batch_size: str, samples: str) -> None:
+def _worker(cache_dir: str, data_dir: str, folder: str, batch_size: str, samples: str, way: str) -> None:
     """Train on this rank, or alone; rank 0 prints samples a second."""
     import time
+
+    import torch
 
     from benchmarks.training import build, first
     from pipeline import distributed
     from pipeline.progress import Progress
+
+    def meet(*_: object) -> None:
+        distributed.all_reduce_sum(torch.zeros(1))
 
     flags = {"model": "cnn", "batch_size": batch_size, "epochs": "1", "cache_dir": cache_dir, "lr": "0.001"}
     flags |= {"optimizer": "adamw", "init": "random", "augment_shift": "0"}  # a common step, whatever the recipe
@@ -38,6 +44,9 @@ def _worker(cache_dir: str, data_dir: str, folder: str, batch_size: str, samples
         for number in range(4):
             place = Path(folder) / f"{ranks.rank}-{number}"
             training = build(flags, place, keep=first(int(samples)), saves=False, ranks=ranks)
+            if way == "meet":
+                training.wrapped = training.model  # instead of DistributedDataParallel
+                training.optimizer.register_step_pre_hook(meet)
             start = time.perf_counter()
             training.fit(Progress())
             speeds.append(training.config.epochs * training.batches.num_samples / (time.perf_counter() - start))
@@ -48,15 +57,18 @@ def _worker(cache_dir: str, data_dir: str, folder: str, batch_size: str, samples
 LAUNCH = "import sys; from pipeline.distributed import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
 
 
-def _speed(given: argparse.Namespace, processes: int, threads: int, *, alone: int = 0) -> float:
-    """Return samples a second of a job, or the sum over `alone` jobs that run at the same time and share its work."""
+def _speed(given: argparse.Namespace, processes: int, threads: int, *, alone: int = 0, way: str = "ddp") -> float:
+    """Return samples a second of a job, or the sum over `alone` jobs that run at the same time and share its work.
+
+    With `way` "meet" its processes only wait for each other.
+    """
     with tempfile.TemporaryDirectory() as base:
         jobs = []
         for number in range(alone or 1):
             place = Path(base) / f"{number}"
             place.mkdir()
             work = [str(total // (alone or 1)) for total in (256, SAMPLES)]
-            job = ["benchmarks.scaling", "worker", given.cache_dir, given.data_dir, str(place), *work]
+            job = ["benchmarks.scaling", "worker", given.cache_dir, given.data_dir, str(place), *work, way]
             start = ["-c", LAUNCH, str(processes)] if processes > 1 else ["-m"]
             environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -74,15 +86,15 @@ def measure(given: argparse.Namespace) -> list[Row]:
     rows, limits = [], []
 
     def both() -> float:
-        limits.append(_speed(given, 1, 1, alone=2))
+        limits.append((_speed(given, 1, 1, alone=2), _speed(given, 2, 1, way="meet")))
         return _speed(given, 2, 1)
 
     for number, threads, target in ((5, 1, 1.85), (6, 2, 1.0)):
         limits.clear()
         seen = pairs(both, lambda t=threads: _speed(given, 1, t), given.pairs, warm_up=False)  # type: ignore[misc]
         what = f"2 processes x 1 thread and 1 x {threads}"
-        most = statistics.median(limit / single for limit, (_, single) in zip(limits, seen, strict=True))
-        note = f"two that never talk: {most:.2f}"
+        most = [statistics.median(limit[k] / single for limit, (_, single) in zip(limits, seen, strict=True)) for k in (0, 1)]
+        note = f"two that never talk: {most[0]:.2f}; that only wait for each other: {most[1]:.2f}"
         rows.append(row(number, what, "samples/s", seen, lambda a, b: a / b, at_least=target, note=note))
     return rows
 
