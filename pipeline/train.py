@@ -81,7 +81,8 @@ class Training:
             set_patches(next(m for m in self.model.modules() if isinstance(m, nn.Conv2d)), images)
         self.optimizer = build_optimizer(self.model, c)
         self.weights: dict[str, Tensor] = self.model.state_dict()  # the tensors themselves, as they change
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.all_parameters = list(self.model.parameters())
+        self.parameters = [parameter for parameter in self.all_parameters if parameter.requires_grad]
         self.scaler = torch.amp.GradScaler(enabled=c.precision == "fp16")
         compiled: nn.Module = torch.compile(self.model) if c.compile else self.model  # type: ignore[assignment]
         self.wrapped = compiled
@@ -92,6 +93,7 @@ class Training:
         self.repeats = len(self.batches) == ranks.world_size == c.accumulation_steps == 1 and c.precision == "fp32"
         self.repeats = self.repeats and not (is_image or c.compile or c.dropout or c.workers)
         self.step_record: Recorded | None = None
+        self.gradients: list[Tensor] = []  # what a recorded step's are copied into
         self.sums_record: Recorded | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.window: list[Tensor] = []  # this rank's losses that nobody has looked at; empty at every checkpoint
@@ -141,20 +143,18 @@ class Training:
         end = min(len(batches), self.total_steps - state.epoch * len(batches))
         pass_over = end < c.log_every and 0 < state.epoch < self.num_epochs - 1 and not c.early_stopping
         pass_over = pass_over and c.checkpoint_every != "epoch"
+        pass_over = pass_over and not self._window_ends(state.step + end - first)
         start = time.perf_counter()
         for step, parts in enumerate(batches.epoch(state.epoch, first_step=first, end=end), start=first):
             factor = lr_factor(state.step, c, total_steps=self.total_steps, steps_per_epoch=len(batches))
             lr = set_lr(self.optimizer, factor)
-            loss, right = self._step(parts, batches.num_in_step(step))
-            self.window.append(loss)
-            self.hits += right
+            self.window.append(self._step(parts, batches.num_in_step(step), pass_over=pass_over))
             state.step += 1
             state.cursor += batches.num_in_step(step)
-            due = c.checkpoint_every.isdigit() and state.step % int(c.checkpoint_every) == 0
-            if state.step % c.log_every == 0 or due or (step + 1 == end and not pass_over):
-                self._look(lr, progress, due=due)
+            if self._window_ends(state.step) or (step + 1 == end and not pass_over):
+                self._look(lr, progress)
         row = {}
-        if not self.window:
+        if not pass_over:
             seconds = time.perf_counter() - start
             total = distributed.all_reduce_sum(self.hits).item()
             count = min(batches.num_samples, end * c.batch_size)
@@ -164,28 +164,35 @@ class Training:
         state.epoch, state.cursor = state.epoch + 1, 0
         return row
 
-    def _look(self, lr: float, progress: Progress, *, due: bool) -> None:
+    def _window_ends(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or self._checkpoint_due(step)
+
+    def _checkpoint_due(self, step: int) -> bool:
+        every = self.config.checkpoint_every
+        return every.isdigit() and step % int(every) == 0
+
+    def _look(self, lr: float, progress: Progress) -> None:
         """Log the mean loss of the steps since the last look; save a checkpoint or stop, where that is asked for."""
         loss, stop, late, broken = self._check()
         self._log({"train/loss": loss, "lr": lr})
         progress.step(self.state.step, loss)
-        if stop or late or due or broken:
+        if stop or late or broken or self._checkpoint_due(self.state.step):
             self.save_checkpoint()
         if broken:
             raise Failure(f"strict_tracking=true, and MLflow does not take the figures: {self.tracker.problem}")
         if stop:
             raise Stopped(stopping.noted() or signal.SIGTERM)
 
-    def _step(self, parts: list[Part], count: int) -> tuple[Tensor, Tensor]:
-        """Do one optimiser step; return this rank's loss, as its share of the global loss, and its right answers."""
+    def _step(self, parts: list[Part], count: int, *, pass_over: bool) -> Tensor:
+        """Do one optimiser step and count the right answers; return this rank's loss, as its share of the global loss."""
         scale = 1 / normaliser(self.config.loss, count)
         if self.repeats:
-            return self._recorded_step(*parts[0], scale)
+            return self._recorded_step(*parts[0], scale, count_hits=not pass_over)
         # DDP averages the gradients over the ranks, and the global loss is their sum
         seed = self.scaler.scale(torch.full((), self.ranks.world_size * scale, device=self.ranks.device))
         for parameter in self.parameters:
             parameter.grad = None
-        losses, hits = [], []
+        losses = []
         for k, (x, y) in enumerate(parts):
             with self._synchronised(k == len(parts) - 1):
                 with self.autocast():
@@ -194,20 +201,24 @@ class Training:
                 loss = self.loss_sum(scores, y)
                 loss.backward(seed)
             losses.append(loss.detach() * scale)
-            hits.append(merit_sum(self.task, scores.detach(), y))
+            self.hits += merit_sum(self.task, scores.detach(), y)
         self._update()
-        return sum(losses[1:], losses[0]), sum(hits[1:], hits[0])
+        return sum(losses[1:], losses[0])
 
-    def _recorded_step(self, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def _recorded_step(self, x: Tensor, y: Tensor, scale: float, *, count_hits: bool) -> Tensor:
         """Do `_step` without its Python, for the one batch that there is."""
         if not self.step_record:
-            self.step_record = record_step(self.model, self.loss_sum, x, y, task=self.task, scale=scale)
+            self.step_record = record_step(self.model, self.loss_sum, x, y, scale=scale)
+            self.gradients = [torch.empty_like(parameter) for parameter in self.parameters]
         with torch.no_grad():
-            loss, right, *gradients = self.step_record(*self.parameters)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            loss, scores, *gradients = self.step_record(*self.parameters)
+            torch._foreach_copy_(self.gradients, gradients)  # which an optimiser may change in place
+            if count_hits:
+                self.hits += merit_sum(self.task, scores, y)
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
         self._update()
-        return loss, right
+        return loss
 
     def _update(self) -> None:
         """Have the optimiser use the gradients."""
@@ -258,7 +269,7 @@ class Training:
             if not self.sums_record:
                 self.sums_record = record_sums(self.model, self.val_loss_sum, self.val.x, self.val.y, task=self.task)
             with torch.no_grad():
-                loss, hits = self.sums_record(*self.model.parameters())[0].tolist()
+                loss, hits = (total.item() for total in self.sums_record(*self.all_parameters))
             figures = figures_of(loss, hits, len(self.val), config=self.config, task=self.task)
         else:
             figures = measure(self.model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task)
