@@ -3,7 +3,7 @@
 Row 8 is `mlflow run . -e main -P model=cnn` on the embedded digits, with prepared data already there, to the moment when the
 report that proves the ONNX file is written, against what cannot be left out, one after the other: the start of MLflow's own
 command, the imports of the libraries that do the work, in one process, what a fresh process imports to load an exported file,
-and the training alone. The time to the end of the command, with the model logged to MLflow and loaded back, is a note beside it.
+and the training alone. The time to the end of the command, with the model in MLflow and loaded back, is a note beside it.
 Row 9 asks for help and makes a mistake.
 """
 
