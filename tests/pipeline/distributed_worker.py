@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, str]] = {  # 20 steps or more each; no batch size or 
 def run_cases(folder: Path, cache_dir: str, ranks: Ranks) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     for name, flags in CASES.items():
-        config = resolve(flags | {"cache_dir": cache_dir, "log_every": "1"})
+        config = resolve(flags | {"cache_dir": cache_dir, "log_every": "1", "precision": "fp32"})
         training = begin(config, folder / name, ranks=ranks)
         training.fit(Progress())
         split, task = open_split(prepare(config), "test"), training.run.task
@@ -71,7 +71,7 @@ def count_collectives(folder: Path, cache_dir: str, ranks: Ranks) -> dict[str, i
     return {"steps": training.state.step, "buckets": len(buckets), "sums": len(sums)}
 
 
-STOPPED = {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "batch_size": "101", "epochs": "2"}
+STOPPED = {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "batch_size": "101", "epochs": "2", "precision": "fp32"}
 STOP_AT = 7  # of the 11 steps of the first epoch
 
 

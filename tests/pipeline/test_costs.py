@@ -46,7 +46,7 @@ def _calls(training: Training) -> int:
 
 @pytest.mark.parametrize("model", CALLS)
 def test_a_step_calls_no_more_python_than_it_did(make_config: Make, tmp_path: Path, model: str) -> None:
-    flags = {"model": model, "batch_size": 10, "log_every": 1000, "epochs": 1, "checkpoint_every": "1000"}
+    flags = {"model": model, "batch_size": 10, "log_every": 1000, "epochs": 1, "checkpoint_every": "1000", "precision": "fp32"}
     _calls(begin(make_config(**flags, max_steps=5), tmp_path / "first"))  # what is called once in a process
     few, many = (_calls(begin(make_config(**flags, max_steps=n), tmp_path / f"{n}")) for n in (10, 30))
     assert (many - few) / 20 <= CALLS[model]

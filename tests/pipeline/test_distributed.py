@@ -1,4 +1,4 @@
-"""One, two and three gloo processes do the same training: real processes, started as a user's are."""
+"""One, two and three gloo processes do the same training in float32: real processes, started as a user's are."""
 
 from __future__ import annotations
 
