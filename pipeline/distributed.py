@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline import stopping
 from pipeline.config import Failure, UserError
 
 T = TypeVar("T")
@@ -160,12 +161,12 @@ def flush_denormals() -> None:
 
 
 def _end_with_parent() -> None:
-    """Have the system send SIGTERM when the launcher dies, however it dies: torchrun starts each worker in its own session."""
+    """Have the system tell when the launcher dies, however it dies: torchrun starts each worker in its own session."""
     if sys.platform == "linux":
         launcher = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, stopping.ORPHANED)
         if os.getppid() != launcher:  # it died just before
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), stopping.ORPHANED)
 
 
 def _name_the_silent(rank: int, world_size: int) -> None:

@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT: noted while a model trains, so that all ranks stop at the same step, and obeyed at once elsewhere.
 
-A second signal is always obeyed at once.
+A second signal is always obeyed at once. ORPHANED is what the system sends when the launcher dies: it counts as one SIGTERM, as
+Linux sends it again for every thread of the launcher that its children pass to while it dies.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+ORPHANED = signal.SIGUSR2
 
 _noted = 0  # the signal received while deferring
 _deferring = False
@@ -23,9 +26,10 @@ class Stopped(SystemExit):
 
 
 def install() -> None:
-    """Handle both signals from now on."""
+    """Handle all three signals from now on."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _handle)
+    signal.signal(ORPHANED, _handle_orphaned)
 
 
 def _handle(signum: int, _frame: object) -> None:
@@ -36,6 +40,11 @@ def _handle(signum: int, _frame: object) -> None:
     if not _deferring or _noted:
         raise Stopped(signum)
     _noted = signum
+
+
+def _handle_orphaned(_signum: int, frame: object) -> None:
+    if not _received:
+        _handle(signal.SIGTERM, frame)
 
 
 def noted() -> int:

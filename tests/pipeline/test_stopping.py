@@ -12,7 +12,7 @@ from pipeline.stopping import Stopped
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(stopping, "_received", 0)
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, stopping.ORPHANED)}
     stopping.install()
     yield
     for signum, handler in before.items():
@@ -32,6 +32,17 @@ def test_while_a_model_trains_a_first_signal_is_noted_and_a_second_obeyed() -> N
         assert stopping.noted() == signal.SIGINT
         signal.raise_signal(signal.SIGTERM)
     assert stopped.value.code == 143
+
+
+def test_a_launcher_that_dies_is_one_request_however_often_the_system_tells_it() -> None:
+    """Linux signals the ranks of a killed launcher with many threads two to six times."""
+    saved = []
+    with pytest.raises(Stopped) as stopped, stopping.deferred():
+        signal.raise_signal(stopping.ORPHANED)
+        assert stopping.noted() == signal.SIGTERM
+        signal.raise_signal(stopping.ORPHANED)
+        saved.append("the checkpoint")
+    assert stopped.value.code == 143 and saved == ["the checkpoint"]
 
 
 def test_closing_what_has_failed_is_not_cut_off_by_a_first_signal_but_by_a_second() -> None:
