@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -276,10 +276,3 @@ def launch(command: list[str], nproc: int, *, max_restarts: int = 0) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
-
-
-def leave(status: int) -> NoReturn:
-    """End a worker at once, its output flushed: gloo threads that outlive the interpreter were seen to abort the process."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

@@ -1,4 +1,5 @@
-"""SIGTERM and SIGINT: noted while a model trains, so that all ranks stop at the same step, and obeyed at once elsewhere.
+"""How a process ends. SIGTERM and SIGINT are noted while a model trains, so that all ranks stop at the same step, and obeyed
+at once elsewhere.
 
 A second signal is always obeyed at once. ORPHANED is what the system sends when the launcher dies: it counts as one SIGTERM, as
 Linux sends it again for every thread of the launcher that its children pass to while it dies.
@@ -6,9 +7,12 @@ Linux sends it again for every thread of the launcher that its children pass to 
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 ORPHANED = signal.SIGUSR2
 
@@ -74,3 +78,14 @@ def held_back() -> Iterator[None]:
         yield
     finally:
         _holding_back = False
+
+
+def leave(status: int) -> NoReturn:
+    """End the process at once, its output flushed, without Python's tear-down.
+
+    That frees a million objects one by one, two seconds behind the last word of a command; and gloo threads that outlive the
+    interpreter were seen to abort the process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -10,11 +10,11 @@ import pytest
 
 _WORKER = """
 import sys
-from pipeline import distributed
+from pipeline import distributed, stopping
 with distributed.process_group("cpu") as ranks:
     if sys.argv[1:] == ["fail"] and ranks.rank == 1:
-        distributed.leave(7)
-distributed.leave(0)
+        stopping.leave(7)
+stopping.leave(0)
 """
 _LAUNCH = "import sys; sys.path.insert(0, '.'); from pipeline.distributed import launch; sys.exit(launch(sys.argv[1:], 2))"
 

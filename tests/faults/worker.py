@@ -10,7 +10,7 @@ import sys
 
 from pipeline import stopping
 from pipeline.cli import main
-from pipeline.distributed import leave, num_restarts
+from pipeline.distributed import num_restarts
 from tests.faults.inject import arm
 
 if __name__ == "__main__":
@@ -18,4 +18,4 @@ if __name__ == "__main__":
     stopping.install()
     if os.environ["RANK"] == rank and num_restarts() == 0:
         arm(hook, int(call), after=moment == "after", kind=kind)
-    leave(main(arguments))
+    stopping.leave(main(arguments))

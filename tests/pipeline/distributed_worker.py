@@ -97,4 +97,4 @@ if __name__ == "__main__":
         result["parts"] = train_in_parts(Path(sys.argv[3]), sys.argv[2], this, stop=this.world_size == 2)
         if this.is_main:
             (Path(sys.argv[1]) / "seen.json").write_text(json.dumps(result))
-    distributed.leave(0)
+    stopping.leave(0)

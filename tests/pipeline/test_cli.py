@@ -49,6 +49,24 @@ def test_a_configuration_error_imports_nothing_heavy_either() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, check=False).returncode == 0
 
 
+def test_a_process_ends_without_tear_down_but_does_all_that_is_asked_for_at_exit() -> None:
+    code = (
+        "import atexit, runpy, pipeline.cli\n"
+        "class Torn:\n"
+        "    def __del__(self): print('torn down')\n"
+        "def main():\n"
+        "    global kept\n"
+        "    kept = Torn()\n"
+        "    atexit.register(print, 'asked for')\n"
+        "    print('last word')\n"
+        "    return 7\n"
+        "pipeline.cli.main = main\n"
+        "runpy.run_module('pipeline', run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "last word\nasked for\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
