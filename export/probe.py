@@ -3,19 +3,22 @@
     python -I probe.py {onnx,torchscript,pt2} ARTIFACT FOLDER
 
 Imports nothing of ours, and blocks it, since an editable install would be found even by an isolated interpreter.
-Reads `samples.npy` and `request.json` in FOLDER; writes the outputs (`values.npz`), then what the file says of itself
-(`facts.json`), and waits for a line on standard input before it measures the time of a call (`latency.json`), so that
-no other probe works meanwhile.
+Imports the runtime, and waits for a line on standard input. Then reads ARTIFACT, and `samples.npy` and `request.json` in
+FOLDER; writes the outputs (`values.npz`), then what the file says of itself (`facts.json`), and waits for another line before
+it measures the time of a call (`latency.json`), so that no other probe works meanwhile.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +107,18 @@ def _load_torch(path: Path, kind: str) -> tuple[Call, dict[str, Any], dict[str, 
     return call, facts, {name: value.detach().numpy() for name, value in module.state_dict().items()}
 
 
+def import_runtime(kind: str) -> None:
+    """Import what `load` needs, which takes longer than to load a small file."""
+    if kind == "onnx":
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    else:
+        import torch
+    if kind == "pt2":
+        with suppress(ImportError):  # where torch 2.15 has all that loading imports, most of it late
+            import torch.export.pt2_archive  # noqa: F401
+
+
 def load(kind: str, path: Path) -> tuple[Call, dict[str, Any], dict[str, Array]]:
     return load_onnx(path) if kind == "onnx" else _load_torch(path, kind)
 
@@ -149,7 +164,17 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
+def _wait_for_line() -> None:
+    if not sys.stdin.readline():
+        sys.exit("nobody waits for the answer")
+
+
 def main(kind: str, artifact: str, folder: Path) -> None:
+    try:
+        import_runtime(kind)
+    except Exception as error:
+        sys.exit(_line(error))
+    _wait_for_line()
     request = json.loads((folder / "request.json").read_text())
     x = np.load(folder / "samples.npy", mmap_mode="r", allow_pickle=False)
     try:
@@ -162,11 +187,13 @@ def main(kind: str, artifact: str, folder: Path) -> None:
     np.savez(folder / f"{kind}-values.npz", **arrays)
     (folder / f"{kind}-facts.tmp").write_text(json.dumps(facts))
     (folder / f"{kind}-facts.tmp").rename(folder / f"{kind}-facts.json")
-    sys.stdin.readline()
+    _wait_for_line()
     if "1" in outputs:
         (folder / f"{kind}-latency.json").write_text(json.dumps(latency_ms(call, np.array(x[:1]))))
 
 
 if __name__ == "__main__":
+    gc.disable()  # a process of seconds
     sys.meta_path.insert(0, Blocker())
     main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    os._exit(0)  # without Python's tear-down, which the next probe would wait for

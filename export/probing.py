@@ -1,4 +1,4 @@
-"""Starts one probe for each artifact, all at once, and brings back what they found.
+"""Starts one probe for each format, all at once, gives each its artifact, and brings back what they found.
 
 A probe that crashes or hangs is a finding like any other: it says that the artifact does not work.
 """
@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ Array = NDArray[Any]
 
 BATCH_SIZES = (1, 2, 7, 64)
 CHUNK = 512  # samples at once, when it goes through the whole test set
+FORMATS = ("onnx", "torchscript", "pt2")
 CASES = (*map(str, BATCH_SIZES), "test")
 TIMEOUT = 600.0  # seconds for all probes together
 _PROBE = Path(__file__).with_name("probe.py")
@@ -41,23 +43,31 @@ class Finding:
 
 
 class Probes:
-    """The running probes. As a context manager it leaves no process and no file behind."""
+    """Processes that import what a format needs and then wait for a file of it: they can be started before there is one.
 
-    def __init__(self, artifacts: Mapping[str, bytes], x: Array) -> None:
+    As a context manager it leaves no process and no file behind.
+    """
+
+    def __init__(self, kinds: Iterable[str]) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="trainyard-verify-")
         self._folder = Path(self._temporary.name)
-        self._deadline = time.monotonic() + TIMEOUT
+        self._deadline = 0.0
         self._processes: dict[str, subprocess.Popen[str]] = {}
-        np.save(self._folder / "samples.npy", x)
-        (self._folder / "request.json").write_text(json.dumps({"batch_sizes": BATCH_SIZES, "chunk": CHUNK}))
-        for kind, content in artifacts.items():
-            path = self._folder / f"{kind}.artifact"  # a copy: what was hashed is what is run, and nothing lies beside it
-            path.write_bytes(content)
-            with (self._folder / f"{kind}-stderr.txt").open("w") as stderr:
+        for kind in kinds:
+            with self._file(kind, "stderr.txt").open("w") as stderr:
                 self._processes[kind] = subprocess.Popen(
-                    [sys.executable, "-I", _PROBE, kind, path, self._folder],
+                    [sys.executable, "-I", _PROBE, kind, self._folder / f"{kind}.artifact", self._folder],
                     cwd=self._folder, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr, text=True,
                 )  # fmt: skip
+
+    def load(self, artifacts: Mapping[str, bytes], x: Array) -> None:
+        """Give each probe its artifact, to be loaded and run on samples `x` (N, *input_shape)."""
+        self._deadline = time.monotonic() + TIMEOUT
+        np.save(self._folder / "samples.npy", x)
+        (self._folder / "request.json").write_text(json.dumps({"batch_sizes": BATCH_SIZES, "chunk": CHUNK}))
+        for kind, content in artifacts.items():  # a copy: what was hashed is what is run, and nothing lies beside it
+            (self._folder / f"{kind}.artifact").write_bytes(content)
+            self._tell(kind, "load\n")
 
     def __enter__(self) -> Probes:
         return self
@@ -75,9 +85,17 @@ class Probes:
                 time.sleep(_POLL)
         return {kind: self._finish(kind, process) for kind, process in self._processes.items()}
 
+    def _tell(self, kind: str, line: str) -> None:
+        stdin = self._processes[kind].stdin
+        assert stdin
+        with suppress(BrokenPipeError):  # it is dead, as its exit status will tell
+            stdin.write(line)
+            stdin.flush()
+
     def _finish(self, kind: str, process: subprocess.Popen[str]) -> Finding:
+        self._tell(kind, "measure\n")
         try:
-            process.communicate("go\n", timeout=max(self._left(), 0.0))
+            process.wait(timeout=max(self._left(), 0.0))
         except subprocess.TimeoutExpired:
             return Finding(failure=f"it did not finish within {TIMEOUT:.0f} s")
         if process.returncode:

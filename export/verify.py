@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from export import diagnosis, onnx_model, parity, report
 from export.deployed import OUTPUTS, Deployed, deployed, metadata
-from export.probing import BATCH_SIZES, CHUNK, Finding, Probes
+from export.probing import BATCH_SIZES, CHUNK, FORMATS, Finding, Probes
 from export.stage import FILES, FOLDER
 from pipeline import store
 from pipeline.config import UserError
@@ -30,8 +30,6 @@ from pipeline.data.prepare import read_manifest
 
 Array = NDArray[Any]
 Outputs = dict[str, list[Array]]
-
-FORMATS = ("onnx", "torchscript", "pt2")
 
 
 @dataclass(frozen=True)
@@ -57,15 +55,21 @@ class _Expected:
     complete: bool  # an export of ours, which carries all metadata
 
 
-def verify_run(run: store.Run, *, data: Path, onnx: Path | None = None) -> Verdict:
+def verify_run(
+    run: store.Run, *, data: Path, onnx: Path | None = None,
+    probes: Probes | None = None, meanwhile: Callable[[], None] = lambda: None,
+) -> Verdict:  # fmt: skip
     """Hold a run's exported files, or another .onnx file, against its model on the test split of a prepared folder.
 
+    `probes` are those of all formats that were started before; `meanwhile` is called while they work, before they measure.
     Writes `export/parity.json` and `.md`, or `export/parity-<name>` where `onnx` is given; its figures are then under
     that name too, so that neither hides the run's own. Raises UserError where a file is missing or is no ONNX file.
     """
     contents, graph = _read(run, onnx)
     split, module = open_split(data, "test"), deployed(run)
-    with Probes(contents, split.x.numpy()) as probes:
+    with probes or Probes(contents) as probes:
+        probes.load(contents, split.x.numpy())
+        meanwhile()
         expected = _Expected(
             run=run, split=split, module=module, names=OUTPUTS[run.task], metadata=metadata(run),
             answers=_answers(module, split.x), complete=onnx is None,

@@ -5,7 +5,8 @@ Evaluation is always in float32, whatever the training's precision: that is what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,11 @@ def figures_of(loss: float, merit: float, count: int, *, config: RunConfig, task
     return {"loss": loss / normaliser(config.loss, count), metrics.merit_name(task): metrics.merit(task, merit, count)}
 
 
-def evaluate(run: Run, ranks: Ranks, data: Path) -> dict[str, float]:
-    """Evaluate the best weights on the test split; on rank 0, write test.json and plots/. Returns the figures.
+def evaluate(run: Run, ranks: Ranks, data: Path) -> tuple[dict[str, float], Callable[[], None]]:
+    """Evaluate the best weights on the test split; rank 0 writes test.json. Return the figures, and what draws plots/.
 
-    `data` is the prepared folder. Every rank must call it; the weights are read by rank 0 and sent to the others.
+    `data` is the prepared folder. Every rank must call it; the weights are read by rank 0 and sent to the others. The
+    pictures take longer than the figures, and are left to rank 0 to draw when it waits for something else.
     """
     state = distributed.broadcast(run.load_model().state_dict() if ranks.is_main else None)
     model = run.build_model()
@@ -72,8 +74,17 @@ def evaluate(run: Run, ranks: Ranks, data: Path) -> dict[str, float]:
     report |= figures
     if ranks.is_main:
         store.write_json(run.folder / store.TEST, report)
-        _draw(run, model.cpu(), data, split, scores, features, report)
-    return metrics.flat_figures(report, "test")
+        if text := _formula(model):
+            with store.atomic(run.folder / "formula.txt") as path:
+                path.write_text(text + "\n")
+    draw = partial(_draw, run, model, data, split, scores, features, report)
+    return metrics.flat_figures(report, "test"), draw
+
+
+def _formula(model: Model) -> str:
+    from models.polynomial import Polynomial, formula
+
+    return formula(model) if isinstance(model.network, Polynomial) else ""
 
 
 def _draw(run: Run, model: Model, data: Path, split: Split, scores: Tensor, features: Tensor, report: dict[str, Any]) -> None:
@@ -83,16 +94,11 @@ def _draw(run: Run, model: Model, data: Path, split: Split, scores: Tensor, feat
     folder, spec, c = run.folder / "plots", DATASETS[run.config.dataset], run.config
     rows = store.parse_rows((run.folder / store.METRICS).read_bytes(), run.folder / store.METRICS)
     figures = {"curves": plots.curves(rows)}
+    model.cpu()
     if run.task == "regression":
-        from models.polynomial import Polynomial, formula
-
-        text = formula(model) if isinstance(model.network, Polynomial) else ""
-        if text:
-            with store.atomic(run.folder / "formula.txt") as path:
-                path.write_text(text + "\n")
         if split.x.shape[1] == 1:
             figures["fitted_curve"] = plots.fitted_curve(
-                split.x.numpy(), split.y.numpy(), predicted=scores.numpy(), formula=text
+                split.x.numpy(), split.y.numpy(), predicted=scores.numpy(), formula=_formula(model)
             )
     else:
         labels, classes = split.y.numpy(), spec.classes

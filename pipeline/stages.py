@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import distributed, store
 from pipeline.checkpoint import newest_checkpoint
@@ -19,6 +20,9 @@ from pipeline.tracking import onnx as onnx_model
 from pipeline.tracking import runs
 from pipeline.tracking import tracker as tracking
 from pipeline.tracking.tracker import HostTracker, NullTracker, Tracker
+
+if TYPE_CHECKING:
+    from export.probing import Probes
 
 
 def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
@@ -57,14 +61,21 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
                     _say(f"stopped at step {training.state.step}; the checkpoint is written. Go on with:")
                     _say(f"python -m pipeline train --output_dir {run.folder} --resume true")
                 raise
-        figures = evaluate(run, ranks, data)
+        if isinstance(tracker, Tracker) and export:
+            from export.probing import FORMATS, Probes
+
+            probes = stack.enter_context(Probes(FORMATS))  # these import their runtimes while the model is exported
+        figures, draw = evaluate(run, ranks, data)
         if isinstance(tracker, Tracker):
-            _close(run, tracker, figures)
             _say(f"best weights: epoch {training.state.best_epoch or training.state.epoch} of {training.state.epoch}")
             _summary(run, figures)
             if export:
-                _export(run, tracker)
-                _verify(run, tracker, data)
+                _close(run, tracker, figures)
+                _export_and_verify(run, tracker, data, probes, draw)
+            else:
+                draw()
+                _close(run, tracker, figures)
+            _say(_where(run))
             _say(f"next: {_next(run, exported=export)}")
 
 
@@ -120,11 +131,13 @@ def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
     from pipeline.evaluate import evaluate as evaluate_pass
 
     data = _data_of(run, config, ranks)
-    figures = evaluate_pass(run, ranks, data)
+    figures, draw = evaluate_pass(run, ranks, data)
     if ranks.is_main:
+        draw()
         with tracking.attached(run) as tracker:
             _close(run, tracker, figures)
         _summary(run, figures)
+        _say(_where(run))
 
 
 def export(config: StageConfig, run: Run) -> None:
@@ -162,10 +175,24 @@ def _export(run: Run, tracker: Tracker) -> None:
     _say(f"exported to {run.folder / 'export'}: {names}")
 
 
-def _verify(run: Run, tracker: Tracker, data: Path, *, onnx: Path | None = None) -> None:
+def _export_and_verify(run: Run, tracker: Tracker, data: Path, probes: Probes, draw: Callable[[], None]) -> None:
+    """Export and verify, and draw the pictures while the probes load the files; also where there is nothing to load."""
+    try:
+        _export(run, tracker)
+    except Failure:
+        draw()
+        _close(run, tracker, {})
+        raise
+    _verify(run, tracker, data, probes=probes, meanwhile=draw)
+
+
+def _verify(
+    run: Run, tracker: Tracker, data: Path, *, onnx: Path | None = None,
+    probes: Probes | None = None, meanwhile: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
     from export.verify import verify_run
 
-    verdict = verify_run(run, data=data, onnx=onnx)
+    verdict = verify_run(run, data=data, onnx=onnx, probes=probes, meanwhile=meanwhile)
     report = run.folder / "export" / (f"parity-{onnx.stem}.md" if onnx else "parity.md")
     if verdict.passed:  # otherwise the last words say what differs
         _say(report.read_text().partition("\n## Each batch size")[0])
@@ -201,7 +228,10 @@ def _summary(run: Run, figures: Mapping[str, float]) -> None:
     _say("  ".join(f"{name} {value:.4f}" for name, value in figures.items() if "/class/" not in name))
     if text := _formula(run):
         _say(text)
-    _say(f"run folder: {run.folder} (figures in test.json, pictures in plots/)")
+
+
+def _where(run: Run) -> str:
+    return f"run folder: {run.folder} (figures in test.json, pictures in plots/)"
 
 
 def _formula(run: Run) -> str:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from export import onnx_model, probe, probing, pt2, torchscript
 from export.deployed import OUTPUTS, Deployed, deployed, example_input, metadata
+from export.probing import FORMATS, Probes
 from export.stage import FILES, FOLDER
-from export.verify import FORMATS, Verdict, verify_run
+from export.verify import Verdict, verify_run
 from pipeline import store
 from pipeline.config import UserError
 from tests.export.conftest import ONE_EACH, VARIANTS, Trained
@@ -317,6 +318,20 @@ def test_a_probe_cannot_import_the_project(name: str) -> None:
     ended = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True)
     assert ended.returncode == 1
     assert f"ImportError: {name} is blocked" in ended.stderr
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_probe_ends_when_nobody_gives_it_a_file(kind: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-I", probe.__file__, kind, "no.artifact", str(tmp_path)]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "nobody waits for the answer\n") and not list(tmp_path.iterdir())
+
+
+def test_probes_of_all_formats_can_wait_for_the_files_and_something_else_is_done_while_they_work(exports: Exports) -> None:
+    trained, done = exports("mlp"), []
+    with Probes(FORMATS) as probes:
+        verdict = verify_run(trained.run, data=trained.data, probes=probes, meanwhile=lambda: done.append(probes._deadline > 0))
+    assert verdict.passed and done == [True] and set(verdict.report["artifacts"]) == set(FORMATS)
 
 
 def test_answers_that_are_not_finite_in_torch_either_fail(exports: Exports, tmp_path: Path) -> None:

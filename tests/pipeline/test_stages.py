@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from export.deployed import ExportError
+from export.probing import Probes
 from models import MODELS
 from pipeline import store
 from pipeline.cli import main
@@ -107,6 +110,28 @@ def test_the_last_line_is_a_command_that_works(trained: Trained, cache_dir: Path
     assert last.startswith("next: python -m pipeline verify --run ")
     assert main([*last.split()[4:], "--cache_dir", str(cache_dir)]) == 0
     assert "**PASSED**" in capsys.readouterr().out
+
+
+def test_an_export_that_fails_costs_neither_the_pictures_nor_a_process(
+    cache_dir: Path, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_run: Run) -> None:
+        raise ExportError("onnx: no such operator")
+
+    started: list[Probes] = []
+    begin = Probes.__init__
+    monkeypatch.setattr(Probes, "__init__", lambda self, kinds: (started.append(self), begin(self, kinds))[1])
+    monkeypatch.setattr("export.stage.export_run", fail)
+    flags = ["--model", "moons", "--epochs", "2", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(cache_dir)]
+    assert main(["run", *flags]) == 1
+    assert "onnx: no such operator" in capsys.readouterr().err
+    run = store.open_run(tmp_path / "run")
+    names = {p.stem for p in (run.folder / "plots").iterdir()}
+    assert names == {"curves", "confusion_matrix", "tsne", "scatter", "decision_regions", "activations"}
+    artifacts = {Path(file.path).stem for file in MlflowClient().list_artifacts(run.mlflow_run_id, "plots")}
+    assert artifacts == names and MlflowClient().get_run(run.mlflow_run_id).info.status == "FAILED"
+    (probes,) = started
+    assert {process.returncode for process in probes._processes.values()} == {-signal.SIGKILL}
 
 
 def test_the_training_curve_has_every_step_window(trained: Trained) -> None:
