@@ -6,6 +6,7 @@ Every function works the same with one process and no process group: a sum over 
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 import signal
 import sys
@@ -19,7 +20,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import stopping
 from pipeline.config import Failure, UserError
@@ -193,6 +195,18 @@ def another_rank_failed() -> bool:
 
 def _shared_store() -> dist.Store:
     return dist.distributed_c10d._get_default_store()
+
+
+def data_parallel(module: nn.Module, device: torch.device, *, send_buffers: bool) -> DistributedDataParallel:
+    """Wrap `module` so that its gradients are averaged over the ranks while the backward pass runs, and talk no more than that.
+
+    `send_buffers`: have rank 0's buffers sent to all before each forward pass; needed only where training changes them.
+    """
+    names = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # the name before torch 2.15
+    ids = [device.index] if device.type == "cuda" else None
+    options: dict[str, Any] = {"device_ids": ids, name: send_buffers}
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

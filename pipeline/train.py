@@ -87,8 +87,8 @@ class Training:
         compiled: nn.Module = torch.compile(self.model) if c.compile else self.model  # type: ignore[assignment]
         self.wrapped = compiled
         if ranks.world_size > 1:
-            ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-            self.wrapped = DistributedDataParallel(compiled, device_ids=ids)
+            changing = any(True for _ in self.model.network.buffers())
+            self.wrapped = distributed.data_parallel(compiled, ranks.device, send_buffers=changing)
         # one batch, always the same, nothing drawn, nothing exchanged: then each step does just what the first one did
         self.repeats = len(self.batches) == ranks.world_size == c.accumulation_steps == 1 and c.precision == "fp32"
         self.repeats = self.repeats and not (is_image or c.compile or c.dropout or c.workers)

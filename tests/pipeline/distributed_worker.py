@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import copy
 import json
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+import torch
+from torch import nn
 
 from pipeline import distributed, stopping
 from pipeline.config import resolve
@@ -53,22 +55,30 @@ def run_cases(folder: Path, cache_dir: str, ranks: Ranks) -> dict[str, Any]:
 
 
 def count_collectives(folder: Path, cache_dir: str, ranks: Ranks) -> dict[str, int]:
-    """Return how often ranks talk in two epochs of the CNN: DDP's buckets of gradients, and sums of ours."""
+    """Return how often ranks talk in two epochs of the CNN: what torch's profiler saw of gloo, DDP's own calls too."""
     config = resolve({"model": "cnn", "epochs": "2", "batch_size": "101", "cache_dir": cache_dir, "checkpoint_every": "1000"})
     training = begin(config, folder / "counted", ranks=ranks)
-    buckets: list[int] = []
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        training.fit(Progress())
+    names = [event.name.removeprefix("gloo:") for event in profile.events() if event.name.startswith("gloo:")]
+    return {"steps": training.state.step, **Counter(names)}
 
-    @functools.wraps(allreduce_hook)  # DDP looks at the types of its arguments
-    def hook(state: Any, bucket: Any) -> Any:
-        buckets.append(bucket.index())
-        return allreduce_hook(state, bucket)
 
-    training.wrapped.register_comm_hook(None, hook)  # type: ignore[operator]
-    real, sums = distributed.all_reduce_sum, []
-    distributed.all_reduce_sum = lambda tensor: sums.append(1) or real(tensor)  # type: ignore[assignment,func-returns-value]
-    training.fit(Progress())
-    distributed.all_reduce_sum = real
-    return {"steps": training.state.step, "buckets": len(buckets), "sums": len(sums)}
+def difference_of_means(ranks: Ranks, *, width: int) -> float:
+    """Return the largest difference between DDP's gradients and the mean over the ranks of those without it, in three steps."""
+    torch.manual_seed(0)
+    alone = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+    wrapped = distributed.data_parallel(copy.deepcopy(alone), ranks.device, send_buffers=False)
+    x, largest = torch.randn(ranks.world_size, 7, width)[ranks.rank], 0.0
+    for _ in range(3):  # DDP lays its buckets out anew after the first
+        for module in (alone, wrapped):
+            module.zero_grad()
+            module(x).square().sum().backward()
+        gathered = zip(*distributed.gather([p.grad for p in alone.parameters()]), strict=True)
+        for own, each in zip(wrapped.parameters(), gathered, strict=True):
+            assert own.grad is not None
+            largest = max(largest, (own.grad - torch.stack(each).mean(0)).abs().max().item())
+    return largest
 
 
 STOPPED = {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "batch_size": "101", "epochs": "2", "precision": "fp32"}
@@ -94,6 +104,7 @@ if __name__ == "__main__":
     with distributed.process_group("cpu") as this:
         result = run_cases(Path(sys.argv[1]), sys.argv[2], this)
         result["collectives"] = count_collectives(Path(sys.argv[1]), sys.argv[2], this)
+        result["differences"] = [difference_of_means(this, width=width) for width in (10, 700)]
         result["parts"] = train_in_parts(Path(sys.argv[3]), sys.argv[2], this, stop=this.world_size == 2)
         if this.is_main:
             (Path(sys.argv[1]) / "seen.json").write_text(json.dumps(result))

@@ -66,8 +66,17 @@ def test_a_run_stopped_on_two_ranks_goes_on_with_another_number(seen: dict[int, 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_a_step_exchanges_its_gradients_once_and_nothing_else(seen: dict[int, Any], world: int) -> None:
-    """22 steps of a CNN whose gradients fit one bucket; sums at steps 10, 11, 20, 22, and two at the end of each epoch."""
-    assert seen[world]["collectives"] == {"steps": 22, "buckets": 22, "sums": 8}
+    """22 steps of a CNN whose gradients fit one bucket; sums at steps 10, 11, 20, 22, and two at the end of each epoch.
+
+    Once DDP agrees on the layout of its bucket (two broadcasts), and at the end of an epoch there is a checkpoint.
+    """
+    assert seen[world]["collectives"] == {"steps": 22, "all_reduce": 22 + 8, "broadcast": 2, "all_gather": 2}
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_gradients_are_the_mean_over_the_ranks_in_one_bucket_and_in_several(seen: dict[int, Any], world: int) -> None:
+    small, large = seen[world]["differences"]
+    assert small < 1e-5 and large < 1e-5
 
 
 _RANK_0_IS_GONE = """
