@@ -123,7 +123,8 @@ def main() -> None:
     flags = jobs["cnn on digits, 10 epochs"] | {"epochs": "40"}
     print("tracking, cnn on digits, 40 epochs: share of the training's time (median of 3)")
     with tempfile.TemporaryDirectory() as base, mlflow_server(Path(base)) as uri:
-        address, control = multiprocessing.Queue(), multiprocessing.Queue()
+        address: multiprocessing.Queue[str] = multiprocessing.Queue()
+        control: multiprocessing.Queue[str] = multiprocessing.Queue()
         process = multiprocessing.Process(target=_proxy, args=(uri, address, control), daemon=True)
         process.start()
         os.environ["MLFLOW_TRACKING_URI"] = address.get(timeout=60)

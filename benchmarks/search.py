@@ -41,7 +41,8 @@ def main() -> None:
     common = {"model": given.model, "dataset": "mnist", "epochs": given.epochs}
     places = {"data_dir": given.data_dir, "cache_dir": given.cache_dir}
     drawn = ParameterSampler(SPACE, given.candidates, random_state=0)
-    candidates = [{}] + [{k: f"{v:.2g}" if k == "lr" else str(v) for k, v in candidate.items()} for candidate in drawn]
+    candidates: list[dict[str, str]] = [{}]
+    candidates += [{k: f"{v:.2g}" if k == "lr" else str(v) for k, v in candidate.items()} for candidate in drawn]
     seen: dict[str, list[float]] = defaultdict(list)
     with Path(given.log).open("x") as log:
 

@@ -89,7 +89,8 @@ def _everything(flags: dict[str, str]) -> float:
 def measure(given: argparse.Namespace) -> list[Row]:
     rows = []
     for size in (64, 256):
-        seen = pairs(*sides(given, size), given.pairs)
+        loop, bare = sides(given, size)
+        seen = pairs(loop, bare, given.pairs)
         what = f"our loop and the bare step, batch {size}"
         rows.append(row(3, what, "samples/s", seen, lambda a, b: a / b, at_least=0.97))
     with tempfile.TemporaryDirectory() as base:
