@@ -74,7 +74,7 @@ def evaluate(run: Run, ranks: Ranks, data: Path) -> tuple[dict[str, float], Call
     report |= figures
     if ranks.is_main:
         store.write_json(run.folder / store.TEST, report)
-        if text := _formula(model):
+        if text := _formula(model.cpu()):
             with store.atomic(run.folder / "formula.txt") as path:
                 path.write_text(text + "\n")
     draw = partial(_draw, run, model, data, split, scores, features, report)
@@ -94,7 +94,6 @@ def _draw(run: Run, model: Model, data: Path, split: Split, scores: Tensor, feat
     folder, spec, c = run.folder / "plots", DATASETS[run.config.dataset], run.config
     rows = store.parse_rows((run.folder / store.METRICS).read_bytes(), run.folder / store.METRICS)
     figures = {"curves": plots.curves(rows)}
-    model.cpu()
     if run.task == "regression":
         if split.x.shape[1] == 1:
             figures["fitted_curve"] = plots.fitted_curve(

@@ -69,12 +69,11 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
         if isinstance(tracker, Tracker):
             _say(f"best weights: epoch {training.state.best_epoch or training.state.epoch} of {training.state.epoch}")
             _summary(run, figures)
-            if export:
-                _close(run, tracker, figures)
-                _export_and_verify(run, tracker, data, probes, draw)
-            else:
+            if not export:
                 draw()
-                _close(run, tracker, figures)
+            _close(run, tracker, figures)
+            if export:
+                _export_and_verify(run, tracker, data, probes, draw)
             _say(_where(run))
             _say(f"next: {_next(run, exported=export)}")
 
