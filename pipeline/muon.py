@@ -47,27 +47,46 @@ class Muon(torch.optim.AdamW):
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(parameter.grad, 1 - beta)
-        ahead = parameter.grad.lerp(momentum, beta).flatten(1)  # (out, in), Nesterov's look ahead
-        step = orthogonalised(ahead).view(parameter.shape)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(step, alpha=-0.2 * max(ahead.shape) ** 0.5 * group["lr"])
+        matrix, ahead = (_as_matrix(x, like=parameter) for x in (parameter, parameter.grad.lerp(momentum, beta)))  # Nesterov's
+        factor = _orthogonal_factor(ahead)
+        pair = (factor, ahead) if ahead.shape[0] <= ahead.shape[1] else (ahead, factor)
+        size = 0.2 * max(ahead.shape) ** 0.5 * group["lr"]
+        matrix.addmm_(*pair, beta=1 - group["lr"] * group["weight_decay"], alpha=-size)
+
+
+def _as_matrix(x: Tensor, *, like: Tensor) -> Tensor:
+    """Return x, shaped (out, ...), as (out, in), with columns in the order in which `like` lies in memory: of it, a view."""
+    channels_last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    return (x.movedim(1, -1) if channels_last else x).flatten(1)
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """Return a matrix (m, n) with the same singular vectors, and singular values near 1 (between about 0.7 and 1.2).
+    """Return a matrix (m, n) with the same singular vectors, and singular values near 1 (between about 0.7 and 1.2)."""
+    factor = _orthogonal_factor(matrix)
+    return factor @ matrix if matrix.shape[0] <= matrix.shape[1] else matrix @ factor
+
+
+def _orthogonal_factor(matrix: Tensor) -> Tensor:
+    """Return what to multiply the smaller side of a matrix with to make it orthogonal.
 
     Newton and Schulz's iteration X <- (a + b XX' + c (XX')^2) X, carried out on XX' (the smaller side), which commutes with all
     its factors: only the first and the last product are as large as the matrix.
     """
     if matrix.shape[0] > matrix.shape[1]:
-        return orthogonalised(matrix.T).T
-    a, b, c = _COEFFICIENTS
-    matrix = matrix / (matrix.norm() + 1e-7)
+        matrix = matrix.T
     gram = matrix @ matrix.T  # (m, m)
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    factor = eye
-    for _ in range(_ITERATIONS):
-        polynomial = torch.addmm(a * eye + b * gram, gram, gram, alpha=c)
-        factor = polynomial @ factor
+    shrink = 1 / (gram.trace().sqrt() + 1e-7)  # one over the matrix's norm
+    gram *= shrink**2
+    factor = polynomial = _polynomial(gram)
+    for _ in range(_ITERATIONS - 1):
         gram = polynomial @ gram @ polynomial
-    return factor @ matrix
+        polynomial = _polynomial(gram)
+        factor = polynomial @ factor
+    return shrink * factor
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    a, b, c = _COEFFICIENTS
+    result = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal().add_(a)
+    return result

@@ -55,6 +55,22 @@ def test_a_step_has_the_size_of_adamws_and_the_momentum_of_its_beta() -> None:
     torch.testing.assert_close(optimizer.state[hidden]["momentum"], hidden.grad * 0.1)
 
 
+@pytest.mark.parametrize("shape", [(8, 3, 5, 5), (90, 3, 5, 5), (6, 8), (8, 6)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_step_is_the_orthogonal_one_after_weight_decay_however_the_weights_lie(
+    shape: tuple[int, ...], channels_last: bool
+) -> None:
+    weights = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    if channels_last and len(shape) == 4:
+        weights = nn.Parameter(weights.detach().to(memory_format=torch.channels_last))
+    weights.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    before = weights.detach().clone()
+    Muon([{"params": [weights], "orthogonal": True}], lr=0.01, weight_decay=0.5).step()
+    step = orthogonalised(weights.grad.flatten(1)).view(shape)
+    size = 0.01 * 0.2 * max(weights.flatten(1).shape) ** 0.5
+    torch.testing.assert_close(weights.detach(), before * (1 - 0.01 * 0.5) - size * step)
+
+
 def test_the_matrices_between_the_first_and_the_last_are_the_orthogonal_ones() -> None:
     from models import build_model
 
