@@ -38,7 +38,7 @@ class Host:
 
     def start(self, *words: str, log: str) -> subprocess.Popen[str]:
         """Run a command on this host, in its folder, under its own host name; what it says goes to `log` there."""
-        environment = os.environ | {"HOME": str(self.folder), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"HOME": str(self.folder), "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         own = f'hostname {self.name}; mount --bind {self.folder}/hosts /etc/hosts; exec "$@"'  # undone with the process
         within = ["ip", "netns", "exec", self.name, "unshare", "--uts", "--mount", "sh", "-c", own, "sh"]
         with (self.folder / log).open("w") as out:
