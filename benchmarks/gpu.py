@@ -11,7 +11,7 @@ import sys
 import torch
 
 from benchmarks import accuracy, step
-from benchmarks.report import Row, pairs, row, run
+from benchmarks.report import Row, run
 
 RECORD = 0.76  # s, on a laptop GPU
 
@@ -23,12 +23,8 @@ def measure(given: argparse.Namespace) -> list[Row]:
     times = [seconds for seconds, _ in reached]
     note = f"test accuracy {min(a for _, a in reached):.4f} to {max(a for _, a in reached):.4f}"
     rows = [Row(12, "time to 99.0 % on the test set, on a GPU", "s", times, [], times, at_most=RECORD, note=note)]
-    ours, bare = step.sides(given, 1024)
-    seen = pairs(ours, bare, given.pairs)
-    rows.append(
-        row(12, "our loop and the bare step, batch 1024, on a GPU", "samples/s", seen, lambda a, b: a / b, at_least=0.95)
-    )
-    return rows
+    seen = step.turns(given, 1024)
+    return [*rows, step.row_of_turns(12, "our loop and the bare step, batch 1024, on a GPU", seen, 0.95)]
 
 
 if __name__ == "__main__":
