@@ -59,22 +59,24 @@ def turns(given: argparse.Namespace, batch_size: int) -> list[Pair]:
     """Return samples a second of our loop without tracking and of the bare step, in turn."""
     with tempfile.TemporaryDirectory() as folder:
         training = build(_flags(given, batch_size), Path(folder), keep=first(SAMPLES), saves=False)
-        constant = [next(training.batches.epoch(0))] * TURN
         per_epoch, epoch = len(training.batches), 0
+        steps = min(TURN, per_epoch)
+        samples = min(steps * batch_size, training.batches.num_samples)  # of our side, whose last batch may be a small one
+        constant = [next(training.batches.epoch(0))] * steps
 
         def ours() -> float:
             nonlocal epoch
             training.state = State(epoch=epoch, step=epoch * per_epoch)  # of each epoch the first steps
-            training.total_steps = training.state.step + TURN
+            training.total_steps = training.state.step + steps
             epoch += 1
             start = time.perf_counter()
             training._epoch(Progress())
-            return TURN * batch_size / (time.perf_counter() - start)
+            return samples / (time.perf_counter() - start)
 
         def bare() -> float:
             start = time.perf_counter()
             _bare(training, constant)
-            return TURN * batch_size / (time.perf_counter() - start)
+            return steps * batch_size / (time.perf_counter() - start)
 
         return pairs(ours, bare, TURNS * given.pairs)
 
