@@ -48,10 +48,8 @@ class Muon(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(parameter.grad, 1 - beta)
         matrix, ahead = (_as_matrix(x, like=parameter) for x in (parameter, parameter.grad.lerp(momentum, beta)))  # Nesterov's
-        factor = _orthogonal_factor(ahead)
-        pair = (factor, ahead) if ahead.shape[0] <= ahead.shape[1] else (ahead, factor)
         size = 0.2 * max(ahead.shape) ** 0.5 * group["lr"]
-        matrix.addmm_(*pair, beta=1 - group["lr"] * group["weight_decay"], alpha=-size)
+        matrix.addmm_(*orthogonal_product(ahead), beta=1 - group["lr"] * group["weight_decay"], alpha=-size)
 
 
 def _as_matrix(x: Tensor, *, like: Tensor) -> Tensor:
@@ -60,21 +58,14 @@ def _as_matrix(x: Tensor, *, like: Tensor) -> Tensor:
     return (x.movedim(1, -1) if channels_last else x).flatten(1)
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """Return a matrix (m, n) with the same singular vectors, and singular values near 1 (between about 0.7 and 1.2)."""
-    factor = _orthogonal_factor(matrix)
-    return factor @ matrix if matrix.shape[0] <= matrix.shape[1] else matrix @ factor
-
-
-def _orthogonal_factor(matrix: Tensor) -> Tensor:
-    """Return what to multiply the smaller side of a matrix with to make it orthogonal.
+def orthogonal_product(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two matrices whose product has the singular vectors of `matrix` (m, n), and singular values from about 0.7 to 1.2.
 
     Newton and Schulz's iteration X <- (a + b XX' + c (XX')^2) X, carried out on XX' (the smaller side), which commutes with all
     its factors: only the first and the last product are as large as the matrix.
     """
-    if matrix.shape[0] > matrix.shape[1]:
-        matrix = matrix.T
-    gram = matrix @ matrix.T  # (m, m)
+    wide = matrix.shape[0] <= matrix.shape[1]
+    gram = matrix @ matrix.T if wide else matrix.T @ matrix  # of the smaller side
     shrink = 1 / (gram.trace().sqrt() + 1e-7)  # one over the matrix's norm
     gram *= shrink**2
     factor = polynomial = _polynomial(gram)
@@ -82,7 +73,8 @@ def _orthogonal_factor(matrix: Tensor) -> Tensor:
         gram = polynomial @ gram @ polynomial
         polynomial = _polynomial(gram)
         factor = polynomial @ factor
-    return shrink * factor
+    factor *= shrink
+    return (factor, matrix) if wide else (matrix, factor)
 
 
 def _polynomial(gram: Tensor) -> Tensor:
