@@ -130,8 +130,8 @@ MODELS: dict[str, ModelSpec] = {
             "default": _IMAGES | {"epochs": 10},
             "default:mnist": _MNIST,
             "fast": _IMAGES | {
-                "dataset": "mnist", "holdout": False, "epochs": 1, "max_steps": 420, "batch_size": 72, "optimizer": "muon",
-                "lr": 4e-3, "weight_decay": 0.05, "warmup": 0.2, "init": "patches", "layer_lr": "conv1=0",
+                "dataset": "mnist", "holdout": False, "epochs": 1, "max_steps": 200, "batch_size": 192, "optimizer": "muon",
+                "lr": 7e-3, "weight_decay": 0.05, "warmup": 0.2, "init": "patches", "layer_lr": "conv1=0",
             },
             "accurate": _IMAGES | {
                 "dataset": "mnist", "holdout": False, "epochs": 12, "batch_size": 72, "optimizer": "muon", "lr": 4e-3,
