@@ -25,7 +25,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     failed = []
     for name in given.only:
-        words = [f"--{flag}={getattr(given, flag)}" for flag in ("data_dir", "cache_dir", "pairs")]
+        words = [f"--{flag}={getattr(given, flag)}" for flag in ("data_dir", "cache_dir", "precision", "pairs")]
         words.append(f"--json={folder / name}.json")
         (folder / f"{name}.json").unlink(missing_ok=True)  # if this one fails, no earlier figures stand for it
         print(f"\n== {name}", flush=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.distributed import resolve_precision
+
 Pair = tuple[float, float]
 
 
@@ -79,7 +81,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def versions() -> dict[str, Any]:
-    """Return what was measured with: versions, cores, threads."""
+    """Return what was measured with: versions, processor, cores, and what `--precision auto` means on it."""
     names = ("torch", "torchvision", "onnxruntime", "mlflow", "lightning", "pytorch-ignite", "skorch", "accelerate")
     found = {}
     for name in names:
@@ -90,7 +92,7 @@ def versions() -> dict[str, Any]:
     cpu = next(
         (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
     )
-    return found | {"cpu": cpu, "cores": len(os.sched_getaffinity(0))}
+    return found | {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "precision": resolve_precision("auto", "auto")}
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -98,6 +100,10 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="", help="folder with the real MNIST, which some measurements need")
     parser.add_argument("--cache_dir", default="~/.cache/trainyard", help="folder for prepared tensors")
+    parser.add_argument(
+        "--precision", default="auto", choices=("fp32", "bf16", "auto"),
+        help="of the trainings in rows 1 and 3 to 6; row 2 takes fp32 and what auto means here, in turn",
+    )  # fmt: skip
     parser.add_argument("--pairs", type=int, default=5, help="how often each side is measured")
     parser.add_argument("--json", default="", help="file for the figures")
     return parser
@@ -106,6 +112,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
 def run(measure: Callable[[argparse.Namespace], list[Row]], description: str | None) -> None:
     """Measure, print the table, and write the figures where `--json` says."""
     given = options(description).parse_args()
+    given.precision = resolve_precision(given.precision, "auto")
     rows = measure(given)
     print(f"\n{', '.join(f'{k} {v}' for k, v in versions().items())}\n\n{table(rows)}", flush=True)
     if given.json:

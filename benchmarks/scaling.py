@@ -23,7 +23,7 @@ from benchmarks.report import Row, pairs, row, run
 SAMPLES = 12_800
 
 
-def _worker(cache_dir: str, data_dir: str, folder: str, batch_size: str, samples: str, way: str) -> None:
+def _worker(cache_dir: str, data_dir: str, folder: str, precision: str, batch_size: str, samples: str, way: str) -> None:
     """Train on this rank, or alone; rank 0 prints samples a second."""
     import time
 
@@ -38,6 +38,7 @@ def _worker(cache_dir: str, data_dir: str, folder: str, batch_size: str, samples
 
     flags = {"model": "cnn", "batch_size": batch_size, "epochs": "1", "cache_dir": cache_dir, "lr": "0.001"}
     flags |= {"optimizer": "adamw", "init": "random", "augment_shift": "0"}  # a common step, whatever the recipe
+    flags |= {"precision": precision}
     flags |= {"dataset": "mnist", "data_dir": data_dir} if data_dir else {"epochs": "9"}
     speeds = []
     with distributed.process_group("cpu") as ranks:
@@ -68,7 +69,7 @@ def _speed(given: argparse.Namespace, processes: int, threads: int, *, alone: in
             place = Path(base) / f"{number}"
             place.mkdir()
             work = [str(total // (alone or 1)) for total in (256, SAMPLES)]
-            job = ["benchmarks.scaling", "worker", given.cache_dir, given.data_dir, str(place), *work, way]
+            job = ["benchmarks.scaling", "worker", given.cache_dir, given.data_dir, str(place), given.precision, *work, way]
             start = ["-c", LAUNCH, str(processes)] if processes > 1 else ["-m"]
             environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -92,7 +93,7 @@ def measure(given: argparse.Namespace) -> list[Row]:
     for number, threads, target in ((5, 1, 1.85), (6, 2, 1.0)):
         limits.clear()
         seen = pairs(both, lambda t=threads: _speed(given, 1, t), given.pairs, warm_up=False)  # type: ignore[misc]
-        what = f"2 processes x 1 thread and 1 x {threads}"
+        what = f"2 processes x 1 thread and 1 x {threads}, {given.precision}"
         most = [statistics.median(limit[k] / single for limit, (_, single) in zip(limits, seen, strict=True)) for k in (0, 1)]
         note = f"two that never talk: {most[0]:.2f}; that only wait for each other: {most[1]:.2f}"
         rows.append(row(number, what, "samples/s", seen, lambda a, b: a / b, at_least=target, note=note))

@@ -39,6 +39,7 @@ TURNS = 8  # for one of `--pairs`
 
 def _flags(given: argparse.Namespace, batch_size: int) -> dict[str, str]:
     flags = {"model": "cnn", "epochs": "1", "batch_size": str(batch_size), "cache_dir": given.cache_dir}
+    flags |= {"precision": given.precision}
     flags |= {"optimizer": "adamw", "init": "random", "augment_shift": "0"}  # a common step, whatever the recipe
     return flags | ({"dataset": "mnist", "data_dir": given.data_dir} if given.data_dir else {"epochs": "42"})
 
@@ -149,10 +150,11 @@ def everything(given: argparse.Namespace) -> tuple[list[Pair], list[float]]:
 
 
 def measure(given: argparse.Namespace) -> list[Row]:
-    rows = [row_of_turns(3, f"our loop and the bare step, batch {n}", turns(given, n), 0.97) for n in (64, 256)]
+    what = f"our loop and the bare step, {given.precision}, batch"
+    rows = [row_of_turns(3, f"{what} {n}", turns(given, n), 0.97) for n in (64, 256)]
     seen, shares = everything(given)
     note = f"steps that coincide with sending are slower; that is {100 * statistics.median(shares):.1f} % of the time"
-    what = "everything on, and all off, batch 64"
+    what = f"everything on, and all off, {given.precision}, batch 64"
     return [*rows, row(4, what, "samples/s", seen, lambda a, b: b / a, at_most=1.03, note=note)]
 
 
