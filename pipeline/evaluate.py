@@ -5,7 +5,7 @@ Evaluation is always in float32, whatever the training's precision: that is what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,19 @@ def _forward(model: Model, split: Split, ranks: Ranks) -> Iterator[tuple[Tensor,
 
 def measure(model: Model, split: Split, loss: LossSum, ranks: Ranks, *, config: RunConfig, task: str) -> dict[str, float]:
     """Return loss and accuracy (or rmse) over all ranks' shares of a split: sums are all-reduced, then divided."""
+    return _sum_up(_forward(model, split, ranks), len(split), loss, ranks, config=config, task=task)
+
+
+def _sum_up(
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]], count: int, loss: LossSum, ranks: Ranks, *, config: RunConfig, task: str
+) -> dict[str, float]:
     totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
-    for scores, _, target in _forward(model, split, ranks):
+    for scores, _, target in batches:
         totals += torch.stack([loss(scores, target).double(), metrics.merit_sum(task, scores, target).double(),
                                torch.tensor(len(target), device=ranks.device)])  # fmt: skip
-    total_loss, total_merit, count = distributed.all_reduce_sum(totals).tolist()
-    assert count == len(split)
-    return figures_of(total_loss, total_merit, int(count), config=config, task=task)
+    total_loss, total_merit, seen = distributed.all_reduce_sum(totals).tolist()
+    assert seen == count
+    return figures_of(total_loss, total_merit, count, config=config, task=task)
 
 
 def figures_of(loss: float, merit: float, count: int, *, config: RunConfig, task: str) -> dict[str, float]:
@@ -64,8 +70,8 @@ def evaluate(run: Run, ranks: Ranks, data: Path) -> tuple[dict[str, float], Call
     model.to(ranks.device)
     split, c = open_split(data, "test"), run.config
     loss = loss_sum(c.loss, task=run.task, network=model.network)
-    figures = {"loss": measure(model, split, loss, ranks, config=c, task=run.task)["loss"]}
     batches = list(_forward(model, split, ranks))
+    figures = {"loss": _sum_up(batches, len(split), loss, ranks, config=c, task=run.task)["loss"]}
     scores, features = (distributed.concatenate(torch.cat([b[k] for b in batches])) for k in (0, 1))
     if run.task == "regression":
         report = metrics.regression_report(scores, split.y)
