@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.distributed import resolve_precision
-
 Pair = tuple[float, float]
 
 
@@ -82,6 +80,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def versions() -> dict[str, Any]:
     """Return what was measured with: versions, processor, cores, and what `--precision auto` means on it."""
+    from pipeline.distributed import resolve_precision
+
     names = ("torch", "torchvision", "onnxruntime", "mlflow", "lightning", "pytorch-ignite", "skorch", "accelerate")
     found = {}
     for name in names:
@@ -112,6 +112,8 @@ def options(description: str | None) -> argparse.ArgumentParser:
 def run(measure: Callable[[argparse.Namespace], list[Row]], description: str | None) -> None:
     """Measure, print the table, and write the figures where `--json` says."""
     given = options(description).parse_args()
+    from pipeline.distributed import resolve_precision  # only now, as it imports torch
+
     given.precision = resolve_precision(given.precision, "auto")
     rows = measure(given)
     print(f"\n{', '.join(f'{k} {v}' for k, v in versions().items())}\n\n{table(rows)}", flush=True)
