@@ -1,6 +1,6 @@
 """Row 12: on a GPU, time to 99.0 % on MNIST, and our loop against the bare step at batch 1024. Ends with 1 where there is none.
 
-`uv run python -m benchmarks.gpu --data_dir DIR`. Both clocks stop after `torch.cuda.synchronize`.
+`uv run python -m benchmarks.gpu --data_dir DIR`. Both clocks stop after a value is read, which waits for the GPU.
 """
 
 from __future__ import annotations
