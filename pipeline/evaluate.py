@@ -62,7 +62,7 @@ def evaluate(run: Run, ranks: Ranks, data: Path) -> tuple[dict[str, float], Call
     """Evaluate the best weights on the test split; rank 0 writes test.json. Return the figures, and what draws plots/.
 
     `data` is the prepared folder. Every rank must call it; the weights are read by rank 0 and sent to the others. The
-    pictures take longer than the figures, and are left to rank 0 to draw when it waits for something else.
+    pictures take longer than the figures, and are left to rank 0 to draw when nobody waits for the proof any more.
     """
     state = distributed.broadcast(run.load_model().state_dict() if ranks.is_main else None)
     model = run.build_model()

@@ -175,19 +175,26 @@ def _export(run: Run, tracker: Tracker) -> None:
 
 
 def _export_and_verify(run: Run, tracker: Tracker, data: Path, probes: Probes, draw: Callable[[], None]) -> None:
-    """Export and verify, and draw the pictures while the probes load the files; also where there is nothing to load."""
+    """Export and verify, and then draw the pictures, as the proof is what is waited for; also where it cannot be had."""
     try:
         _export(run, tracker)
     except Failure:
         draw()
         _close(run, tracker, {})
         raise
-    _verify(run, tracker, data, probes=probes, meanwhile=draw)
+    _verify(run, tracker, data, probes=probes, meanwhile=_import_plots, draw=draw)
+
+
+def _import_plots() -> None:
+    """Import what drawing needs, when there is nothing else to do but to wait for the probes."""
+    import sklearn.manifold  # noqa: F401
+
+    import pipeline.plots  # noqa: F401
 
 
 def _verify(
     run: Run, tracker: Tracker, data: Path, *, onnx: Path | None = None,
-    probes: Probes | None = None, meanwhile: Callable[[], None] = lambda: None,
+    probes: Probes | None = None, meanwhile: Callable[[], None] = lambda: None, draw: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     from export.verify import verify_run
 
@@ -196,6 +203,7 @@ def _verify(
     if verdict.passed:  # otherwise the last words say what differs
         _say(report.read_text().partition("\n## Each batch size")[0])
         _say(f"report: {report}")
+    draw()
     if onnx is None:
         if verdict.passed and tracker.upload():
             example = open_split(data, "test").x[:7].numpy().copy()

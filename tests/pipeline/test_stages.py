@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from mlflow import MlflowClient
 
+from export import stage
 from export.deployed import ExportError
 from export.probing import Probes
 from models import MODELS
@@ -110,6 +112,30 @@ def test_the_last_line_is_a_command_that_works(trained: Trained, cache_dir: Path
     assert last.startswith("next: python -m pipeline verify --run ")
     assert main([*last.split()[4:], "--cache_dir", str(cache_dir)]) == 0
     assert "**PASSED**" in capsys.readouterr().out
+
+
+def test_files_that_answer_otherwise_cost_no_picture_and_are_told_first(
+    cache_dir: Path, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(run: Run) -> dict[str, object]:
+        figures = export_run(run)
+        path = run.folder / "export" / "model.onnx"
+        model = onnx.load(path)
+        first = model.graph.initializer[0]
+        first.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(first) + 1, first.name))
+        onnx.save(model, path)
+        return figures
+
+    export_run = stage.export_run
+    monkeypatch.setattr(stage, "export_run", spoil)
+    flags = ["--model", "moons", "--epochs", "2", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(cache_dir)]
+    assert main(["run", *flags]) == 1
+    assert "the artifacts do not answer as the model does:\nmodel.onnx: its weights differ" in capsys.readouterr().err
+    run = store.open_run(tmp_path / "run")
+    pictures = list((run.folder / "plots").iterdir())
+    assert len(pictures) == 6
+    told = (run.folder / "export" / "parity.md").stat().st_mtime_ns
+    assert told < min(picture.stat().st_mtime_ns for picture in pictures)
 
 
 def test_an_export_that_fails_costs_neither_the_pictures_nor_a_process(
