@@ -8,14 +8,12 @@ Adadelta with learning rate 1 and 0.7 of it after each epoch, batch 64, torchvis
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import Row, pairs, row, run
+from benchmarks.report import Row, pairs, row, run, worker
 
 GOAL = 0.99
 
@@ -86,12 +84,11 @@ def plain(data_dir: str, seed: int) -> tuple[float, float]:
 
 
 def measure(given: argparse.Namespace) -> list[Row]:
-    spawn = multiprocessing.get_context("spawn")
     seeds = {"ours": iter(range(1000)), "plain": iter(range(1000))}
     reached = []
     with (
-        ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as us,  # each time anew, so that the clock sees the warm-up
-        ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as them,
+        worker(max_tasks_per_child=1) as us,  # each time anew, so that the clock sees the warm-up
+        worker(max_tasks_per_child=1) as them,
     ):
 
         def one() -> float:

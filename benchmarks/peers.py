@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import Row, pairs, row, run
+from benchmarks.report import Row, pairs, row, run, worker
 from pipeline.distributed import resolve_precision
 
 SAMPLES = 9600
@@ -168,11 +167,11 @@ def _result(process: ProcessPoolExecutor, function: Callable[..., float], *argum
 
 
 def measure(given: argparse.Namespace) -> list[Row]:
-    spawn, default = multiprocessing.get_context("spawn"), resolve_precision("auto", "cpu")
+    default = resolve_precision("auto", "cpu")
     rows = []
-    with ProcessPoolExecutor(1, spawn) as us:
+    with worker() as us:
         for precision, name, batch_size in itertools.product(dict.fromkeys(("fp32", default)), PEERS, (64, 256)):
-            with ProcessPoolExecutor(1, spawn) as them:
+            with worker() as them:
                 ours_now = partial(_result, us, ours, given.data_dir, given.cache_dir, batch_size, precision)
                 theirs_now = partial(_result, them, PEERS[name], given.data_dir, batch_size, precision)
                 seen = pairs(ours_now, theirs_now, given.pairs)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import statistics
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,17 @@ def pairs(ours: Callable[[], float], theirs: Callable[[], float], count: int, *,
         if number or not warm_up:
             seen.append((a, b) if number % 2 else (b, a))
     return seen
+
+
+def worker(**more: Any) -> ProcessPoolExecutor:
+    """Return a process for one side of a measurement, which ends when this one is killed: it would disturb the next."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent, **more)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def row(number: int, what: str, unit: str, seen: Sequence[Pair], ratio: Callable[[float, float], float], **more: Any) -> Row:
