@@ -65,9 +65,13 @@ def worker(**more: Any) -> ProcessPoolExecutor:
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    def end() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def row(number: int, what: str, unit: str, seen: Sequence[Pair], ratio: Callable[[float, float], float], **more: Any) -> Row:
