@@ -105,6 +105,8 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
     world_size = int(os.environ.get("WORLD_SIZE", 0)) or None
     if command == "prepare" or texts.get("resume", "false") == "false":  # all mistakes are told before anything is joined
         config = configuration.resolve(texts, world_size=world_size)
+        if not os.environ.get("RANK", "").strip("0") and "TRAINYARD_LAUNCHED" not in os.environ:  # before the slow imports
+            print(configuration.describe(texts), flush=True)
     if command == "prepare":
         from pipeline.data.prepare import prepare
 

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline import distributed, store
+import torch
+
+from pipeline import distributed, precision, store
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import EvaluateConfig, Failure, RunConfig, StageConfig, UserError, VerifyConfig
-from pipeline.data.loader import open_split
+from pipeline.data.loader import evaluation_split, open_split
 from pipeline.data.prepare import prepare, prepared_folder, read_manifest
 from pipeline.distributed import Ranks
 from pipeline.stopping import Stopped
@@ -97,6 +99,7 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
         runs.nest_wrapper(run.mlflow_run_id)
         run = dataclasses.replace(run, config=config)
     else:
+        config = _settle_precision(config, ranks, data, manifest)
         if config.output_dir:
             store.refuse_existing(Path(config.output_dir))
         store.make_folder(Path(config.output_dir or "runs"), num_bytes=store.num_bytes(config, manifest))
@@ -110,10 +113,27 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
         source = f"pipeline.data.sources.{config.dataset}"
         dataset = {"name": config.dataset, "digest": manifest["data_sha256"], "source": source}
     tags = tracking.environment_tags(run, world_size=ranks.world_size, device=str(ranks.device), dirty=dirty)
+    tags["evaluated_on"] = evaluation_split(data)
     tracker = stack.enter_context(tracking.training_run(run, tags, dataset=dataset))
-    computing = f"{ranks.world_size} x {ranks.device.type}, {run.config.precision}"
-    _say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}, {computing}")
+    _say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}")
     return run, tracker
+
+
+def _settle_precision(config: RunConfig, ranks: Ranks, data: Path, manifest: Mapping[str, Any]) -> RunConfig:
+    """Say what is trained on and how it is computed; return the configuration with `precision=auto` decided."""
+    run = Run(folder=Path(), config=config, mlflow_run_id="", git_commit="", data=manifest)
+    settled, why = precision.choose(run, open_split(data, "train"), ranks)
+    numbers = {name: parts["x"]["shape"][0] for name, parts in manifest["splits"].items()}
+    samples = ", ".join(f"{number:,} {name}".replace(",", " ") for name, number in numbers.items() if number)
+    classes = f" of {len(manifest['classes'])} classes" if manifest["classes"] else ""
+    threads = f", {torch.get_num_threads()} threads each" if ranks.device.type == "cpu" else ""
+    _say(
+        f"{samples} samples{classes}; {ranks.world_size} x {ranks.device.type}{threads}, {settled.precision}"
+        + (f" ({why})" if why else "")
+    )
+    if "test" not in numbers:
+        _say("no samples are held out for a test: the final figures are of the training samples, and called train/final/...")
+    return settled
 
 
 def _same_data(run: Run, manifest: Mapping[str, object]) -> None:
@@ -126,7 +146,7 @@ def _same_data(run: Run, manifest: Mapping[str, object]) -> None:
 
 
 def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
-    """Evaluate a run's best weights on its test split, on all ranks, and write the figures into its MLflow run."""
+    """Evaluate a run's best weights on its test split (without one, on its training samples) and log the figures to MLflow."""
     from pipeline.evaluate import evaluate as evaluate_pass
 
     data = _data_of(run, config, ranks)
@@ -206,7 +226,7 @@ def _verify(
     draw()
     if onnx is None:
         if verdict.passed and tracker.upload():
-            example = open_split(data, "test").x[:7].numpy().copy()
+            example = open_split(data, evaluation_split(data)).x[:7].numpy().copy()
             difference = onnx_model.log_onnx_model(run.mlflow_run_id, run.folder / "export" / "model.onnx", example)
             verdict.figures["export/pyfunc/max_abs_diff"] = difference
             _say(f"MLflow model logged and loaded back with pyfunc: max abs diff {difference:.1e}")
@@ -238,7 +258,8 @@ def _summary(run: Run, figures: Mapping[str, float]) -> None:
 
 
 def _where(run: Run) -> str:
-    return f"run folder: {run.folder} (figures in test.json, pictures in plots/)"
+    figures = next(name for name in store.EVALUATIONS if (run.folder / name).exists())
+    return f"run folder: {run.folder} (figures in {figures}, pictures in plots/)"
 
 
 def _formula(run: Run) -> str:

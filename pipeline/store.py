@@ -6,7 +6,6 @@ stage checks what it is about to read against it.
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -37,7 +36,7 @@ METRICS = "metrics.jsonl"
 SYSTEM = "system.jsonl"
 JOURNALS = (METRICS, SYSTEM)  # they grow, so no manifest holds them
 TRACKING = "tracking.json"
-TEST = "test.json"
+EVALUATIONS = ("test.json", "train.json")  # of a split each
 _LOCK = ".lock"
 _LOCK_WAIT = 5.0  # s: the process that a launcher has just ended may still hold it
 _MARGIN = 20_000_000  # bytes
@@ -99,14 +98,11 @@ def refuse_existing(folder: Path) -> None:
 
 
 def create(folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: str, data: Mapping[str, Any]) -> Run:
-    """Make a run folder and write its `config.json`, where `precision=auto` becomes what it stands for on this machine.
+    """Make a run folder and write its `config.json`.
 
     Raises UserError if the folder already holds a run or cannot be written.
     """
-    from pipeline.distributed import resolve_precision  # torch, which drawing needs not
-
     refuse_existing(folder)
-    config = dataclasses.replace(config, precision=resolve_precision(config.precision, config.device))
     run = Run(
         folder=folder,
         config=config,

@@ -23,7 +23,7 @@ from pipeline.data import sources
 from pipeline.data.catalog import DATASETS, IMAGE_RANGE, DatasetSpec
 from pipeline.rules import input_shape
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "val", "test")
 
 
@@ -109,9 +109,6 @@ def _make(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     splits = _split(samples, config, spec)
     entries: dict[str, dict[str, Any]] = {}
     for name, (x, y) in splits.items():
-        if name == "test" and x is splits["train"][0]:
-            entries["test"] = entries["train"]
-            continue
         x = _resize(x, shape) if spec.is_image else x
         if name == "train":
             mean, std = _statistics(x, is_image=spec.is_image)
@@ -146,7 +143,7 @@ def _check(x: sources.Array, y: sources.Array, spec: DatasetSpec) -> None:
 
 
 def _split(samples: sources.Samples, config: RunConfig, spec: DatasetSpec) -> dict[str, tuple[sources.Array, sources.Array]]:
-    """Cut the samples into train, val and test; without holdout, val is empty and test may be train itself."""
+    """Cut the samples into train, val and test; without holdout, val is empty and test is only there if the data has one."""
     from sklearn.model_selection import train_test_split
 
     x, y, test_x, test_y = samples
@@ -158,8 +155,8 @@ def _split(samples: sources.Samples, config: RunConfig, spec: DatasetSpec) -> di
         return [rest_x, rest_y, part_x, part_y]
 
     if not config.holdout:
-        test = (x, y) if test_x is None or test_y is None else (test_x, test_y)
-        return {"train": (x, y), "val": (x[:0], y[:0]), "test": test}
+        own_test = {} if test_x is None or test_y is None else {"test": (test_x, test_y)}
+        return {"train": (x, y), "val": (x[:0], y[:0])} | own_test
     if test_x is None or test_y is None:
         x, y, test_x, test_y = cut(x, y, num_test)
     x, y, val_x, val_y = cut(x, y, num_val)

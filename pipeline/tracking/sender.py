@@ -21,7 +21,7 @@ _LONGEST_PAUSE = 30.0  # after failures
 _BATCH = 1000  # metrics that MLflow takes in one call
 _SHARE = 0.02  # of the time in which a backlog is computed on: what it holds Python for, the training waits for
 _LONGEST_REST = 3.0  # seconds: the first call imports, and curves and checkpoints must not wait for minutes after it
-NOT_METRICS = ("step", "epoch", "time")
+NOT_METRICS = ("step", "epoch", "time", "samples")  # what a row says of the figures in it
 _SLOTS = 2  # checkpoints kept at the server: one is whole while the other is replaced
 
 

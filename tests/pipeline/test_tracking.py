@@ -39,8 +39,8 @@ def test_parameters_are_all_fields_resolved(trained: Trained) -> None:
 def test_the_curves_in_mlflow_are_those_of_the_run_folder(trained: Trained) -> None:
     run = trained("mlp")
     rows = read_rows(run.folder)
-    assert {k for row in rows for k in row} >= {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"}
-    for name in ("train/loss", "val/accuracy", "lr"):
+    assert {k for row in rows for k in row} >= {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "train/lr"}
+    for name in ("train/loss", "train/epoch_loss", "val/accuracy", "train/lr"):
         sent = MlflowClient().get_metric_history(run.mlflow_run_id, name)
         assert [(m.step, m.value) for m in sent] == [(r["step"], r[name]) for r in rows if name in r]
 
