@@ -14,6 +14,6 @@ if __name__ == "__main__":
     atexit.register(lambda: ended and stopping.leave(ended[0]))  # registered first, so it is called last
     stopping.install()
     ended.append(main())
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         stopping.leave(ended[0])
     sys.exit(ended[0])

@@ -6,7 +6,6 @@ was saved before.
 
 from __future__ import annotations
 
-import json
 import pickle
 import sys
 import threading
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from pipeline.config import Failure, UserError
-from pipeline.data.prepare import sha256
+from pipeline.data.prepare import read_json, sha256
 from pipeline.store import LAST_WEIGHTS, WEIGHTS, atomic, save_weights, write_json
 
 
@@ -105,7 +104,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             continue
         finished += 1
         try:
-            note = json.loads(path.with_suffix(".json").read_text())
+            note = read_json(path.with_suffix(".json"))
             if note != {"step": int(path.stem.removeprefix("step-")), "sha256": sha256(path)}:
                 raise ValueError("its SHA-256 differs")
             return path, torch.load(path, map_location="cpu", weights_only=True)

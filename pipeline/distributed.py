@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import stopping
+from pipeline import environment, stopping
 from pipeline.config import Failure, UserError
 
 T = TypeVar("T")
@@ -53,11 +53,6 @@ class Ranks:
 def single_process() -> Ranks:
     """Return the ranks of a stage that runs in one process, on the CPU."""
     return Ranks(0, 0, 1, torch.device("cpu"))
-
-
-def is_worker() -> bool:
-    """Tell whether torchrun (or our own launcher) started this process as one of its ranks."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def resolve_device(name: str) -> str:
@@ -93,15 +88,19 @@ def resolve_nproc(nproc: int | str, device: str) -> int:
 @contextmanager
 def process_group(device: str) -> Iterator[Ranks]:
     """Join the process group that the environment describes (none for a single process) and leave it at the end."""
-    environment = os.environ
-    rank, local_rank = int(environment.get("RANK", 0)), int(environment.get("LOCAL_RANK", 0))
-    world_size, local_size = int(environment.get("WORLD_SIZE", 1)), int(environment.get("LOCAL_WORLD_SIZE", 1))
+    me = environment.worker()
+    rank, local_rank, world_size = me.rank, me.local_rank, me.world_size
+    if device == "cuda" and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"LOCAL_RANK={local_rank} needs a GPU of its own, and this host has {torch.cuda.device_count()}. Start fewer "
+            "processes on it, or use --device cpu."
+        )
     chosen = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
     if device == "cuda":
         torch.cuda.set_device(chosen)
-    elif local_size > 1 and "OMP_NUM_THREADS" not in environment:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
-    if is_worker():
+    elif me.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // me.local_world_size))
+    if environment.is_worker():
         _end_with_parent()
     keep_freed_memory()
     flush_denormals()
@@ -256,7 +255,7 @@ def concatenate(rows: Tensor) -> Tensor:
 
 def num_restarts() -> int:
     """Return how often the launcher has started this worker anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if is_worker() else 0
+    return environment.worker().num_restarts
 
 
 def launch(command: list[str], nproc: int, *, max_restarts: int = 0) -> int:

@@ -24,7 +24,7 @@ from models import build_model
 from pipeline import __version__
 from pipeline.config import RunConfig, UserError, from_json, to_json
 from pipeline.data.catalog import DATASETS
-from pipeline.data.prepare import digest_of, sha256
+from pipeline.data.prepare import digest_of, read_json, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -155,7 +155,7 @@ def open_run(folder: Path, *, check: bool = True) -> Run:
     Raises UserError if the folder holds no run, or a file that is missing or was changed.
     """
     try:
-        values = json.loads((folder / "config.json").read_text())
+        values = read_json(folder / "config.json")
         if values.pop("sha256") != digest_of(values):
             raise ValueError("its SHA-256 differs, so it was changed")
         run = Run(
@@ -169,7 +169,7 @@ def open_run(folder: Path, *, check: bool = True) -> Run:
         raise UserError(
             f"run={folder} is not a run folder: it has no config.json. Give a folder that `train` wrote, or an MLflow run id."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"run={folder} has a config.json that cannot be read: {error}") from error
     if check:
         _check(folder)
@@ -180,8 +180,10 @@ def _check(folder: Path) -> None:
     if not (folder / "manifest.json").is_file():
         raise UserError(f"run={folder} has no manifest.json: its training did not end. Finish it: --resume true.")
     try:
-        digests = dict(json.loads((folder / "manifest.json").read_text())["sha256"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        digests = read_json(folder / "manifest.json")["sha256"]
+        if not (isinstance(digests, dict) and digests.get("config.json") and all(map(_is_below, digests))):
+            raise ValueError("it does not name the files of a run")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"run={folder} has a manifest.json that cannot be read: {error}") from error
     for name, digest in digests.items():
         path = folder / name
@@ -189,6 +191,11 @@ def _check(folder: Path) -> None:
             raise UserError(f"run={folder}: {name} is missing. Fetch it again, or repeat the stage that makes it.")
         if sha256(path) != digest:
             raise UserError(f"run={folder}: {name} is not the file that was written (its SHA-256 differs). Fetch it again.")
+
+
+def _is_below(name: str) -> bool:
+    """Tell whether a manifest's name of a file stays within the run folder."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def parse_rows(lines: bytes, path: Path) -> list[dict[str, Any]]:
@@ -199,7 +206,7 @@ def parse_rows(lines: bytes, path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             row["step"] + row["time"]
             rows.append(row)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             print(f"{path}: a line is damaged and passed over ({line[:40].decode(errors='replace')}...)", file=sys.stderr)
     return rows
 
@@ -214,7 +221,7 @@ def seal(folder: Path) -> None:
 
 def sealed_files(folder: Path) -> list[str]:
     """Return the names that the manifest holds, relative to the run folder."""
-    return list(json.loads((folder / "manifest.json").read_text())["sha256"])
+    return list(read_json(folder / "manifest.json")["sha256"])
 
 
 @contextmanager

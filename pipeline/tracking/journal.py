@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
+from pipeline.data.prepare import read_json
 
 _CHUNK = 1 << 18  # bytes of a journal that are read at once
 
@@ -83,7 +84,7 @@ class Outbox:
         self._state: dict[str, Any] = {"mlflow_run_id": run_id, "sent_bytes": {}, "parts": {}}
         if self._path.exists():
             try:
-                found = json.loads(self._path.read_text())
+                found = read_json(self._path)
                 sent = {str(name): int(end) for name, end in found["sent_bytes"].items()}
                 parts = {
                     str(name): {"value": part["value"], "version": int(part["version"]), "sent": int(part["sent"])}

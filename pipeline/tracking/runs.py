@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 
 from pipeline import store
 from pipeline.config import UserError
+from pipeline.data.prepare import read_json
 from pipeline.store import Run
 
 
@@ -141,7 +141,7 @@ def _is_folder_of(folder: Path, run_id: str) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
