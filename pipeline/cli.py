@@ -11,15 +11,17 @@ import errno
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from models import MODELS
-from pipeline import __version__, environment, places
+from pipeline import __version__, environment, output, places
 from pipeline import config as configuration
 from pipeline.config import EvaluateConfig, Failure, PlotConfig, RunConfig, StageConfig, SyncConfig, UserError, VerifyConfig
 from pipeline.data.catalog import DATASETS
+from pipeline.output import say
 from pipeline.stopping import Stopped
 
 COMMANDS: Mapping[str, tuple[type, str]] = {
@@ -40,7 +42,16 @@ _METAVARS = {"int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; return 0 done, 1 failed, 2 bad configuration or input, 130 or 143 stopped by a signal."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    output.end_log()
+    try:
+        return _answered(list(sys.argv[1:] if argv is None else argv))
+    except Exception:
+        output.log(traceback.format_exc().rstrip())
+        raise
+
+
+def _answered(arguments: list[str]) -> int:
+    """Run one sub-command, and say what ended it if it was not our own mistake."""
     try:
         return _dispatch(arguments)
     except UserError as error:
@@ -77,15 +88,15 @@ def _complain(messages: Sequence[str]) -> None:
     except UserError:  # which is what is to be told
         rank = 0
     if rank == 0:
-        print("\n".join(messages), file=sys.stderr, flush=True)
+        say("\n".join(messages), error=True)
 
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+        say(_overview())
         return 0
     if arguments[0] == "--version":
-        print(__version__)
+        say(__version__)
         return 0
     command, *flags = arguments
     command = _ALIASES.get(command, command)
@@ -97,7 +108,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise UserError(f"{configuration.shown(command)} is not a command.{hint} Choose one of: {', '.join(COMMANDS)}.")
     cls = COMMANDS[command][0]
     if "-h" in flags or "--help" in flags:
-        _parser(command).print_help()
+        say(_parser(command).format_help().rstrip())
         return 0
     texts = _read_flags(flags, cls)
     environment.worker()  # raises UserError where the variables of torchrun contradict each other
@@ -117,7 +128,7 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
     if command == "prepare":
         from pipeline.data.prepare import prepare
 
-        print(prepare(config))
+        say(str(prepare(config)))
         return 0
     from pipeline import distributed
 
@@ -166,12 +177,12 @@ def _later_stage(command: str, arguments: list[str], config: Any) -> int:
 
         path = config.output / f"{config.picture}.png"
         plots.save(pictures.PICTURES[config.picture](), path)
-        print(path)
+        say(str(path))
         return 0
     if command == "sync":
         from pipeline.tracking import tracker
 
-        print(f"{config.run}: {tracker.sync(config.run)} figures sent")
+        say(f"{config.run}: {tracker.sync(config.run)} figures sent")
         return 0
     from pipeline.tracking.runs import find_run
 

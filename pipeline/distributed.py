@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import environment, stopping
 from pipeline.config import Failure, UserError
+from pipeline.output import say
 
 T = TypeVar("T")
 
@@ -179,7 +180,7 @@ def _name_the_silent(rank: int, world_size: int) -> None:
     except (dist.DistError, RuntimeError):  # the store is gone with the rank that kept it
         silent = [0]
     if silent:
-        print(f"rank {rank}: no answer from rank {', '.join(map(str, silent))}, which hangs or is dead", file=sys.stderr)
+        say(f"rank {rank}: no answer from rank {', '.join(map(str, silent))}, which hangs or is dead", error=True)
 
 
 def _tell(key: str) -> None:
@@ -279,12 +280,14 @@ def launch(command: list[str], nproc: int, *, max_restarts: int = 0) -> int:
         max_restarts=max_restarts,
         monitor_interval=0.1,
     )
+    if hasattr(config, "signals_to_handle"):  # not before torch 2.10
+        config.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"  # and not SIGHUP: a terminal that is gone ends no training
     try:
         elastic_launch(config, sys.executable)("-m", *command)
     except ChildFailedError as error:
         for rank, failure in error.failures.items():
             if failure.exitcode < 0:
-                print(f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
+                say(f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}", error=True)
         return 2 if all(failure.exitcode == 2 for failure in error.failures.values()) else 1
     except SignalException as error:
         return 128 + int(error.sigval)

@@ -14,6 +14,8 @@ from pipeline.config import EvaluateConfig, Failure, RunConfig, StageConfig, Use
 from pipeline.data.loader import open_split
 from pipeline.data.prepare import prepare, prepared_folder, read_manifest
 from pipeline.distributed import Ranks
+from pipeline.output import log_to
+from pipeline.output import say as _say
 from pipeline.stopping import Stopped
 from pipeline.store import Run
 from pipeline.tracking import onnx as onnx_model
@@ -111,6 +113,7 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
         dataset = {"name": config.dataset, "digest": manifest["data_sha256"], "source": source}
     tags = tracking.environment_tags(run, world_size=ranks.world_size, device=str(ranks.device), dirty=dirty)
     tracker = stack.enter_context(tracking.training_run(run, tags, dataset=dataset))
+    log_to(run.folder / store.LOG)
     computing = f"{ranks.world_size} x {ranks.device.type}, {run.config.precision}"
     _say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}, {computing}")
     return run, tracker
@@ -134,6 +137,7 @@ def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
     if ranks.is_main:
         draw()
         with tracking.attached(run) as tracker:
+            log_to(run.folder / store.LOG)
             _close(run, tracker, figures)
         _summary(run, figures)
         _say(_where(run))
@@ -142,6 +146,7 @@ def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
 def export(config: StageConfig, run: Run) -> None:
     """Write the artifacts of a run, and their sizes into its MLflow run."""
     with tracking.attached(run) as tracker:
+        log_to(run.folder / store.LOG)
         _export(run, tracker)
     _say(f"next: {_next(run, exported=False)}".replace(" export ", " verify "))
 
@@ -154,6 +159,7 @@ def verify(config: VerifyConfig, run: Run) -> None:
     if not onnx and not (run.folder / "export" / "model.onnx").is_file():
         raise UserError(f"run={run.folder} has no export/ yet. Make it: python -m pipeline export --run {run.folder}")
     with tracking.attached(run) as tracker:
+        log_to(run.folder / store.LOG)
         _verify(run, tracker, _data_of(run, config, distributed.single_process()), onnx=onnx)
 
 
@@ -248,7 +254,3 @@ def _formula(run: Run) -> str:
 
 def _next(run: Run, *, exported: bool) -> str:
     return "mlflow ui" if exported else f"python -m pipeline export --run {run.folder}"
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from pipeline import __version__
 from pipeline.config import RunConfig, UserError, from_json, to_json
 from pipeline.data.catalog import DATASETS
 from pipeline.data.prepare import digest_of, read_json, sha256
+from pipeline.output import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,7 @@ LAST_WEIGHTS = "last.safetensors"
 METRICS = "metrics.jsonl"
 SYSTEM = "system.jsonl"
 JOURNALS = (METRICS, SYSTEM)  # they grow, so no manifest holds them
+LOG = "run.log"  # what the run has said; it grows too
 TRACKING = "tracking.json"
 TEST = "test.json"
 _LOCK = ".lock"
@@ -207,14 +208,14 @@ def parse_rows(lines: bytes, path: Path) -> list[dict[str, Any]]:
             row["step"] + row["time"]
             rows.append(row)
         except (ValueError, KeyError, TypeError, RecursionError):
-            print(f"{path}: a line is damaged and passed over ({line[:40].decode(errors='replace')}...)", file=sys.stderr)
+            say(f"{path}: a line is damaged and passed over ({line[:40].decode(errors='replace')}...)", error=True)
     return rows
 
 
 def seal(folder: Path) -> None:
     """Write `manifest.json` over all files of the run that do not change any more; checkpoints carry hashes of their own."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    changing = {"manifest.json", TRACKING, *JOURNALS}
+    changing = {"manifest.json", TRACKING, LOG, *JOURNALS}
     kept = [n for n in names if n not in changing and not n.startswith("checkpoints/") and not Path(n).name.startswith(".")]
     write_json(folder / "manifest.json", {"sha256": {name: sha256(folder / name) for name in kept}})
 
