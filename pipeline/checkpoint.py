@@ -6,9 +6,7 @@ was saved before.
 
 from __future__ import annotations
 
-import json
 import pickle
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +16,8 @@ from typing import Any
 import torch
 
 from pipeline.config import Failure, UserError
-from pipeline.data.prepare import sha256
+from pipeline.data.prepare import read_json, sha256
+from pipeline.output import say
 from pipeline.store import LAST_WEIGHTS, WEIGHTS, atomic, save_weights, write_json
 
 
@@ -61,7 +60,7 @@ class Writer:
         except Exception as error:  # a full disk raises an error of its own in each library: none may pass for a save
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             self._problem = f"the checkpoint of step {step} cannot be written into {folder} ({reason})"
-            print(f"{self._problem}; the one before it is kept, and training goes on", file=sys.stderr, flush=True)
+            say(f"{self._problem}; the one before it is kept, and training goes on", error=True)
 
     def _wait(self) -> None:
         if self._thread:
@@ -101,16 +100,16 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     names = {path.with_suffix(".pt") for path in (folder / "checkpoints").glob("step-*.*")}
     for path in sorted(names, reverse=True):
         if not path.with_suffix(".json").exists():  # the process ended before it was complete
-            print(f"checkpoint {path} was never finished and is passed over", flush=True)
+            say(f"checkpoint {path} was never finished and is passed over")
             continue
         finished += 1
         try:
-            note = json.loads(path.with_suffix(".json").read_text())
+            note = read_json(path.with_suffix(".json"))
             if note != {"step": int(path.stem.removeprefix("step-")), "sha256": sha256(path)}:
                 raise ValueError("its SHA-256 differs")
             return path, torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-            print(f"checkpoint {path} is damaged and passed over ({str(error).splitlines()[0]})", flush=True)
+            say(f"checkpoint {path} is damaged and passed over ({str(error).splitlines()[0]})")
     if finished:
         raise UserError(f"output_dir={folder}: none of its {finished} checkpoints is valid. Train anew in another folder.")
     return None

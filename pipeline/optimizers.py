@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import RunConfig, UserError
+from pipeline.config import RunConfig
 from pipeline.muon import Muon
-from pipeline.rules import layer_values
+from pipeline.rules import layer_of, layer_values
 
 _MUON_BETAS = (0.9, 0.99)
 _ONE_CYCLE_START = 1 / 25  # of the peak, as in torch's OneCycleLR
@@ -20,16 +20,12 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     """Return the optimiser of `config` over the parameters of `model`, layers with values of their own in their own groups.
 
     A layer whose learning rate is 0 is frozen. muon makes the steps of the matrices between the first and the last orthogonal.
-
-    Raises UserError where `layer_lr` or `layer_weight_decay` names a layer that this model does not have.
     """
     rates, decays = layer_values(config.layer_lr), layer_values(config.layer_weight_decay)
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    layers = set()
     for name, parameter in model.named_parameters():
-        layer = name.removeprefix("network.").partition(".")[0]
-        layers.add(layer)
+        layer = layer_of(name)
         own = layer if layer in rates or layer in decays else ""
         lr = rates.get(own, config.lr)
         if lr == 0:
@@ -42,8 +38,6 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
         group["params"].append(parameter)
         if hidden:
             group["orthogonal"] = True
-    if missing := sorted((set(rates) | set(decays)) - layers):
-        raise UserError(f"layer_lr or layer_weight_decay names {', '.join(missing)}, which model={config.model} lacks here.")
     parameters = list(groups.values())
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -66,7 +65,7 @@ def broken_rules(
             f"step_size={c.step_size} never cuts the learning rate within {num_epochs(vars(c))} epochs. Use a smaller "
             "--step_size, or --scheduler constant.",
         )
-    if not re.fullmatch(r"epoch|[1-9]\d*m?", c.checkpoint_every):
+    if not re.fullmatch(r"epoch|[1-9][0-9]{0,8}m?", c.checkpoint_every):
         yield (
             ("checkpoint_every",),
             f"checkpoint_every={c.checkpoint_every} is neither `epoch`, nor steps, nor minutes. Give, for one, 500 or 10m.",
@@ -144,11 +143,17 @@ def _layer_problems(name: str, text: str, spec: ModelSpec) -> Iterator[str]:
         if layer not in spec.layers:
             yield f"{name}={text} names the layer {layer!r}, which is not there. Its layers are: {', '.join(spec.layers)}."
         try:
-            good = math.isfinite(float(number)) and float(number) >= 0
+            good = 0 <= float(number) <= 1e38  # what fits into 32 bits
         except ValueError:
             good = False
         if not good:
-            yield f"{name}={text} gives {number!r} for {layer}. Give a number from 0 up, as in --{name} {spec.layers[-1]}=1e-4."
+            example = f"--{name} {spec.layers[-1]}=1e-4"
+            yield f"{name}={text} gives {number!r} for {layer}. Give a number from 0 to 1e38, as in {example}."
+
+
+def layer_of(parameter: str) -> str:
+    """Return the layer to which a parameter of a model belongs, by its name."""
+    return parameter.removeprefix("network.").partition(".")[0]
 
 
 def layer_values(text: str) -> dict[str, float]:

@@ -16,6 +16,8 @@ from pipeline.config import EvaluateConfig, Failure, RunConfig, StageConfig, Use
 from pipeline.data.loader import evaluation_split, open_split
 from pipeline.data.prepare import prepare, prepared_folder, read_manifest
 from pipeline.distributed import Ranks
+from pipeline.output import log_to
+from pipeline.output import say as _say
 from pipeline.stopping import Stopped
 from pipeline.store import Run
 from pipeline.tracking import onnx as onnx_model
@@ -115,6 +117,7 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
     tags = tracking.environment_tags(run, world_size=ranks.world_size, device=str(ranks.device), dirty=dirty)
     tags["evaluated_on"] = evaluation_split(data)
     tracker = stack.enter_context(tracking.training_run(run, tags, dataset=dataset))
+    log_to(run.folder / store.LOG)
     _say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}")
     return run, tracker
 
@@ -154,6 +157,7 @@ def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
     if ranks.is_main:
         draw()
         with tracking.attached(run) as tracker:
+            log_to(run.folder / store.LOG)
             _close(run, tracker, figures)
         _summary(run, figures)
         _say(_where(run))
@@ -162,6 +166,7 @@ def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
 def export(config: StageConfig, run: Run) -> None:
     """Write the artifacts of a run, and their sizes into its MLflow run."""
     with tracking.attached(run) as tracker:
+        log_to(run.folder / store.LOG)
         _export(run, tracker)
     _say(f"next: {_next(run, exported=False)}".replace(" export ", " verify "))
 
@@ -174,6 +179,7 @@ def verify(config: VerifyConfig, run: Run) -> None:
     if not onnx and not (run.folder / "export" / "model.onnx").is_file():
         raise UserError(f"run={run.folder} has no export/ yet. Make it: python -m pipeline export --run {run.folder}")
     with tracking.attached(run) as tracker:
+        log_to(run.folder / store.LOG)
         _verify(run, tracker, _data_of(run, config, distributed.single_process()), onnx=onnx)
 
 
@@ -269,7 +275,3 @@ def _formula(run: Run) -> str:
 
 def _next(run: Run, *, exported: bool) -> str:
     return "mlflow ui" if exported else f"python -m pipeline export --run {run.folder}"
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

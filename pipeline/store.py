@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,8 @@ from models import build_model
 from pipeline import __version__
 from pipeline.config import RunConfig, UserError, from_json, to_json
 from pipeline.data.catalog import DATASETS
-from pipeline.data.prepare import digest_of, sha256
+from pipeline.data.prepare import digest_of, read_json, sha256
+from pipeline.output import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,7 @@ LAST_WEIGHTS = "last.safetensors"
 METRICS = "metrics.jsonl"
 SYSTEM = "system.jsonl"
 JOURNALS = (METRICS, SYSTEM)  # they grow, so no manifest holds them
+LOG = "run.log"  # what the run has said; it grows too
 TRACKING = "tracking.json"
 EVALUATIONS = ("test.json", "train.json")  # of a split each
 _LOCK = ".lock"
@@ -151,7 +152,7 @@ def open_run(folder: Path, *, check: bool = True) -> Run:
     Raises UserError if the folder holds no run, or a file that is missing or was changed.
     """
     try:
-        values = json.loads((folder / "config.json").read_text())
+        values = read_json(folder / "config.json")
         if values.pop("sha256") != digest_of(values):
             raise ValueError("its SHA-256 differs, so it was changed")
         run = Run(
@@ -165,7 +166,7 @@ def open_run(folder: Path, *, check: bool = True) -> Run:
         raise UserError(
             f"run={folder} is not a run folder: it has no config.json. Give a folder that `train` wrote, or an MLflow run id."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"run={folder} has a config.json that cannot be read: {error}") from error
     if check:
         _check(folder)
@@ -176,8 +177,10 @@ def _check(folder: Path) -> None:
     if not (folder / "manifest.json").is_file():
         raise UserError(f"run={folder} has no manifest.json: its training did not end. Finish it: --resume true.")
     try:
-        digests = dict(json.loads((folder / "manifest.json").read_text())["sha256"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        digests = read_json(folder / "manifest.json")["sha256"]
+        if not (isinstance(digests, dict) and digests.get("config.json") and all(map(_is_below, digests))):
+            raise ValueError("it does not name the files of a run")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"run={folder} has a manifest.json that cannot be read: {error}") from error
     for name, digest in digests.items():
         path = folder / name
@@ -185,6 +188,11 @@ def _check(folder: Path) -> None:
             raise UserError(f"run={folder}: {name} is missing. Fetch it again, or repeat the stage that makes it.")
         if sha256(path) != digest:
             raise UserError(f"run={folder}: {name} is not the file that was written (its SHA-256 differs). Fetch it again.")
+
+
+def _is_below(name: str) -> bool:
+    """Tell whether a manifest's name of a file stays within the run folder."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def parse_rows(lines: bytes, path: Path) -> list[dict[str, Any]]:
@@ -195,22 +203,22 @@ def parse_rows(lines: bytes, path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             row["step"] + row["time"]
             rows.append(row)
-        except (ValueError, KeyError, TypeError):
-            print(f"{path}: a line is damaged and passed over ({line[:40].decode(errors='replace')}...)", file=sys.stderr)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            say(f"{path}: a line is damaged and passed over ({line[:40].decode(errors='replace')}...)", error=True)
     return rows
 
 
 def seal(folder: Path) -> None:
     """Write `manifest.json` over all files of the run that do not change any more; checkpoints carry hashes of their own."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    changing = {"manifest.json", TRACKING, *JOURNALS}
+    changing = {"manifest.json", TRACKING, LOG, *JOURNALS}
     kept = [n for n in names if n not in changing and not n.startswith("checkpoints/") and not Path(n).name.startswith(".")]
     write_json(folder / "manifest.json", {"sha256": {name: sha256(folder / name) for name in kept}})
 
 
 def sealed_files(folder: Path) -> list[str]:
     """Return the names that the manifest holds, relative to the run folder."""
-    return list(json.loads((folder / "manifest.json").read_text())["sha256"])
+    return list(read_json(folder / "manifest.json")["sha256"])
 
 
 @contextmanager

@@ -58,12 +58,16 @@ def _locate(config: RunConfig) -> tuple[Path, dict[str, Any]]:
         "holdout": config.holdout, "split_seed": config.split_seed, "raw": sources.fingerprint(sources.raw_files(config)),
     } | {name: getattr(config, name) for name in spec.fields if name != "data_dir"}  # fmt: skip
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    return config.cache_dir.expanduser() / f"{config.dataset}-{key}", identity
+    try:
+        cache = config.cache_dir.expanduser()  # the default; a flag was expanded when it was read
+    except RuntimeError as error:
+        raise UserError(f"cache_dir={config.cache_dir}: this user has no home folder. Give a folder, or set HOME.") from error
+    return cache / f"{config.dataset}-{key}", identity
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the description of a prepared folder: shapes, dtypes, hashes, statistics, classes."""
-    return json.loads((folder / "manifest.json").read_text())
+    return read_json(folder / "manifest.json")
 
 
 def is_intact(folder: Path) -> bool:
@@ -76,6 +80,14 @@ def is_intact(folder: Path) -> bool:
         return all(sha256(folder / name) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or damaged beyond reading
         return False
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises ValueError where it is none, also where its brackets are nested too deeply."""
+    try:
+        return json.loads(path.read_text())
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
 
 
 def digest_of(values: dict[str, Any]) -> str:

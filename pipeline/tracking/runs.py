@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import socket
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from pipeline import store
 from pipeline.config import UserError
+from pipeline.data.prepare import read_json
+from pipeline.output import say
 from pipeline.store import Run
 
 
@@ -121,9 +121,7 @@ def close_abandoned(*, but: str = "", status: str = "KILLED") -> None:
         parts = _read(folder / store.TRACKING).get("parts", {})
         ended = parts.get("status", {}).get("value") or status
         client.set_terminated(run.info.run_id, ended)
-        print(
-            f"MLflow run {run.info.run_id} ({folder}) was left RUNNING by a process that is gone: now {ended}", file=sys.stderr
-        )
+        say(f"MLflow run {run.info.run_id} ({folder}) was left RUNNING by a process that is gone: now {ended}", error=True)
 
 
 def close_after_failure() -> None:
@@ -132,7 +130,7 @@ def close_after_failure() -> None:
         configure(check=False)
         close_abandoned(status="FAILED")
     except Exception as error:  # whatever a server, a proxy or a store raises: the job has failed for another reason
-        print(f"MLflow at {uri()} cannot be told that the run failed ({str(error)[:200]})", file=sys.stderr)
+        say(f"MLflow at {uri()} cannot be told that the run failed ({str(error)[:200]})", error=True)
 
 
 def _is_folder_of(folder: Path, run_id: str) -> bool:
@@ -141,7 +139,7 @@ def _is_folder_of(folder: Path, run_id: str) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

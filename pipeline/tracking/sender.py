@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
+from pipeline.output import say
 from pipeline.tracking import runs
 from pipeline.tracking.journal import Journal, Outbox
 
@@ -118,7 +118,7 @@ def _send_artifacts(client: Any, outbox: Outbox, _: Any) -> None:
 
 def _upload_journals(client: Any, outbox: Outbox) -> None:
     with tempfile.TemporaryDirectory(dir=outbox.folder, prefix=".upload.") as temporary:
-        for name in store.JOURNALS:
+        for name in (*store.JOURNALS, store.LOG):
             copy = Path(temporary) / name  # a file that grows while it is sent is longer than was announced
             if (outbox.folder / name).exists():
                 shutil.copyfile(outbox.folder / name, copy)
@@ -212,12 +212,12 @@ class Sender:
         except Exception as error:  # whatever a server, a proxy or a store raises: it is told, and must not end the training
             problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
             if not self.problem:
-                print(
+                say(
                     f"MLflow at {runs.uri()} does not take the figures ({problem}); {self._then}, and they "
                     f"wait in {self._outbox.folder}",
-                    file=sys.stderr, flush=True,
+                    error=True,
                 )  # fmt: skip
             return problem
         if self.problem:
-            print(f"MLflow answers again; {number} figures were sent", file=sys.stderr, flush=True)
+            say(f"MLflow answers again; {number} figures were sent", error=True)
         return ""

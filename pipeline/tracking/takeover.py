@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import store
 from pipeline.config import UserError
+from pipeline.output import say
 from pipeline.tracking import runs
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.sender import NOT_METRICS
@@ -37,9 +38,9 @@ def take_over(folder: Path, *, job_id: str) -> None:
     except MlflowException as error:
         if not store.holds_run(folder):
             raise runs.no_answer(error) from error
-        print(f"MLflow at {runs.uri()} does not answer; going on from the checkpoints in {folder}", flush=True)
+        say(f"MLflow at {runs.uri()} does not answer; going on from the checkpoints in {folder}")
         return
-    print(f"run {run_id} was taken over from MLflow into {folder}, at step {step}", flush=True)
+    say(f"run {run_id} was taken over from MLflow into {folder}, at step {step}")
 
 
 def _find(job_id: str, output_dir: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 
 from pipeline import __version__, distributed, stopping, store
 from pipeline.config import Failure, RunConfig, to_json
+from pipeline.output import say
 from pipeline.stopping import Stopped
 from pipeline.store import Run
 from pipeline.tracking import monitor, runs
@@ -123,10 +123,10 @@ class Tracker(NullTracker):
         self._monitor.finish()
         self.outbox.want("status", status)
         if not self._sender.send_now(_CLOSING[status]):
-            print(
+            say(
                 f"MLflow at {runs.uri()} has not taken everything; it is kept in {self.folder}. Send it later: "
                 f"python -m pipeline sync --run {self.folder}",
-                file=sys.stderr, flush=True,
+                error=True,
             )  # fmt: skip
             if self.strict and status == "FINISHED":
                 raise Failure(f"strict_tracking=true, and MLflow fails: {self._sender.problem}")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.config import RunConfig, UserError, resolve
+from pipeline.config import resolve
 from pipeline.optimizers import build_optimizer, lr_factor, set_lr
 from tests.models.test_registry import _model
 
@@ -84,10 +84,3 @@ def test_a_layer_with_a_rate_of_0_is_frozen() -> None:
     still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
     assert still == {"network.conv1.weight", "network.conv1.bias"}
     assert all((p.grad is None) == (name in still) for name, p in model.named_parameters())
-
-
-def test_a_layer_that_this_form_of_the_model_lacks_is_named() -> None:
-    model, config = _model("polynomial", gradient="linear", layer_lr="a=0.1")
-    assert isinstance(config, RunConfig)
-    with pytest.raises(UserError, match="names a, which model=polynomial lacks"):
-        build_optimizer(model, config)
