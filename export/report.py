@@ -93,7 +93,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     header = ["format", "runtime", "max abs diff", "mean abs diff", f"argmax flips (n = {report['num_samples']})"]
     yield from _table(
-        [*header, metric, f"{metric} difference", "latency at batch 1 (ms)"],
+        [*header, metric, f"{metric} difference", f"latency, batch 1, {report['num_threads']} thread (ms)"],
         [
             [
                 kind, f"{part['runtime'] or '-'} {part['version'] or ''}".strip(),

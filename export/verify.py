@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from export import diagnosis, onnx_model, parity, report
 from export.deployed import OUTPUTS, Deployed, deployed, metadata
+from export.probe import NUM_THREADS
 from export.probing import BATCH_SIZES, CHUNK, FORMATS, Finding, Probes
 from export.stage import FILES, FOLDER
 from pipeline import store
@@ -73,9 +75,11 @@ def verify_run(
     with probes or Probes(contents) as probes:
         probes.load(contents, split.x.numpy())
         meanwhile()
+        with _threads(NUM_THREADS):  # the order in which numbers are added up depends on it
+            answers = _answers(module, split.x)
         expected = _Expected(
             run=run, split_name=name, split=split, module=module, names=OUTPUTS[run.task], metadata=metadata(run),
-            answers=_answers(module, split.x), complete=onnx is None,
+            answers=answers, complete=onnx is None,
         )  # fmt: skip
         findings = probes.findings()
     if not findings["onnx"].failure:
@@ -91,6 +95,17 @@ def verify_run(
         temporary.write_text(report.markdown(values))
     prefixes = {kind: f"export/{re.sub('[^A-Za-z0-9_.-]', '_', stem) if onnx else kind}" for kind in parts}
     return Verdict(values["passed"], values["problems"], report.figures(values, prefixes=prefixes), values)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Have torch compute on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _read(run: store.Run, onnx: Path | None) -> tuple[dict[str, bytes], ModelProto]:
@@ -173,6 +188,7 @@ def _report(parts: Mapping[str, dict[str, Any]], expected: _Expected, *, data_sh
         "dataset": run.config.dataset, "split": expected.split_name, "num_samples": len(split),
         "metric": report.METRIC[run.task],
         "data_sha256": data_sha256, "weights_sha256": expected.metadata["weights_sha256"], "reference": reference,
-        "tolerance": {"rtol": parity.RTOL, "atol": parity.ATOL, "argmax_flips": 0}, "batch_sizes": list(BATCH_SIZES),
+        "tolerance": {"rtol": parity.RTOL, "atol": parity.ATOL, "argmax_flips": 0},
+        "batch_sizes": list(BATCH_SIZES), "num_threads": NUM_THREADS,
         "artifacts": dict(parts),
     }  # fmt: skip

@@ -161,7 +161,8 @@ def _split(samples: sources.Samples, config: RunConfig, spec: DatasetSpec) -> di
     x, y, test_x, test_y = samples
     num_val, num_test = round(len(x) * spec.val_fraction), round(len(x) * spec.test_fraction)
 
-    def cut(x: sources.Array, y: sources.Array, size: int) -> list[sources.Array]:
+    def cut(x: sources.Array, y: sources.Array, size: int, part: str) -> list[sources.Array]:
+        _refuse_if_too_few(y, size, part, config, spec)
         strata = None if spec.task == "regression" else y
         rest_x, part_x, rest_y, part_y = train_test_split(x, y, test_size=size, random_state=config.split_seed, stratify=strata)
         return [rest_x, rest_y, part_x, part_y]
@@ -170,9 +171,26 @@ def _split(samples: sources.Samples, config: RunConfig, spec: DatasetSpec) -> di
         own_test = {} if test_x is None or test_y is None else {"test": (test_x, test_y)}
         return {"train": (x, y), "val": (x[:0], y[:0])} | own_test
     if test_x is None or test_y is None:
-        x, y, test_x, test_y = cut(x, y, num_test)
-    x, y, val_x, val_y = cut(x, y, num_val)
+        x, y, test_x, test_y = cut(x, y, num_test, "test")
+    x, y, val_x, val_y = cut(x, y, num_val, "validation")
     return {"train": (x, y), "val": (val_x, val_y), "test": (test_x, test_y)}
+
+
+def _refuse_if_too_few(y: sources.Array, size: int, part: str, config: RunConfig, spec: DatasetSpec) -> None:
+    """Raise UserError where `size` of the samples cannot be held out, each class having its share of them."""
+    labels = np.zeros(len(y), int) if spec.task == "regression" else y
+    classes, counts = np.unique(labels, return_counts=True)
+    if min(size, len(y) - size) >= len(classes) and counts.min() > 1:
+        return
+    needs = ""
+    if spec.classes:
+        rare = [spec.classes[k] for k, count in zip(classes, counts, strict=True) if count == 1]
+        needs = f" with {len(classes)} classes" + (f", of which {', '.join(rare)} has a single sample" if rare else "")
+        needs += ". It takes two samples of each class, and a place for each in both parts"
+    raise UserError(
+        f"dataset={config.dataset} is too small to hold samples out: {size} of {len(y)} would be for {part}{needs}. Add "
+        "samples, or train on every one: --holdout false."
+    )
 
 
 def _resize(images: sources.Array, shape: tuple[int, ...]) -> sources.Array:
