@@ -297,6 +297,11 @@ def to_json(config: RunConfig) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
 
 
+def applicable(config: RunConfig) -> dict[str, Any]:
+    """Return the fields that have an effect in this training, as JSON values."""
+    return to_json(config)  # a stand-in: the lead brings the rules
+
+
 def from_json(values: Mapping[str, Any]) -> RunConfig:
     """Return the configuration that `to_json` wrote, checked again. Raises UserError."""
     texts = {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in values.items()}
