@@ -20,8 +20,8 @@ from pipeline.output import log_to
 from pipeline.output import say as _say
 from pipeline.stopping import Stopped
 from pipeline.store import Run
+from pipeline.tracking import connection, runs
 from pipeline.tracking import onnx as onnx_model
-from pipeline.tracking import runs
 from pipeline.tracking import tracker as tracking
 from pipeline.tracking.tracker import HostTracker, NullTracker, Tracker
 
@@ -92,7 +92,7 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
     """Open the MLflow run and the run folder, on rank 0: nothing exists before this, and it refuses to overwrite."""
     manifest = read_manifest(data)
     commit, dirty = tracking.git_state()
-    runs.configure(check=config.resume == "false")  # a run that goes on need not wait for a server
+    connection.configure(check=config.resume == "false")  # a run that goes on need not wait for a server
     dataset = None
     if config.resume == "true":
         run = store.open_run(Path(config.output_dir), check=False)
@@ -101,20 +101,28 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
         runs.nest_wrapper(run.mlflow_run_id)
         run = dataclasses.replace(run, config=config)
     else:
+        runs.check_experiment(config.dataset)
         config = _settle_precision(config, ranks, data, manifest)
         if config.output_dir:
             store.refuse_existing(Path(config.output_dir))
-        store.make_folder(Path(config.output_dir or "runs"), num_bytes=store.num_bytes(config, manifest))
-        run_id = runs.begin()
+        parent = Path(config.output_dir or "runs")
+        is_new = not parent.exists()
+        store.make_folder(parent, num_bytes=store.num_bytes(config, manifest))
+        try:
+            run_id = runs.begin(dataset=config.dataset, output_dir=config.output_dir)
+        except BaseException:
+            if is_new:
+                parent.rmdir()
+            raise
         folder = Path(config.output_dir or f"runs/{config.model}-{run_id[:8]}")
         try:
             run = store.create(folder, config=config, mlflow_run_id=run_id, git_commit=commit, data=manifest)
-        except UserError:
-            runs.give_up(run_id)
+        except BaseException as error:
+            runs.give_up(run_id, "KILLED" if isinstance(error, Stopped) else "FAILED")
             raise
         source = f"pipeline.data.sources.{config.dataset}"
         dataset = {"name": config.dataset, "digest": manifest["data_sha256"], "source": source}
-    tags = tracking.environment_tags(run, world_size=ranks.world_size, device=str(ranks.device), dirty=dirty)
+    tags = tracking.environment_tags(run, world_size=ranks.world_size, device=ranks.device.type, dirty=dirty)
     tags["evaluated_on"] = evaluation_split(data)
     tracker = stack.enter_context(tracking.training_run(run, tags, dataset=dataset))
     log_to(run.folder / store.LOG)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline import store
 from pipeline.output import say
-from pipeline.tracking import runs
+from pipeline.tracking import connection, runs
 from pipeline.tracking.journal import Journal, Outbox
 
 _PAUSE = 2.0  # seconds between two looks at what waits
@@ -33,7 +33,7 @@ def send(outbox: Outbox, journals: Sequence[Journal], *, rest: Callable[[float],
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    for part in ("reopened", "params", "dataset", "tags"):
+    for part in ("tags", "reopened", "name", "params", "dataset"):  # whose it is now, before it is RUNNING again
         _send_part(client, outbox, part)
     number = sum(_send_rows(client, outbox, journal, rest) for journal in journals)
     for part in ("checkpoint", "artifacts", "status"):
@@ -75,6 +75,12 @@ def _send_rows(client: Any, outbox: Outbox, journal: Journal, rest: Callable[[fl
 
 def _reopen(client: Any, outbox: Outbox, _: Any) -> None:
     client.update_run(outbox.run_id, status="RUNNING")
+
+
+def _send_name(client: Any, outbox: Outbox, name: str) -> None:
+    """Name the run like its folder, unless somebody has named it."""
+    if runs.is_made_up(client.get_run(outbox.run_id).info.run_name or ""):
+        client.update_run(outbox.run_id, name=name)
 
 
 def _send_status(client: Any, outbox: Outbox, status: str) -> None:
@@ -149,7 +155,7 @@ def _send_slot(client: Any, outbox: Outbox) -> int:
 
 
 _SEND: dict[str, Any] = {
-    "reopened": _reopen, "params": _send_params, "dataset": _send_dataset, "tags": _send_tags,
+    "reopened": _reopen, "name": _send_name, "params": _send_params, "dataset": _send_dataset, "tags": _send_tags,
     "checkpoint": _send_checkpoint, "artifacts": _send_artifacts, "status": _send_status,
 }  # fmt: skip
 
@@ -210,10 +216,10 @@ class Sender:
                 runs.close_abandoned(but=self._outbox.run_id)
                 self._first_done = True
         except Exception as error:  # whatever a server, a proxy or a store raises: it is told, and must not end the training
-            problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+            problem = f"{type(error).__name__}: {connection.first_line(error)}"
             if not self.problem:
                 say(
-                    f"MLflow at {runs.uri()} does not take the figures ({problem}); {self._then}, and they "
+                    f"MLflow at {connection.shown()} does not take the figures ({problem}); {self._then}, and they "
                     f"wait in {self._outbox.folder}",
                     error=True,
                 )  # fmt: skip

@@ -22,7 +22,7 @@ from pipeline.cli import main
 from pipeline.data.catalog import DATASETS
 from pipeline.data.prepare import digest_of
 from pipeline.store import Run
-from tests.conftest import read_rows
+from tests.conftest import all_runs, read_rows
 
 Trained = Callable[[str], Run]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -89,17 +89,17 @@ def test_verify_before_export_says_what_to_do(trained: Trained, capsys: Any) -> 
 def test_an_output_folder_that_holds_a_run_is_refused_before_anything_happens(trained: Trained, capsys: Any) -> None:
     run = trained("mlp")
     digest = store.sha256(run.folder / "manifest.json")
-    number = len(MlflowClient().search_runs(["0"]))
+    number = len(all_runs())
     assert main(["train", "--model", "mlp", "--output_dir", str(run.folder)]) == 2
     assert "already holds a run" in capsys.readouterr().err
-    assert store.sha256(run.folder / "manifest.json") == digest and len(MlflowClient().search_runs(["0"])) == number
+    assert store.sha256(run.folder / "manifest.json") == digest and len(all_runs()) == number
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_an_mlflow_run_exists(cache_dir: Path, capsys: Any) -> None:
-    number = len(MlflowClient().search_runs(["0"]))
+    number = len(all_runs())
     assert main(["train", "--model", "mlp", "--output_dir", "/proc/nowhere", "--cache_dir", str(cache_dir)]) == 2
     assert "output_dir=/proc/nowhere cannot be written" in capsys.readouterr().err
-    assert len(MlflowClient().search_runs(["0"])) == number
+    assert len(all_runs()) == number
 
 
 def test_the_last_line_is_a_command_that_works(trained: Trained, cache_dir: Path, capsys: Any, tmp_path: Path) -> None:
