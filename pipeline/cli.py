@@ -125,7 +125,7 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
     world_size = environment.worker().world_size if environment.is_worker() else None
     if command == "prepare" or texts.get("resume", "false") == "false":  # all mistakes are told before anything is joined
         config = configuration.resolve(texts, world_size=world_size)
-        if environment.worker().rank == 0:  # before the slow imports
+        if environment.worker().rank == 0 and command != "prepare":  # before the slow imports
             (output.log if environment.is_launched() else say)(configuration.describe(texts))
     if command == "prepare":
         from pipeline.data.prepare import prepare
@@ -135,6 +135,7 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
     from pipeline import distributed
 
     if environment.is_worker():
+        _refuse_what_torchrun_decides(texts)
         return _on_every_rank(command, texts)
     from pipeline import settle
 
@@ -146,7 +147,7 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
             f"batch_size={config.batch_size} is smaller than {nproc} ranks x accumulation_steps="
             f"{config.accumulation_steps}. Use a larger --batch_size, or fewer processes (--nproc)."
         )
-    if nproc == 1:
+    if nproc == 1 and not config.max_restarts:
         return _on_every_rank(command, texts, config)
     from pipeline.data.prepare import prepare
 
@@ -158,6 +159,22 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
 
         runs.close_after_failure()
     return status
+
+
+def _refuse_what_torchrun_decides(texts: Mapping[str, str]) -> None:
+    """Raise UserError for a flag that our own launcher would obey, in a rank that torchrun has started."""
+    if environment.is_launched():
+        return
+    local = str(environment.worker().local_world_size)
+    decided = {"nproc": ("auto", local), "max_restarts": ("0",)}
+    words = {"nproc": "--nproc-per-node", "max_restarts": "--max-restarts"}
+    problems = [
+        f"{name}={texts[name]} has no effect under torchrun. Give it as torchrun's own {words[name]}, and leave --{name} out."
+        for name, same in decided.items()
+        if name in texts and texts[name] not in same
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def _on_every_rank(command: str, texts: Mapping[str, str], config: RunConfig | None = None) -> int:

@@ -13,6 +13,7 @@ import torch
 from pipeline import distributed, precision, store
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import EvaluateConfig, Failure, RunConfig, StageConfig, UserError, VerifyConfig
+from pipeline.data.catalog import DATASETS
 from pipeline.data.loader import evaluation_split, open_split
 from pipeline.data.prepare import prepare, prepared_folder, read_manifest
 from pipeline.distributed import Ranks
@@ -47,6 +48,8 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
         training = Training(run, ranks, tracker, open_split(data, "train"), open_split(data, "val"))
         if checkpoint:
             training.restore(checkpoint[1])
+        if ranks.is_main and run.config.optimizer == "muon" and not training.has_matrices():
+            _say("muon finds no matrix between the first and the last layer here: every step is AdamW's")
         if isinstance(tracker, Tracker):
             with store.atomic(run.folder / "parameters.md") as path:
                 path.write_text("\n".join(parameter_table(training.model)) + "\n")
@@ -192,7 +195,9 @@ def verify(config: VerifyConfig, run: Run) -> None:
 
 
 def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> Path:
-    """Prepare the data that a run was trained on, from where it lies on this machine."""
+    """Prepare the data that a run was trained on, from where it lies on this machine. Raises UserError."""
+    if config.data_dir != StageConfig().data_dir and "data_dir" not in DATASETS[run.config.dataset].fields:
+        raise UserError(f"data_dir={config.data_dir} has no effect on dataset={run.config.dataset}. Leave --data_dir out.")
     here = dataclasses.replace(run.config, data_dir=config.data_dir, cache_dir=config.cache_dir)
     data = _prepare_everywhere(here, ranks)
     _same_data(run, read_manifest(data))

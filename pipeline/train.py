@@ -104,6 +104,10 @@ class Training:
         self.writer = Writer(tracker.checkpoint_written)
         torch.manual_seed(c.seed + 1_000_003 * (ranks.rank + 1))  # dropout: another stream on each rank
 
+    def has_matrices(self) -> bool:
+        """Tell whether muon's optimizer has a matrix to make orthogonal steps for."""
+        return any(group.get("orthogonal") for group in self.optimizer.param_groups)
+
     def fit(self, progress: Progress) -> None:
         """Train to the last epoch, or until validation has not improved for `early_stopping` epochs.
 
