@@ -55,8 +55,11 @@ def test_a_training_whose_streams_are_closed_from_the_start_goes_on(cache_dir: P
     _assert_whole()
 
 
-@pytest.mark.parametrize("controlling", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_training_on_a_terminal_that_dies_goes_on(cache_dir: Path, controlling: bool) -> None:
+@pytest.mark.parametrize(
+    ("controlling", "nproc"),
+    [(True, 1), pytest.param(False, 1, marks=pytest.mark.slow), pytest.param(True, 2, marks=pytest.mark.slow)],
+)
+def test_a_training_on_a_terminal_that_dies_goes_on(cache_dir: Path, controlling: bool, nproc: int) -> None:
     """Writing to it fails with EIO; a controlling terminal, as that of an ssh connection, sends SIGHUP too."""
     main, child = pty.openpty()
 
@@ -64,7 +67,7 @@ def test_a_training_on_a_terminal_that_dies_goes_on(cache_dir: Path, controlling
         fcntl.ioctl(child, termios.TIOCSCTTY, 0)
 
     process = _start(
-        "train", *TRAIN, cache_dir, stdin=child, stdout=child, stderr=child, start_new_session=True,
+        "train", *TRAIN, cache_dir, "--nproc", nproc, stdin=child, stdout=child, stderr=child, start_new_session=True,
         preexec_fn=take_it if controlling else None, env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
     )  # fmt: skip
     os.close(child)

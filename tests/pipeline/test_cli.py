@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def test_help_lists_every_field_with_meaning_and_default(name: str, capsys: pyte
     for field in dataclasses.fields(COMMANDS[name][0]):
         assert f"--{field.name} " in text
         assert field.metadata["meaning"] in text
-    assert text.count("(default:") >= len(dataclasses.fields(COMMANDS[name][0]))
+    assert text.count("(default:") + text.count("(required)") >= len(dataclasses.fields(COMMANDS[name][0]))
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -156,6 +157,14 @@ def test_half_of_what_torchrun_sets_gets_a_sentence(
         monkeypatch.setenv(*pair.split("="))
     assert main(["train"]) == 2
     assert said in capsys.readouterr().err and _tree(working_folder) == []
+
+
+def test_a_working_folder_that_was_deleted_gets_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gone").mkdir()
+    with contextlib.chdir(tmp_path / "gone"):
+        (tmp_path / "gone").rmdir()
+        assert main(["train"]) == 2
+    assert "the working folder is gone" in capsys.readouterr().err
 
 
 def test_main_is_another_name_of_run(capsys: pytest.CaptureFixture[str]) -> None:
