@@ -14,7 +14,7 @@ import yaml
 
 from pipeline import __version__
 from pipeline.cli import COMMANDS, main
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, convert
 from tests.conftest import ROOT
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -173,11 +173,15 @@ def test_main_is_another_name_of_run(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_tilde_is_the_home_folder(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(working_folder / "home"))
-    flags = ["--model", "mlp", "--epochs", "1", "--cache_dir", "~/cache", "--data_dir", "~/data", "--output_dir"]
-    assert main(["train", *flags, "~/runs/a"]) == 0
-    assert [path.name for path in working_folder.iterdir()] == ["home"]
-    assert {path.name for path in (working_folder / "home").iterdir()} >= {"cache", "runs"}  # libraries add their own
+    home = working_folder / "home"
+    monkeypatch.setenv("HOME", str(home))
+    assert main(["prepare", "--model", "mlp", "--cache_dir", "~/cache"]) == 0
+    assert [path.name for path in working_folder.iterdir()] == ["home"] and (home / "cache").is_dir()
+    for command, name in [("train", "output_dir"), ("train", "data_dir"), ("verify", "run"), ("verify", "onnx"),
+                          ("sync", "run"), ("plot", "output"), ("train", "cache_dir")]:  # fmt: skip
+        values, _ = convert(COMMANDS[command][0], {name: "~/x/y"})
+        assert str(values[name]) == f"{home}/x/y"
+        assert str(convert(COMMANDS[command][0], {name: "x/y"})[0][name]) == "x/y"
 
 
 def test_without_a_home_folder_the_default_cache_gets_a_sentence(
