@@ -112,6 +112,22 @@ def test_words_that_nobody_hears_change_no_exit_status(words: str, way: str) -> 
     assert done.returncode == (2 if "--lr" in words else 0)
 
 
+def test_a_reader_who_stops_reading_is_waited_for_once() -> None:
+    """As `less` does, or a terminal after Ctrl-S: what does not fit into the pipe is lost, and the work goes on."""
+    script = (
+        "from pipeline import output\n"
+        "output._PATIENCE = 0.1\n"
+        "output.install()\n"
+        "for number in range(5000): output.say(f'line {number} ' + 100 * '.')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    try:
+        assert process.wait(timeout=60) == 0
+        assert process.stdout and process.stdout.read().startswith(b"line 0 ")
+    finally:
+        process.kill()
+
+
 def test_a_terminal_that_knows_only_ascii_gets_every_word() -> None:
     done = subprocess.run(
         [*PIPELINE, "train", "--lr", "\u2603"], capture_output=True, timeout=60, check=False,
