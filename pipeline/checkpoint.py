@@ -6,9 +6,7 @@ was saved before.
 
 from __future__ import annotations
 
-import json
 import pickle
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,9 +16,10 @@ from typing import Any
 import torch
 
 from pipeline.config import Failure, UserError
-from pipeline.data.prepare import sha256
+from pipeline.data.prepare import read_json, sha256
 from pipeline.files import atomic, write_json
 from pipeline.manifest import LAST_WEIGHTS, WEIGHTS
+from pipeline.output import say
 from pipeline.store import save_weights
 
 
@@ -65,7 +64,7 @@ class Writer:
         except Exception as error:  # a full disk raises an error of its own in each library: none may pass for a save
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             self._problem = f"the checkpoint of step {step} cannot be written into {folder} ({reason})"
-            print(f"{self._problem}; the one before it is kept, and training goes on", file=sys.stderr, flush=True)
+            say(f"{self._problem}; the one before it is kept, and training goes on", error=True)
 
     def _wait(self) -> None:
         if self._thread:
@@ -106,11 +105,11 @@ def newest_checkpoint(folder: Path, *, run_id: str = "") -> tuple[Path, dict[str
     names = {path.with_suffix(".pt") for path in (folder / "checkpoints").glob("step-*.*")}
     for path in sorted(names, reverse=True):
         if not path.with_suffix(".json").exists():  # the process ended before it was complete
-            print(f"checkpoint {path} was never finished and is passed over", flush=True)
+            say(f"checkpoint {path} was never finished and is passed over")
             continue
         finished += 1
         try:
-            note = json.loads(path.with_suffix(".json").read_text())
+            note = read_json(path.with_suffix(".json"))
             if note != {"step": int(path.stem.removeprefix("step-")), "sha256": sha256(path), "mlflow_run_id": run_id}:
                 _refuse_stranger(path, note["mlflow_run_id"], run_id)
                 raise ValueError("its SHA-256 differs")
@@ -120,7 +119,7 @@ def newest_checkpoint(folder: Path, *, run_id: str = "") -> tuple[Path, dict[str
         except UserError:
             raise
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
-            print(f"checkpoint {path} is damaged and passed over ({str(error).splitlines()[0]})", flush=True)
+            say(f"checkpoint {path} is damaged and passed over ({str(error).splitlines()[0]})")
     if finished:
         raise UserError(f"output_dir={folder}: none of its {finished} checkpoints is valid. Train anew in another folder.")
     return None

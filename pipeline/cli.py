@@ -8,19 +8,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
-import os
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from models import MODELS
-from pipeline import __version__
+from pipeline import __version__, environment, output, places
 from pipeline import config as configuration
 from pipeline.config import EvaluateConfig, Failure, PlotConfig, RunConfig, StageConfig, SyncConfig, UserError, VerifyConfig
 from pipeline.data.catalog import DATASETS
+from pipeline.output import say
 from pipeline.stopping import Stopped
 
 COMMANDS: Mapping[str, tuple[type, str]] = {
@@ -34,13 +35,23 @@ COMMANDS: Mapping[str, tuple[type, str]] = {
     "plot": (PlotConfig, "draw a picture that needs no run"),
 }
 
+_ALIASES = {"main": "run"}  # MLproject's name of it
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)  # what a disk does, and no mistake of ours
 _METAVARS = {"int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; return 0 done, 1 failed, 2 bad configuration or input, 130 or 143 stopped by a signal."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    output.end_log()
+    try:
+        return _answered(list(sys.argv[1:] if argv is None else argv))
+    except Exception:
+        output.log(traceback.format_exc().rstrip())
+        raise
+
+
+def _answered(arguments: list[str]) -> int:
+    """Run one sub-command, and say what ended it if it was not our own mistake."""
     try:
         return _dispatch(arguments)
     except UserError as error:
@@ -71,48 +82,59 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(messages: Sequence[str]) -> None:
-    """Say what is wrong, one line each; ranks above 0 leave that to rank 0."""
-    if os.environ.get("RANK", "0") == "0":
-        print("\n".join(messages), file=sys.stderr, flush=True)
+    """Say what is wrong, one line each; ranks above 0 of a job leave that to rank 0."""
+    try:
+        rank = environment.worker().rank
+    except UserError:  # which is what is to be told
+        rank = 0
+    if rank == 0:
+        say("\n".join(messages), error=True)
 
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+        say(_overview())
         return 0
     if arguments[0] == "--version":
-        print(__version__)
+        say(__version__)
         return 0
     command, *flags = arguments
+    command = _ALIASES.get(command, command)
+    if command.startswith("-"):
+        raise UserError(f"The command comes before {configuration.shown(command)}. Choose one of: {', '.join(COMMANDS)}.")
     if command not in COMMANDS:
-        near = get_close_matches(command, COMMANDS, n=1)
+        near = get_close_matches(command[:100], COMMANDS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"{command} is not a command.{hint} Choose one of: {', '.join(COMMANDS)}.")
+        raise UserError(f"{configuration.shown(command)} is not a command.{hint} Choose one of: {', '.join(COMMANDS)}.")
     cls = COMMANDS[command][0]
     if "-h" in flags or "--help" in flags:
-        _parser(command).print_help()
+        say(_parser(command).format_help().rstrip())
         return 0
-    texts = _read_flags(flags, cls, _parser(command))
-    if cls is RunConfig:
-        return _training(command, arguments, texts)
+    texts = _read_flags(flags, cls)
+    environment.worker()  # raises UserError where the variables of torchrun contradict each other
     values, problems = configuration.convert(cls, texts)
-    if problems:
-        raise UserError(*problems.values())
-    return _later_stage(command, arguments, cls(**values))
+    obstacles = dict(places.occupied(values))
+    if cls is RunConfig and not obstacles:
+        return _training(command, [command, *flags], texts)
+    if problems or obstacles:
+        raise UserError(*(problems | obstacles).values())
+    return _later_stage(command, [command, *flags], cls(**values))
 
 
 def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> int:
-    world_size = int(os.environ.get("WORLD_SIZE", 0)) or None
+    world_size = environment.worker().world_size if environment.is_worker() else None
     if command == "prepare" or texts.get("resume", "false") == "false":  # all mistakes are told before anything is joined
         config = configuration.resolve(texts, world_size=world_size)
+        if environment.worker().rank == 0:  # before the slow imports
+            (output.log if environment.is_launched() else say)(configuration.describe(texts))
     if command == "prepare":
         from pipeline.data.prepare import prepare
 
-        print(prepare(config))
+        say(str(prepare(config)))
         return 0
     from pipeline import distributed
 
-    if distributed.is_worker():
+    if environment.is_worker():
         return _on_every_rank(command, texts)
     from pipeline import settle
 
@@ -157,12 +179,12 @@ def _later_stage(command: str, arguments: list[str], config: Any) -> int:
 
         path = config.output / f"{config.picture}.png"
         plots.save(pictures.PICTURES[config.picture](), path)
-        print(path)
+        say(str(path))
         return 0
     if command == "sync":
         from pipeline.tracking import tracker
 
-        print(f"{config.run}: {tracker.sync(config.run)} figures sent")
+        say(f"{config.run}: {tracker.sync(config.run)} figures sent")
         return 0
     from pipeline.tracking.runs import find_run
 
@@ -183,7 +205,7 @@ def _evaluate(arguments: list[str], config: EvaluateConfig) -> int:
     from pipeline.tracking.runs import find_run
 
     device = distributed.resolve_device(config.device)
-    if not distributed.is_worker() and (nproc := distributed.resolve_nproc(config.nproc, device)) > 1:
+    if not environment.is_worker() and (nproc := distributed.resolve_nproc(config.nproc, device)) > 1:
         find_run(config.run, stage="evaluate")
         return distributed.launch(["pipeline", *arguments], nproc)
     with distributed.process_group(device) as ranks:
@@ -192,30 +214,36 @@ def _evaluate(arguments: list[str], config: EvaluateConfig) -> int:
     return 0
 
 
-def _read_flags(flags: Sequence[str], cls: type, parser: argparse.ArgumentParser) -> dict[str, str]:
-    """Return {field: text}. A flag takes the word behind it, also one that begins with a minus. Raises UserError."""
-    joined: list[str] = []
-    for word in flags:
-        waits = bool(joined) and joined[-1].startswith("--") and "=" not in joined[-1]
-        if waits and not word.startswith("--"):
-            joined[-1] += f"={word}"
+def _read_flags(flags: Sequence[str], cls: type) -> dict[str, str]:
+    """Return {field: text}. A flag takes the word behind it, unless that begins with two minus signs; the last one counts.
+
+    Not by argparse, which takes `--flag=--` and `--flag -1e-3` for something else. Raises UserError with every problem.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    texts: dict[str, str] = {}
+    problems: list[str] = []
+    words = list(flags)
+    while words:
+        flag, equals, text = words.pop(0).partition("=")
+        name = flag.removeprefix("--")
+        follows = bool(words) and not equals and not words[0].startswith("--")
+        if not flag.startswith("--") or name not in names:
+            problems.append(_unknown_flag(flag, cls))
+            if flag.startswith("--") and follows:
+                words.pop(0)
+        elif equals or follows:
+            texts[name] = text if equals else words.pop(0)
         else:
-            joined.append(word)
-    names = {f"--{field.name}" for field in dataclasses.fields(cls)}
-    known, unknown = parser.parse_known_args([word for word in joined if word not in names])
-    problems = [_unknown_flag(word, cls) for word in unknown]
-    problems += [f"{word} was given without a value. Write {word} VALUE." for word in joined if word in names]
-    texts = {name: text for name, text in vars(known).items() if text is not None}
+            problems.append(f"{flag} was given without a value. Write {flag} VALUE.")
     if problems:
         raise UserError(*problems, *configuration.convert(cls, texts)[1].values())
     return texts
 
 
 def _unknown_flag(word: str, cls: type) -> str:
-    name = word.partition("=")[0]
-    near = get_close_matches(name.lstrip("-").replace("-", "_"), [f.name for f in dataclasses.fields(cls)], n=1)
+    near = get_close_matches(word[:100].lstrip("-").replace("-", "_"), [f.name for f in dataclasses.fields(cls)], n=1)
     hint = f"Did you mean --{near[0]}?" if near else "Leave it out; --help lists the flags."
-    return f"{name} is not a flag of this command. {hint}"
+    return f"{configuration.shown(word) or 'An empty word'} is not a flag of this command. {hint}"
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ that this table does not name is ever sealed or sent, and none is reached throug
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import files
 from pipeline.config import UserError
-from pipeline.data.prepare import sha256
+from pipeline.data.prepare import read_json, sha256
 
 if TYPE_CHECKING:
     from pipeline.store import Run
@@ -27,14 +26,15 @@ METRICS = "metrics.jsonl"
 SYSTEM = "system.jsonl"
 JOURNALS = (METRICS, SYSTEM)  # they grow, so they are never sealed
 TRACKING = "tracking.json"
-TEST = "test.json"
+EVALUATIONS = ("test.json", "train.json")  # of a split each
+LOG = "run.log"  # what the run has said; it grows too
 FORMULA = "formula.txt"
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 
 FILES: Mapping[str, tuple[str, ...]] = {
     "train": ("config.json", "parameters.md", WEIGHTS, LAST_WEIGHTS),
-    "evaluate": (TEST, FORMULA, "plots/*.png"),
+    "evaluate": (*EVALUATIONS, FORMULA, "plots/*.png"),
     "export": tuple(
         f"export/{name}" for name in ("config.json", "model.onnx", "model.pt2", "model.safetensors", "model.torchscript.pt")
     ),
@@ -49,8 +49,8 @@ REPLACES: Mapping[str, tuple[str, ...]] = {
     "verify": FILES["verify"] + FILES["verify --onnx"],
 }
 """What no longer holds when a stage begins to write: its own files, and those that speak of them."""
-_OPTIONAL = (FORMULA,)
-_UNSEALED = (MANIFEST, TRACKING, *JOURNALS, LOCK, "checkpoints/step-*.pt", "checkpoints/step-*.json")
+_OPTIONAL = (*EVALUATIONS, FORMULA)  # some runs have none
+_UNSEALED = (MANIFEST, TRACKING, LOG, *JOURNALS, LOCK, "checkpoints/step-*.pt", "checkpoints/step-*.json")
 _KNOWN = (*sum(FILES.values(), ()), *_UNSEALED)
 _FOLDERS = {name.rpartition("/")[0] for name in _KNOWN} - {""}
 _TEMPORARY_FOLDERS = ("upload", "takeover")
@@ -70,13 +70,13 @@ def read(folder: Path) -> tuple[str, dict[str, str]]:
     if not path.exists():
         return "", {}
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
         owner, digests = manifest["mlflow_run_id"], manifest["sha256"]
         if not isinstance(owner, str) or not isinstance(digests, dict) or not all(isinstance(d, str) for d in digests.values()):
             raise ValueError("it is not a run id and a table of files with their SHA-256")
         if strange := [name for name in digests if not matches(name, sum(FILES.values(), ()))]:
             raise ValueError(f"it names {strange[0][:80]!r}, which no stage makes")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         what = str(error) if type(error) is ValueError else repr(error)
         raise UserError(
             f"run={folder} has a {MANIFEST} that cannot be read: {what[:200]}. Fetch the run again; or remove that file, and "
@@ -174,8 +174,8 @@ def refuse_strangers(folder: Path, run_id: str) -> None:
     """Raise UserError if manifest, tracking note or a checkpoint belong to another MLflow run than `run_id`."""
     for path in (folder / MANIFEST, folder / TRACKING, *sorted((folder / "checkpoints").glob("step-*.json"))):
         try:
-            owner = json.loads(path.read_text())["mlflow_run_id"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or damaged: told by whoever reads it
+            owner = read_json(path)["mlflow_run_id"]
+        except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: told by whoever reads it
             continue
         if owner != run_id:
             raise UserError(

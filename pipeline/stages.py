@@ -7,18 +7,22 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline import distributed, manifest, store
+import torch
+
+from pipeline import distributed, manifest, precision, store
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import EvaluateConfig, Failure, RunConfig, StageConfig, UserError, VerifyConfig
-from pipeline.data.loader import open_split
+from pipeline.data.loader import evaluation_split, open_split
 from pipeline.data.prepare import prepare, prepared_folder, read_manifest
 from pipeline.distributed import Ranks
+from pipeline.output import log_to
+from pipeline.output import say as _say
 from pipeline.stopping import Stopped
 from pipeline.store import Run
+from pipeline.tracking import connection, runs
 from pipeline.tracking import onnx as onnx_model
-from pipeline.tracking import runs
 from pipeline.tracking import tracker as tracking
 from pipeline.tracking.tracker import HostTracker, NullTracker, Tracker
 
@@ -158,7 +162,7 @@ def _is_finished(config: RunConfig, *, export: bool) -> bool:
         manifest.check(run.folder)  # damaged, and nothing to make it anew from
     if missing or not tracking.is_told(run):
         return False
-    runs.configure(check=False)
+    connection.configure(check=False)
     runs.nest_wrapper(run.mlflow_run_id)
     tracking.send_rest(run)
     rows = store.parse_rows((run.folder / store.METRICS).read_bytes(), run.folder / store.METRICS)
@@ -177,7 +181,7 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
     """Open the MLflow run and the run folder, on rank 0: nothing exists before this, and it refuses to overwrite."""
     prepared = read_manifest(data)
     commit, dirty = tracking.git_state()
-    runs.configure(check=config.resume == "false")  # a run that goes on need not wait for a server
+    connection.configure(check=config.resume == "false")  # a run that goes on need not wait for a server
     dataset = None
     if config.resume == "true":
         run = store.open_run(Path(config.output_dir), check=False)
@@ -186,23 +190,50 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
         runs.nest_wrapper(run.mlflow_run_id)
         run = dataclasses.replace(run, config=config)
     else:
+        runs.check_experiment(config.dataset)
+        config = _settle_precision(config, ranks, data, prepared)
         if config.output_dir:
             store.refuse_existing(Path(config.output_dir))
-        store.make_folder(Path(config.output_dir or "runs"), num_bytes=store.num_bytes(config, prepared))
-        run_id = runs.begin()
+        parent = Path(config.output_dir or "runs")
+        is_new = not parent.exists()
+        store.make_folder(parent, num_bytes=store.num_bytes(config, prepared))
+        try:
+            run_id = runs.begin(dataset=config.dataset, output_dir=config.output_dir)
+        except BaseException:
+            if is_new:
+                parent.rmdir()
+            raise
         folder = Path(config.output_dir or f"runs/{config.model}-{run_id[:8]}")
         try:
             run = store.create(folder, config=config, mlflow_run_id=run_id, git_commit=commit, data=prepared)
-        except UserError:
-            runs.give_up(run_id)
+        except BaseException as error:
+            runs.give_up(run_id, "KILLED" if isinstance(error, Stopped) else "FAILED")
             raise
         source = f"pipeline.data.sources.{config.dataset}"
         dataset = {"name": config.dataset, "digest": prepared["data_sha256"], "source": source}
-    tags = tracking.environment_tags(run, world_size=ranks.world_size, device=str(ranks.device), dirty=dirty)
+    tags = tracking.environment_tags(run, world_size=ranks.world_size, device=ranks.device.type, dirty=dirty)
+    tags["evaluated_on"] = evaluation_split(data)
     tracker = stack.enter_context(tracking.training_run(run, tags, dataset=dataset))
-    computing = f"{ranks.world_size} x {ranks.device.type}, {run.config.precision}"
-    _say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}, {computing}")
+    log_to(run.folder / store.LOG)
+    _say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}")
     return run, tracker
+
+
+def _settle_precision(config: RunConfig, ranks: Ranks, data: Path, prepared: Mapping[str, Any]) -> RunConfig:
+    """Say what is trained on and how it is computed; return the configuration with `precision=auto` decided."""
+    run = Run(folder=Path(), config=config, mlflow_run_id="", git_commit="", data=prepared)
+    settled, why = precision.choose(run, open_split(data, "train"), ranks)
+    numbers = {name: parts["x"]["shape"][0] for name, parts in prepared["splits"].items()}
+    samples = ", ".join(f"{number:,} {name}".replace(",", " ") for name, number in numbers.items() if number)
+    classes = f" of {len(prepared['classes'])} classes" if prepared["classes"] else ""
+    threads = f", {torch.get_num_threads()} threads each" if ranks.device.type == "cpu" else ""
+    _say(
+        f"{samples} samples{classes}; {ranks.world_size} x {ranks.device.type}{threads}, {settled.precision}"
+        + (f" ({why})" if why else "")
+    )
+    if "test" not in numbers:
+        _say("no samples are held out for a test: the final figures are of the training samples, and called train/final/...")
+    return settled
 
 
 def _same_data(run: Run, prepared: Mapping[str, object]) -> None:
@@ -215,10 +246,12 @@ def _same_data(run: Run, prepared: Mapping[str, object]) -> None:
 
 
 def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
-    """Evaluate a run's best weights on its test split, on all ranks, and write the figures into its MLflow run."""
+    """Evaluate a run's best weights on its test split (without one, on its training samples) and log the figures to MLflow."""
     data = _data_of(run, config, ranks)
     with ExitStack() as stack:
         attached = distributed.together(lambda: stack.enter_context(tracking.attached(run)), on=ranks.is_main)
+        if attached:
+            log_to(run.folder / store.LOG)
         draw = _evaluate(run, ranks, attached or NullTracker(), data)
         if attached:
             draw()
@@ -229,6 +262,7 @@ def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
 def export(config: StageConfig, run: Run) -> None:
     """Write the artifacts of a run, and their sizes into its MLflow run."""
     with tracking.attached(run) as tracker:
+        log_to(run.folder / store.LOG)
         _export(run, tracker)
     _say(f"next: {_next(run, exported=False)}".replace(" export ", " verify "))
 
@@ -241,6 +275,7 @@ def verify(config: VerifyConfig, run: Run) -> None:
     with tracking.attached(run) as tracker:
         if not onnx:
             manifest.need(run.folder, "export")
+        log_to(run.folder / store.LOG)
         _verify(run, tracker, _data_of(run, config, distributed.single_process()), onnx=onnx)
 
 
@@ -285,7 +320,7 @@ def _verify(
     draw()
     if onnx is None:
         if verdict.passed and tracker.upload():
-            example = open_split(data, "test").x[:7].numpy().copy()
+            example = open_split(data, evaluation_split(data)).x[:7].numpy().copy()
             difference = onnx_model.log_onnx_model(run.mlflow_run_id, run.folder / "export" / "model.onnx", example)
             verdict.figures["export/pyfunc/max_abs_diff"] = difference
             _say(f"MLflow model logged and loaded back with pyfunc: max abs diff {difference:.1e}")
@@ -317,7 +352,8 @@ def _summary(run: Run, figures: Mapping[str, float]) -> None:
 
 
 def _where(run: Run) -> str:
-    return f"run folder: {run.folder} (figures in test.json, pictures in plots/)"
+    figures = next(name for name in store.EVALUATIONS if (run.folder / name).exists())
+    return f"run folder: {run.folder} (figures in {figures}, pictures in plots/)"
 
 
 def _formula(run: Run) -> str:
@@ -327,7 +363,3 @@ def _formula(run: Run) -> str:
 
 def _next(run: Run, *, exported: bool) -> str:
     return "mlflow ui" if exported else f"python -m pipeline export --run {run.folder}"
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

@@ -6,13 +6,11 @@ folder belongs to one MLflow run, and what says that it is of another one is ref
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
 import shutil
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -25,9 +23,10 @@ from models import build_model
 from pipeline import __version__, manifest
 from pipeline.config import RunConfig, UserError, from_json, to_json
 from pipeline.data.catalog import DATASETS
-from pipeline.data.prepare import digest_of, sha256  # noqa: F401, taken from here too
+from pipeline.data.prepare import digest_of, read_json, sha256  # noqa: F401, taken from here too
 from pipeline.files import atomic, write_json
-from pipeline.manifest import JOURNALS, LAST_WEIGHTS, LOCK, METRICS, TEST, TRACKING, WEIGHTS  # noqa: F401, the same
+from pipeline.manifest import EVALUATIONS, JOURNALS, LAST_WEIGHTS, LOCK, LOG, METRICS, TRACKING, WEIGHTS  # noqa: F401, the same
+from pipeline.output import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,14 +109,11 @@ def refuse_existing(folder: Path, *, but: tuple[str, ...] = ()) -> None:
 
 
 def create(folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: str, data: Mapping[str, Any]) -> Run:
-    """Make a run folder and write its `config.json`, where `precision=auto` becomes what it stands for on this machine.
+    """Make a run folder and write its `config.json`.
 
     Raises UserError if the folder holds anything already or cannot be written.
     """
-    from pipeline.distributed import resolve_precision  # torch, which drawing needs not
-
     refuse_existing(folder)
-    config = dataclasses.replace(config, precision=resolve_precision(config.precision, config.device))
     run = Run(
         folder=folder,
         config=config,
@@ -172,7 +168,7 @@ def open_run(folder: Path, *, check: bool = True, stage: str = "") -> Run:
     try:
         if not stat.S_ISREG((folder / "config.json").lstat().st_mode):
             raise FileNotFoundError
-        values = json.loads((folder / "config.json").read_text())
+        values = read_json(folder / "config.json")
         if values.pop("sha256") != digest_of(values):
             raise ValueError("its SHA-256 differs, so it was changed")
         run = Run(
@@ -186,7 +182,7 @@ def open_run(folder: Path, *, check: bool = True, stage: str = "") -> Run:
         raise UserError(
             f"run={folder} is not a run folder: it has no config.json. Give a folder that `train` wrote, or an MLflow run id."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"run={folder} has a config.json that cannot be read: {error}") from error
     manifest.refuse_links(folder)
     manifest.refuse_strangers(folder, run.mlflow_run_id)
@@ -204,8 +200,8 @@ def parse_rows(lines: bytes, path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             row["step"] + row["time"]
             rows.append(row)
-        except (ValueError, KeyError, TypeError):
-            print(f"{path}: a line is damaged and passed over ({line[:40].decode(errors='replace')}...)", file=sys.stderr)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            say(f"{path}: a line is damaged and passed over ({line[:40].decode(errors='replace')}...)", error=True)
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ class Recorder(NullTracker):
 
 
 def begin(config: RunConfig, folder: Path, *, ranks: Ranks | None = None, run_id: str = "") -> Training:
-    """Return a training in `folder`: a new one, or the one that is there, from its newest checkpoint if it has one."""
+    """Return a training in `folder`: a new one, or the one that is there, from its newest checkpoint if it has one.
+
+    `precision=auto` is fp32 here: the command measures it, and no test's numbers may hang on a clock.
+    """
+    if config.precision == "auto":
+        config = dataclasses.replace(config, precision="fp32")
     ranks = ranks or single_process()
     data = prepare(config)
 

@@ -23,7 +23,7 @@ from pipeline.data import sources
 from pipeline.data.catalog import DATASETS, IMAGE_RANGE, DatasetSpec
 from pipeline.rules import input_shape
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "val", "test")
 
 
@@ -61,12 +61,16 @@ def _locate(config: RunConfig) -> tuple[Path, dict[str, Any]]:
         "holdout": config.holdout, "split_seed": config.split_seed, "raw": sources.fingerprint(sources.raw_files(config)),
     } | {name: getattr(config, name) for name in spec.fields if name != "data_dir"}  # fmt: skip
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    return config.cache_dir.expanduser() / f"{config.dataset}-{key}", identity
+    try:
+        cache = config.cache_dir.expanduser()  # the default; a flag was expanded when it was read
+    except RuntimeError as error:
+        raise UserError(f"cache_dir={config.cache_dir}: this user has no home folder. Give a folder, or set HOME.") from error
+    return cache / f"{config.dataset}-{key}", identity
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the description of a prepared folder: shapes, dtypes, hashes, statistics, classes."""
-    return json.loads((folder / "manifest.json").read_text())
+    return read_json(folder / "manifest.json")
 
 
 def _refuse_other_data(folder: Path, identity: dict[str, Any]) -> None:
@@ -95,6 +99,14 @@ def is_intact(folder: Path) -> bool:
         return all(sha256(folder / name) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or damaged beyond reading
         return False
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises ValueError where it is none, also where its brackets are nested too deeply."""
+    try:
+        return json.loads(path.read_text())
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
 
 
 def digest_of(values: dict[str, Any]) -> str:
@@ -147,9 +159,6 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     splits = _split(samples, config, spec)
     entries: dict[str, dict[str, Any]] = {}
     for name, (x, y) in splits.items():
-        if name == "test" and x is splits["train"][0]:
-            entries["test"] = entries["train"]
-            continue
         x = _resize(x, shape) if spec.is_image else x
         if name == "train":
             mean, std = _statistics(x, is_image=spec.is_image)
@@ -181,24 +190,42 @@ def _check(x: sources.Array, y: sources.Array, spec: DatasetSpec) -> None:
 
 
 def _split(samples: sources.Samples, config: RunConfig, spec: DatasetSpec) -> dict[str, tuple[sources.Array, sources.Array]]:
-    """Cut the samples into train, val and test; without holdout, val is empty and test may be train itself."""
+    """Cut the samples into train, val and test; without holdout, val is empty and test is only there if the data has one."""
     from sklearn.model_selection import train_test_split
 
     x, y, test_x, test_y = samples
     num_val, num_test = round(len(x) * spec.val_fraction), round(len(x) * spec.test_fraction)
 
-    def cut(x: sources.Array, y: sources.Array, size: int) -> list[sources.Array]:
+    def cut(x: sources.Array, y: sources.Array, size: int, part: str) -> list[sources.Array]:
+        _refuse_if_too_few(y, size, part, config, spec)
         strata = None if spec.task == "regression" else y
         rest_x, part_x, rest_y, part_y = train_test_split(x, y, test_size=size, random_state=config.split_seed, stratify=strata)
         return [rest_x, rest_y, part_x, part_y]
 
     if not config.holdout:
-        test = (x, y) if test_x is None or test_y is None else (test_x, test_y)
-        return {"train": (x, y), "val": (x[:0], y[:0]), "test": test}
+        own_test = {} if test_x is None or test_y is None else {"test": (test_x, test_y)}
+        return {"train": (x, y), "val": (x[:0], y[:0])} | own_test
     if test_x is None or test_y is None:
-        x, y, test_x, test_y = cut(x, y, num_test)
-    x, y, val_x, val_y = cut(x, y, num_val)
+        x, y, test_x, test_y = cut(x, y, num_test, "test")
+    x, y, val_x, val_y = cut(x, y, num_val, "validation")
     return {"train": (x, y), "val": (val_x, val_y), "test": (test_x, test_y)}
+
+
+def _refuse_if_too_few(y: sources.Array, size: int, part: str, config: RunConfig, spec: DatasetSpec) -> None:
+    """Raise UserError where `size` of the samples cannot be held out, each class having its share of them."""
+    labels = np.zeros(len(y), int) if spec.task == "regression" else y
+    classes, counts = np.unique(labels, return_counts=True)
+    if min(size, len(y) - size) >= len(classes) and counts.min() > 1:
+        return
+    needs = ""
+    if spec.classes:
+        rare = [spec.classes[k] for k, count in zip(classes, counts, strict=True) if count == 1]
+        needs = f" with {len(classes)} classes" + (f", of which {', '.join(rare)} has a single sample" if rare else "")
+        needs += ". It takes two samples of each class, and a place for each in both parts"
+    raise UserError(
+        f"dataset={config.dataset} is too small to hold samples out: {size} of {len(y)} would be for {part}{needs}. Add "
+        "samples, or train on every one: --holdout false."
+    )
 
 
 def _resize(images: sources.Array, shape: tuple[int, ...]) -> sources.Array:

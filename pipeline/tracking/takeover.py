@@ -13,7 +13,8 @@ from typing import Any
 
 from pipeline import store
 from pipeline.config import UserError
-from pipeline.tracking import runs
+from pipeline.output import say
+from pipeline.tracking import connection, runs
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.sender import NOT_METRICS
 
@@ -27,7 +28,7 @@ def take_over(folder: Path, *, job_id: str) -> None:
     """
     from mlflow.exceptions import MlflowException
 
-    runs.configure(check=False)
+    connection.configure(check=False)
     try:
         found = _find(job_id, str(folder))
         if not found:
@@ -40,21 +41,17 @@ def take_over(folder: Path, *, job_id: str) -> None:
         _fetch(folder, run_id)
     except MlflowException as error:
         if not store.holds_run(folder):
-            raise runs.no_answer(error) from error
-        print(f"MLflow at {runs.uri()} does not answer; going on from the checkpoints in {folder}", flush=True)
+            raise connection.no_answer(error) from error
+        say(f"MLflow at {connection.shown()} does not answer; going on from the checkpoints in {folder}")
         return
-    print(f"run {run_id} was taken over from MLflow into {folder}, at step {step}", flush=True)
+    say(f"run {run_id} was taken over from MLflow into {folder}, at step {step}")
 
 
 def _find(job_id: str, output_dir: str) -> Any:
     """Return the newest MLflow run of a job with this run folder that has uploaded something, or None."""
-    from mlflow import MlflowClient
-
     if not job_id or "'" in job_id:
         return None
-    client = MlflowClient()
-    order = ["attributes.start_time DESC"]
-    for run in client.search_runs([runs.experiment(client)], f"tags.job_id = '{job_id}'", order_by=order):
+    for run in runs.search(f"tags.job_id = '{job_id}'"):
         if run.data.params.get("output_dir") == output_dir and "checkpoint_step" in run.data.tags:
             return run
     return None

@@ -180,6 +180,29 @@ def test_a_damaged_journal_costs_a_line_and_a_damaged_note_a_second_sending(tmp_
     capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"sha256": []}', '{"sha256": {}}', '{"sha256": {"../x": "0"}}', '{"sha256": 1}', "[]", "null"]
+)
+def test_a_manifest_that_says_nothing_of_the_run_is_refused(exported: Path, content: str, capsys: Any) -> None:
+    """Of 100 000 brackets too, which Python's own reader answers with a RecursionError."""
+    for name in ("manifest.json", "config.json"):
+        kept = (exported / name).read_bytes()
+        try:
+            (exported / name).write_text(content)
+            assert main(["verify", "--run", str(exported)]) == 2
+        finally:
+            (exported / name).write_bytes(kept)
+        told = capsys.readouterr().err
+        assert f"has a {name} that cannot be read" in told and told.count("\n") == 1
+
+
+def test_journals_and_notes_of_many_brackets_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("[" * 100_000 + "\n")
+    assert Journal(tmp_path / "metrics.jsonl").all_rows() == []
+    (tmp_path / "tracking.json").write_text("[" * 100_000)
+    assert Outbox(tmp_path, "run").sent_bytes("metrics.jsonl") == 0
+
+
 def test_a_half_line_left_by_a_kill_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "time": 1, "x": 1}\n{"step": 2, "ti')
