@@ -25,7 +25,7 @@ from export.deployed import OUTPUTS, Deployed, deployed, metadata
 from export.probe import NUM_THREADS
 from export.probing import BATCH_SIZES, CHUNK, FORMATS, Finding, Probes
 from export.stage import FILES, FOLDER
-from pipeline import store
+from pipeline import manifest, store
 from pipeline.config import UserError
 from pipeline.data.loader import Split, evaluation_split, open_split
 from pipeline.data.prepare import read_manifest
@@ -67,7 +67,8 @@ def verify_run(
 
     `probes` are those of all formats that were started before; `meanwhile` is called while they work, before they measure.
     Writes `export/parity.json` and `.md`, or `export/parity-<name>` where `onnx` is given; its figures are then under
-    that name too, so that neither hides the run's own. Raises UserError where a file is missing or is no ONNX file.
+    that name too, so that neither hides the run's own. The report is left unsealed. Raises UserError where a file is missing or
+    is no ONNX file.
     """
     contents, graph = _read(run, onnx)
     name, module = evaluation_split(data), deployed(run)
@@ -89,12 +90,19 @@ def verify_run(
         about = {"file": onnx.name if onnx else FILES[kind], "sha256": hashlib.sha256(content).hexdigest()}
         parts[kind] = about | ({"opset": onnx_model.opset(graph)} if kind == "onnx" else {}) | parts[kind]
     values = _report(parts, expected, data_sha256=read_manifest(data)["data_sha256"])
-    stem = f"parity-{onnx.stem}" if onnx else "parity"
-    store.write_json(run.folder / FOLDER / f"{stem}.json", values)
-    with store.atomic(run.folder / FOLDER / f"{stem}.md") as temporary:
+    as_json, as_text = report_files(onnx)
+    manifest.unseal(run, as_json, as_text)
+    store.write_json(run.folder / as_json, values)
+    with store.atomic(run.folder / as_text) as temporary:
         temporary.write_text(report.markdown(values))
-    prefixes = {kind: f"export/{re.sub('[^A-Za-z0-9_.-]', '_', stem) if onnx else kind}" for kind in parts}
+    prefixes = {kind: f"export/{re.sub('[^A-Za-z0-9_.-]', '_', f'parity-{onnx.stem}') if onnx else kind}" for kind in parts}
     return Verdict(values["passed"], values["problems"], report.figures(values, prefixes=prefixes), values)
+
+
+def report_files(onnx: Path | None) -> tuple[str, str]:
+    """Return the names of a report, as JSON and as text, relative to the run folder."""
+    stem = f"{FOLDER}/parity-{onnx.stem}" if onnx else f"{FOLDER}/parity"
+    return f"{stem}.json", f"{stem}.md"
 
 
 @contextmanager

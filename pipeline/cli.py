@@ -212,7 +212,7 @@ def _later_stage(command: str, arguments: list[str], config: Any) -> int:
 
     if command == "evaluate":
         return _evaluate(arguments, config)
-    run = find_run(config.run)
+    run = find_run(config.run, stage=command)
     from pipeline import stages
 
     if command == "export":
@@ -228,10 +228,10 @@ def _evaluate(arguments: list[str], config: EvaluateConfig) -> int:
 
     device = distributed.resolve_device(config.device)
     if not environment.is_worker() and (nproc := distributed.resolve_nproc(config.nproc, device)) > 1:
-        find_run(config.run)
+        find_run(config.run, stage="evaluate")
         return distributed.launch(["pipeline", *arguments], nproc)
     with distributed.process_group(device) as ranks:
-        run = distributed.broadcast(distributed.together(lambda: find_run(config.run), on=ranks.is_main))
+        run = distributed.broadcast(distributed.together(lambda: find_run(config.run, stage="evaluate"), on=ranks.is_main))
         stages.evaluate(config, run, ranks)
     return 0
 

@@ -308,7 +308,10 @@ class Training:
     def keep_best(self) -> None:
         """Write the best weights so far, if validation has found any."""
         if self.ranks.is_main and self.best_weights:
-            store.save_weights(self.run.folder / store.WEIGHTS, self.best_weights)
+            self._save_weights(store.WEIGHTS, self.best_weights)
+
+    def _save_weights(self, name: str, state: dict[str, Tensor]) -> None:
+        store.save_weights(self.run.folder / name, state, run_id=self.run.mlflow_run_id)
 
     def save_checkpoint(self) -> None:
         """Have everything that a resumed run needs written in the background.
@@ -346,8 +349,8 @@ class Training:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         if self.ranks.is_main:  # the files beside the checkpoint may be of a later step, or on another host's disk
-            store.save_weights(self.run.folder / store.LAST_WEIGHTS, checkpoint["model"])
-            store.save_weights(self.run.folder / store.WEIGHTS, checkpoint["best_weights"] or checkpoint["model"])
+            self._save_weights(store.LAST_WEIGHTS, checkpoint["model"])
+            self._save_weights(store.WEIGHTS, checkpoint["best_weights"] or checkpoint["model"])
         per_rank, rank = checkpoint["ranks"], self.ranks.rank
         if len(per_rank) == self.ranks.world_size:
             self.hits.copy_(per_rank[rank]["hits"])

@@ -6,6 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from pipeline import checkpoint, distributed, store
 from pipeline.config import RunConfig
 from pipeline.data.loader import open_split
@@ -61,6 +64,12 @@ def curve(training: Training) -> list[Any]:
     """Return what a training has told since it began or went on, without what the clock says."""
     assert isinstance(training.tracker, Recorder)
     return [{k: v for k, v in row.items() if k not in CLOCKS} for row in training.tracker.rows]
+
+
+def same_weights(path: Path, other: Path) -> bool:
+    """Tell whether two weight files hold the same tensors, bit for bit, whatever runs they are of."""
+    (first, second) = (load_file(file) for file in (path, other))
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def losses(training: Training) -> list[float]:

@@ -43,8 +43,8 @@ def log_onnx_model(run_id: str, path: Path, example: np.ndarray) -> float:
                 save_as_external_data=False,
             )
         answers = mlflow.pyfunc.load_model(info.model_uri).predict({"input": example})
-    except MlflowException as error:
-        raise Failure(f"MLflow does not take the ONNX model ({str(error).splitlines()[0]}). Verify again.") from error
+    except (MlflowException, OSError) as error:
+        raise Failure(f"MLflow does not take the ONNX model ({str(error).partition(chr(10))[0]}). Verify again.") from error
     return max(float(np.abs(answers[name] - value).max()) for name, value in expected.items())
 
 

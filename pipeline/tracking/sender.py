@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import manifest, store
 from pipeline.output import say
 from pipeline.tracking import connection, runs
 from pipeline.tracking.journal import Journal, Outbox
@@ -117,7 +117,7 @@ def _send_artifacts(client: Any, outbox: Outbox, _: Any) -> None:
     """Mirror the files that the run folder's manifest names, its journals, and the manifest last."""
     folder = outbox.folder
     _upload_journals(client, outbox)
-    for name in [*store.sealed_files(folder), "manifest.json"]:
+    for name in [*manifest.read(folder)[1], manifest.MANIFEST]:
         parent = Path(name).parent.as_posix()
         client.log_artifact(outbox.run_id, str(folder / name), None if parent == "." else parent)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, distributed, stopping, store
-from pipeline.config import Failure, RunConfig, applicable
+from pipeline.config import Failure, RunConfig, UserError, applicable
 from pipeline.output import say
 from pipeline.stopping import Stopped
 from pipeline.store import Run
@@ -68,7 +68,7 @@ class Tracker(NullTracker):
         self.metrics, self.system = (Journal(folder / name) for name in store.JOURNALS)
         rows = self.metrics.all_rows()
         self.last_step = max((int(row["step"]) for row in rows), default=0)
-        self._known = {(row["step"], name) for row in rows for name in row if name not in NOT_METRICS}
+        self._known = {(row["step"], name): value for row in rows for name, value in row.items() if name not in NOT_METRICS}
         self._sender = Sender(self.outbox, (self.metrics, self.system), strict=strict)
 
     @property
@@ -83,9 +83,12 @@ class Tracker(NullTracker):
             self.metrics.append(new)
 
     def log_figures(self, figures: Mapping[str, float]) -> None:
-        """Write figures of the finished model, at the step of the last row."""
-        now = time.time_ns() // 1_000_000
-        self.metrics.append({"step": self.last_step, "time": now} | {k: float(v) for k, v in figures.items()})
+        """Write figures of the finished model, at the step of the last row; those that stand there already are left out."""
+        step, now = self.last_step, time.time_ns() // 1_000_000
+        new = {k: float(v) for k, v in figures.items() if self._known.get((step, k)) != v}
+        if new:
+            self.metrics.append({"step": step, "time": now} | new)
+            self._known |= {(step, name): value for name, value in new.items()}
 
     def take(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -178,6 +181,21 @@ def attached(run: Run) -> Iterator[Tracker]:
             yield tracker
         finally:
             tracker.close()
+
+
+def is_told(run: Run) -> bool:
+    """Tell whether how a training ended was noted, as the last thing that a training does."""
+    outbox = Outbox(run.folder, run.mlflow_run_id)
+    return not outbox.value("reopened") or outbox.value("status", "KILLED") != "KILLED"
+
+
+def send_rest(run: Run) -> None:
+    """Send what MLflow has not taken of a run that has ended; says so if it still does not take it."""
+    if Outbox(run.folder, run.mlflow_run_id).is_behind():
+        try:
+            sync(run.folder)
+        except (Failure, UserError) as error:
+            say(str(error), error=True)
 
 
 def sync(folder: Path) -> int:

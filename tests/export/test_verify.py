@@ -391,7 +391,7 @@ def test_answers_that_are_not_finite_in_torch_either_fail(exports: Exports, tmp_
     model = run.load_model()
     with torch.no_grad():
         model.get_parameter("network.output.bias").fill_(torch.nan)
-    store.save_weights(run.folder / store.WEIGHTS, model.state_dict())
+    store.save_weights(run.folder / store.WEIGHTS, model.state_dict(), run_id=run.mlflow_run_id)
     program = pt2.capture(deployed(run), example_input(run))
     path = tmp_path / "nan.onnx"
     path.write_bytes(onnx_model.build(program, metadata(run), outputs=OUTPUTS[run.task]))

@@ -17,7 +17,7 @@ from export import stage
 from export.deployed import ExportError
 from export.probing import Probes
 from models import MODELS
-from pipeline import store
+from pipeline import manifest, store
 from pipeline.cli import main
 from pipeline.data.catalog import DATASETS
 from pipeline.data.prepare import digest_of
@@ -73,7 +73,9 @@ def test_other_data_than_the_trainings_is_refused(trained: Trained, tmp_path: Pa
     config["data"]["data_sha256"] = "0" * 64
     del config["sha256"]
     (copy / "config.json").write_text(json.dumps(config | {"sha256": digest_of(config)}))
-    store.seal(copy)
+    run_in_copy = store.open_run(copy, check=False)
+    (copy / "manifest.json").unlink()
+    manifest.seal(run_in_copy, *manifest.FILES["train"])
     assert main(["evaluate", "--run", str(copy), "--cache_dir", str(run.config.cache_dir)]) == 2
     assert "are not those of the training" in capsys.readouterr().err
 
