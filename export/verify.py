@@ -22,7 +22,7 @@ from torch import Tensor
 from export import diagnosis, onnx_model, parity, report
 from export.deployed import OUTPUTS, Deployed, deployed, metadata
 from export.probing import BATCH_SIZES, CHUNK, FORMATS, Finding, Probes
-from export.stage import FILES, FOLDER
+from export.stage import FILES, FOLDER, METRICS
 from pipeline import store
 from pipeline.config import UserError
 from pipeline.data.loader import Split, open_split
@@ -86,7 +86,7 @@ def verify_run(
     store.write_json(run.folder / FOLDER / f"{stem}.json", values)
     with store.atomic(run.folder / FOLDER / f"{stem}.md") as temporary:
         temporary.write_text(report.markdown(values))
-    prefixes = {kind: f"export/{re.sub('[^A-Za-z0-9_.-]', '_', stem) if onnx else kind}" for kind in parts}
+    prefixes = {kind: f"{METRICS}/{re.sub('[^A-Za-z0-9_.-]', '_', stem) if onnx else kind}" for kind in parts}
     return Verdict(values["passed"], values["problems"], report.figures(values, prefixes=prefixes), values)
 
 

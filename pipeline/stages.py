@@ -75,6 +75,8 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
             if export:
                 _export_and_verify(run, tracker, data, probes, draw)
             _say(_where(run))
+            if export:
+                _say_where_served(tracker)
             _say(f"next: {_next(run, exported=export)}")
 
 
@@ -161,8 +163,13 @@ def verify(config: VerifyConfig, run: Run) -> None:
         raise UserError(f"onnx={onnx} is not a file. Give the path of an .onnx file.")
     if not onnx and not (run.folder / "export" / "model.onnx").is_file():
         raise UserError(f"run={run.folder} has no export/ yet. Make it: python -m pipeline export --run {run.folder}")
+    data = _data_of(run, config, distributed.single_process())
+    if onnx:  # somebody else's file: nothing of it belongs into the run
+        with tracking.beside(run):
+            return _verify(run, None, data, onnx=onnx)
     with tracking.attached(run) as tracker:
-        _verify(run, tracker, _data_of(run, config, distributed.single_process()), onnx=onnx)
+        _verify(run, tracker, data)
+        _say_where_served(tracker)
 
 
 def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> Path:
@@ -201,7 +208,7 @@ def _import_plots() -> None:
 
 
 def _verify(
-    run: Run, tracker: Tracker, data: Path, *, onnx: Path | None = None,
+    run: Run, tracker: Tracker | None, data: Path, *, onnx: Path | None = None,
     probes: Probes | None = None, meanwhile: Callable[[], None] = lambda: None, draw: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     from export.verify import verify_run
@@ -212,11 +219,13 @@ def _verify(
         _say(report.read_text().partition("\n## Each batch size")[0])
         _say(f"report: {report}")
     draw()
-    if onnx is None:
+    if tracker:
         if verdict.passed and tracker.upload():
             example = open_split(data, "test").x[:7].numpy().copy()
-            difference = onnx_model.log_onnx_model(run.mlflow_run_id, run.folder / "export" / "model.onnx", example)
-            verdict.figures["export/pyfunc/max_abs_diff"] = difference
+            path, name = run.folder / "export" / "model.onnx", f"{run.config.model}-{run.config.dataset}"
+            address, difference = onnx_model.log_onnx_model(run.mlflow_run_id, path, example, name=name)
+            tracker.set_tags({"model_uri": address})
+            verdict.figures["verify/pyfunc/max_abs_diff"] = difference
             _say(f"MLflow model logged and loaded back with pyfunc: max abs diff {difference:.1e}")
             if difference > 0:
                 verdict.problems.append(f"MLflow's pyfunc answers otherwise than onnxruntime, by {difference:.1e}")
@@ -225,7 +234,7 @@ def _verify(
                 f"the ONNX file is not logged as an MLflow model: do it later with python -m pipeline verify --run {run.folder}"
             )
         tracker.set_tags({"parity": "failed" if verdict.problems else "passed"})
-    _close(run, tracker, verdict.figures)
+        _close(run, tracker, verdict.figures)
     if verdict.problems:
         raise Failure("\n".join(["the artifacts do not answer as the model does:", *verdict.problems, f"See {report}."]))
 
@@ -240,9 +249,14 @@ def _close(run: Run, tracker: Tracker, figures: Mapping[str, float]) -> None:
 
 
 def _summary(run: Run, figures: Mapping[str, float]) -> None:
-    _say("  ".join(f"{name} {value:.4f}" for name, value in figures.items() if "/class/" not in name))
+    _say("  ".join(f"{name} {value:.4f}" for name, value in figures.items() if "_class_" not in name))
     if text := _formula(run):
         _say(text)
+
+
+def _say_where_served(tracker: Tracker) -> None:
+    if address := tracker.outbox.value("tags", {}).get("model_uri"):
+        _say(f"MLflow model: {address} (serve it: mlflow models serve -m {address} --env-manager local)")
 
 
 def _where(run: Run) -> str:

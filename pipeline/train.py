@@ -159,7 +159,7 @@ class Training:
             total = distributed.all_reduce_sum(self.hits).item()
             count = min(batches.num_samples, end * c.batch_size)
             used = max(0, count - first * c.batch_size)
-            row = {f"train/{merit_name(self.task)}": merit(self.task, total, count), "perf/samples_per_second": used / seconds}
+            row = {f"train/{merit_name(self.task)}": merit(self.task, total, count), "train/samples_per_second": used / seconds}
         self.hits.zero_()
         state.epoch, state.cursor = state.epoch + 1, 0
         return row

@@ -83,9 +83,9 @@ class Tracker(NullTracker):
             self.metrics.append(new)
 
     def log_figures(self, figures: Mapping[str, float]) -> None:
-        """Write figures of the finished model, at the step of the last row."""
+        """Write figures of the finished model, at step 0: of no step, MLflow shows a bar with the value and not a dot."""
         now = time.time_ns() // 1_000_000
-        self.metrics.append({"step": self.last_step, "time": now} | {k: float(v) for k, v in figures.items()})
+        self.metrics.append({"step": 0, "time": now} | {k: float(v) for k, v in figures.items()})
 
     def take(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -165,6 +165,16 @@ def training_run(run: Run, tags: Mapping[str, object], *, dataset: Mapping[str, 
                     tracker.end(status)
                 finally:
                     tracker.close()
+
+
+@contextmanager
+def beside(run: Run) -> Iterator[None]:
+    """Hold a run's folder for a stage that has nothing to tell its MLflow run. No server is needed, but for `mlflow run`."""
+    if os.environ.get("MLFLOW_RUN_ID"):
+        connection.configure()
+        runs.nest_wrapper(run.mlflow_run_id)
+    with store.locked(run.folder):
+        yield
 
 
 @contextmanager
