@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pipeline.cli import main
 from pipeline.config import UserError, applicable
 from pipeline.store import Run
 from pipeline.tracking import runs
-from tests.conftest import all_runs, read_rows
+from tests.conftest import ROOT, all_runs, read_rows
 from tests.servers import mlflow_server
 
 Trained = Callable[[str], Run]
@@ -93,6 +94,10 @@ def test_the_mlflow_model_is_named_told_and_tagged_and_another_file_leaves_no_tr
     model = client.get_logged_model(address.removeprefix("models:/"))
     assert model.name == "mlp-breast_cancer" and model.source_run_id == run.mlflow_run_id
     assert all(name.startswith("verify/") for name in found.data.metrics if "argmax" in name or "size" in name)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    (code,) = [block for block in blocks if "search_runs" in block]
+    exec(compile(code, "README.md", "exec"), {})
+    assert re.search(r"trained-mlp +mlp +breast_cancer +0\.\d+ +passed", capsys.readouterr().out)
     files = {item.path for item in client.list_artifacts(run.mlflow_run_id, "export")}
     other = shutil.copy(run.folder / "export" / "model.onnx", "other.onnx")
     assert main(["verify", *flags, "--onnx", str(other)]) == 0
