@@ -1,8 +1,8 @@
 """What each optimizer reaches with its own defaults. `uv run python -m benchmarks.optimizers --data_dir DIR --seeds 3`
 
 Only `--optimizer` is given, and on MNIST `--epochs 2`: everything else is what the recipe and the optimizer's own values in
-models/__init__.py make of it. Accuracy on the test split of the best weights on validation, mean over the seeds; the last column
-is what the worst lies below the best, in points.
+models/__init__.py make of it. Accuracy on the test split of the best weights on validation, mean over the seeds; the last
+column is what the worst lies below the best, in points.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class Training:
             used = max(0, count - first * c.batch_size)
             row = {
                 "train/epoch_loss": state.epoch_loss.over_samples(c.loss),
-                f"train/{merit_name(self.task)}": merit(self.task, total, count), "perf/samples_per_second": used / seconds,
+                f"train/{merit_name(self.task)}": merit(self.task, total, count), "train/samples_per_second": used / seconds,
             }  # fmt: skip
         self.hits.zero_()
         state.epoch, state.cursor, state.epoch_loss = state.epoch + 1, 0, MeanLoss()
