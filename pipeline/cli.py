@@ -200,7 +200,8 @@ def _later_stage(command: str, arguments: list[str], config: Any) -> int:
         from pipeline import pictures, plots
 
         path = config.output / f"{config.picture}.png"
-        plots.save(pictures.PICTURES[config.picture](), path)
+        about, draw = pictures.PICTURES[config.picture]
+        plots.save(draw(), path, about=about)
         say(str(path))
         return 0
     if command == "sync":
