@@ -85,12 +85,12 @@ def _answered(arguments: list[str]) -> int:
 
 
 def _complain(messages: Sequence[str]) -> None:
-    """Say what is wrong, one line each; ranks above 0 of a job leave that to rank 0."""
+    """Say what is wrong, one line each; of a job's ranks, the first on each host says it."""
     try:
-        rank = environment.worker().rank
+        local_rank = environment.worker().local_rank
     except UserError:  # which is what is to be told
-        rank = 0
-    if rank == 0:
+        local_rank = 0
+    if local_rank == 0:
         say("\n".join(messages), error=True)
 
 
@@ -116,9 +116,9 @@ def _dispatch(arguments: list[str]) -> int:
         say(_parser(command).format_help().rstrip())
         return 0
     texts = _read_flags(flags, cls)
-    environment.worker()  # raises UserError where the variables of torchrun contradict each other
+    worker = environment.worker()  # raises UserError where the variables of torchrun contradict each other
     values, problems = configuration.convert(cls, texts)
-    obstacles = dict(places.occupied(values))
+    obstacles = {name: m for name, m in places.occupied(values) if name != "output_dir" or worker.rank == 0}
     if cls is RunConfig and not obstacles:
         return _training(command, [command, *flags], texts)
     if problems or obstacles:
@@ -201,7 +201,10 @@ def _later_stage(command: str, arguments: list[str], config: Any) -> int:
 
         path = config.output / f"{config.picture}.png"
         about, draw = pictures.PICTURES[config.picture]
-        plots.save(draw(), path, about=about)
+        try:
+            plots.save(draw(), path, about=about)
+        except OSError as error:
+            raise UserError(f"output={config.output} cannot be written ({error.strerror}). Give another folder.") from error
         say(str(path))
         return 0
     if command == "sync":

@@ -252,9 +252,9 @@ def _convert(spec: dataclasses.Field[Any], kind: Any, text: str) -> object:
 
 
 def _check_bounds(spec: dataclasses.Field[Any], number: float, *, largest: float) -> None:
-    bounds = dict(spec.metadata["bounds"])
-    if bounds["at_most"] is None and bounds["below"] is None:
-        bounds["at_most"] = largest
+    bounds = spec.metadata["bounds"]
+    if number > largest and bounds["at_most"] is None:
+        bounds = bounds | {"at_most": largest}
     broken = {
         "above": lambda b: number <= b,
         "at_least": lambda b: number < b,

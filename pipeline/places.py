@@ -14,6 +14,7 @@ from pathlib import Path
 FOLDERS = {  # fields that name a folder, and what it is for
     "data_dir": "raw files", "cache_dir": "prepared tensors", "output_dir": "a run", "output": "pictures", "run": "a run",
 }  # fmt: skip
+_WRITTEN = ("cache_dir", "output_dir", "output")
 FIELDS = frozenset(FOLDERS) | {"onnx"}
 _LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes: what Linux takes, less what the pipeline adds
 
@@ -40,8 +41,21 @@ def is_somewhere() -> bool:
 def occupied(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Yield the field and the message for every folder among `values` that cannot be one."""
     for name, purpose in FOLDERS.items():
-        if (path := values.get(name)) and (reason := _obstacle(Path(str(path)))):
+        if not (path := Path(str(values.get(name) or ""))).name:
+            continue
+        if reason := _obstacle(path) or (_unwritable(path) if name in _WRITTEN else ""):
             yield name, f"{name}={path} {reason}. Give a folder for {purpose}."
+
+
+def _unwritable(path: Path) -> str:
+    """Return why nothing can be written there, or into the folder where it would be made; try it with a file without a name."""
+    from tempfile import TemporaryFile
+
+    try:
+        with TemporaryFile(dir=next(folder for folder in (path, *path.absolute().parents) if folder.exists())):
+            return ""
+    except OSError as error:
+        return f"cannot be written ({error.strerror})"
 
 
 def _obstacle(path: Path) -> str:

@@ -44,7 +44,7 @@ def _words(line: str) -> tuple[str, list[str]]:
 def test_a_command_of_the_readme_is_one_that_the_command_line_takes(line: str) -> None:
     command, flags = _words(line)
     cls = COMMANDS[command][0]
-    texts = cli._read_flags(flags, cls, cli._parser(command))
+    texts = cli._read_flags(flags, cls)
     if cls is RunConfig and "resume" not in texts:
         assert isinstance(resolve(texts), RunConfig)
     else:

@@ -106,6 +106,8 @@ def test_a_process_ends_without_tear_down_but_does_all_that_is_asked_for_at_exit
         (["export", "--run", "/dev/null"], "run=/dev/null is a file, not a folder"),
         (["sync", "--run", "/dev/null/x"], "run=/dev/null/x lies in a file"),
         (["evaluate", "--run", f"x/{'y' * 256}"], "is longer than a file system takes"),
+        (["plot", "--output", "/proc/nowhere/x"], "output=/proc/nowhere/x cannot be written"),
+        (["train", "--output_dir", "/proc/nowhere/x"], "output_dir=/proc/nowhere/x cannot be written"),
         (["plot", "--output", "/dev/null"], "output=/dev/null is a file, not a folder"),
         (["train", "--ephocs", "3"], "--ephocs is not a flag of this command. Did you mean --epochs?"),
         (["train", "--batch-size", "3"], "Did you mean --batch_size?"),
