@@ -14,6 +14,7 @@ from pipeline import manifest, store
 from pipeline.config import RUNTIME_FIELDS, to_json
 
 FOLDER = "export"
+METRICS = "verify"  # what stands before the names of all figures of exported files; MLflow's pages go by the alphabet
 FILES = {
     "onnx": "model.onnx",
     "torchscript": "model.torchscript.pt",
@@ -45,7 +46,7 @@ def export_run(run: store.Run) -> dict[str, float | int | str]:
     for name, content in contents.items():
         with store.atomic(run.folder / FOLDER / FILES[name]) as temporary:
             temporary.write_bytes(content)
-    return {f"export/{name}/size_bytes": len(content) for name, content in contents.items() if name != "config"}
+    return {f"{METRICS}/{name}/size_bytes": len(content) for name, content in contents.items() if name != "config"}
 
 
 def _config(run: store.Run, properties: Mapping[str, object]) -> bytes:

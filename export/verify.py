@@ -24,7 +24,7 @@ from export import diagnosis, onnx_model, parity, report
 from export.deployed import OUTPUTS, Deployed, deployed, metadata
 from export.probe import NUM_THREADS
 from export.probing import BATCH_SIZES, CHUNK, FORMATS, Finding, Probes
-from export.stage import FILES, FOLDER
+from export.stage import FILES, FOLDER, METRICS
 from pipeline import manifest, store
 from pipeline.config import UserError
 from pipeline.data.loader import Split, evaluation_split, open_split
@@ -95,7 +95,8 @@ def verify_run(
     store.write_json(run.folder / as_json, values)
     with store.atomic(run.folder / as_text) as temporary:
         temporary.write_text(report.markdown(values))
-    prefixes = {kind: f"export/{re.sub('[^A-Za-z0-9_.-]', '_', f'parity-{onnx.stem}') if onnx else kind}" for kind in parts}
+    stem = re.sub("[^A-Za-z0-9_.-]", "_", f"parity-{onnx.stem}") if onnx else ""
+    prefixes = {kind: f"{METRICS}/{stem or kind}" for kind in parts}
     return Verdict(values["passed"], values["problems"], report.figures(values, prefixes=prefixes), values)
 
 

@@ -37,7 +37,10 @@ COMMANDS: Mapping[str, tuple[type, str]] = {
 
 _ALIASES = {"main": "run"}  # MLproject's name of it
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)  # what a disk does, and no mistake of ours
-_METAVARS = {"int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT"}
+_METAVARS = {
+    "int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT", "output_dir": "FOLDER", "run": "RUN",
+    "onnx": "FILE",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +95,7 @@ def _complain(messages: Sequence[str]) -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         say(_overview())
         return 0
     if arguments[0] == "--version":
@@ -107,6 +110,8 @@ def _dispatch(arguments: list[str]) -> int:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(f"{configuration.shown(command)} is not a command.{hint} Choose one of: {', '.join(COMMANDS)}.")
     cls = COMMANDS[command][0]
+    if not places.is_somewhere():
+        raise UserError("the working folder is gone: it was deleted. Change into one that is there.")
     if "-h" in flags or "--help" in flags:
         say(_parser(command).format_help().rstrip())
         return 0
@@ -125,7 +130,7 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
     world_size = environment.worker().world_size if environment.is_worker() else None
     if command == "prepare" or texts.get("resume", "false") == "false":  # all mistakes are told before anything is joined
         config = configuration.resolve(texts, world_size=world_size)
-        if environment.worker().rank == 0:  # before the slow imports
+        if environment.worker().rank == 0 and command != "prepare":  # before the slow imports
             (output.log if environment.is_launched() else say)(configuration.describe(texts))
     if command == "prepare":
         from pipeline.data.prepare import prepare
@@ -135,6 +140,7 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
     from pipeline import distributed
 
     if environment.is_worker():
+        _refuse_what_torchrun_decides(texts)
         return _on_every_rank(command, texts)
     from pipeline import settle
 
@@ -146,7 +152,7 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
             f"batch_size={config.batch_size} is smaller than {nproc} ranks x accumulation_steps="
             f"{config.accumulation_steps}. Use a larger --batch_size, or fewer processes (--nproc)."
         )
-    if nproc == 1:
+    if nproc == 1 and not config.max_restarts:
         return _on_every_rank(command, texts, config)
     from pipeline.data.prepare import prepare
 
@@ -158,6 +164,22 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
 
         runs.close_after_failure()
     return status
+
+
+def _refuse_what_torchrun_decides(texts: Mapping[str, str]) -> None:
+    """Raise UserError for a flag that our own launcher would obey, in a rank that torchrun has started."""
+    if environment.is_launched():
+        return
+    local = str(environment.worker().local_world_size)
+    decided = {"nproc": ("auto", local), "max_restarts": ("0",)}
+    words = {"nproc": "--nproc-per-node", "max_restarts": "--max-restarts"}
+    problems = [
+        f"{name}={texts[name]} has no effect under torchrun. Give it as torchrun's own {words[name]}, and leave --{name} out."
+        for name, same in decided.items()
+        if name in texts and texts[name] not in same
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def _on_every_rank(command: str, texts: Mapping[str, str], config: RunConfig | None = None) -> int:
@@ -178,7 +200,8 @@ def _later_stage(command: str, arguments: list[str], config: Any) -> int:
         from pipeline import pictures, plots
 
         path = config.output / f"{config.picture}.png"
-        plots.save(pictures.PICTURES[config.picture](), path)
+        about, draw = pictures.PICTURES[config.picture]
+        plots.save(draw(), path, about=about)
         say(str(path))
         return 0
     if command == "sync":
@@ -241,8 +264,12 @@ def _read_flags(flags: Sequence[str], cls: type) -> dict[str, str]:
 
 
 def _unknown_flag(word: str, cls: type) -> str:
-    near = get_close_matches(word[:100].lstrip("-").replace("-", "_"), [f.name for f in dataclasses.fields(cls)], n=1)
-    hint = f"Did you mean --{near[0]}?" if near else "Leave it out; --help lists the flags."
+    fields = [field.name for field in dataclasses.fields(cls)]
+    near = get_close_matches(word[:100].lower().lstrip("-").replace("-", "_"), fields, n=1)
+    if not word.startswith("-"):
+        hint = f"A value stands behind its flag, as in --{fields[0]} VALUE."
+    else:
+        hint = f"Did you mean --{near[0]}?" if near else "Leave it out; --help lists the flags."
     return f"{configuration.shown(word) or 'An empty word'} is not a flag of this command. {hint}"
 
 
@@ -260,10 +287,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
     for field in dataclasses.fields(cls):
         choices = field.metadata["choices"]
         default = "from the recipe" if cls is RunConfig and field.name in by_recipe else _text(field.default)
+        note = "required" if field.name == "run" and not field.default else f"default: {default or 'empty'}"
         parser.add_argument(
             f"--{field.name}",
-            metavar="|".join(choices) or _METAVARS.get(str(field.type), "auto|N"),
-            help=f"{field.metadata['meaning']} (default: {default or 'empty'})".replace("%", "%%"),
+            metavar="|".join(choices) or _METAVARS.get(field.name) or _METAVARS.get(str(field.type), "auto|N"),
+            help=f"{field.metadata['meaning']} ({note})".replace("%", "%%"),
         )
     return parser
 
@@ -293,6 +321,7 @@ def _overview() -> str:
             "",
             *(f"  {name:{width}}  {meaning}" for name, (_, meaning) in COMMANDS.items()),
             "",
+            "Begin with `python -m pipeline run --model cnn`, and look at what came of it with `mlflow ui`.",
             "`python -m pipeline COMMAND --help` lists the flags of a command with their meanings and defaults.",
         ]
     )

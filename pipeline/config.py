@@ -192,7 +192,7 @@ class PlotConfig:
     picture: str = option(
         "activations", "what to draw; none of these needs a run", choices=("activations", "scatter", "tsne", "samples")
     )
-    output: Path = option(Path("plots"), "folder for the PNG file")
+    output: Path = option(Path("runs/plots"), "folder for the PNG file")
 
 
 RUNTIME_FIELDS = frozenset(

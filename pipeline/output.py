@@ -9,13 +9,16 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN)
+_PATIENCE = 60.0  # s that a command waits for a reader who does not read: other ranks wait too, and give up at some time
 
 _lock = threading.Lock()
 _log = -1  # the open file, if there is one
@@ -25,14 +28,19 @@ _early: deque[str] = deque(maxlen=1000)  # what was said before there was a log
 class _Lasting(io.FileIO):
     """A file descriptor that takes everything: what cannot be written is lost, and nobody is told."""
 
+    waits = True  # for a reader who is busy; one who has let us wait for too long is not waited for again until he reads
+
     def write(self, content: Any, /) -> int:
-        view = memoryview(content)
+        view = memoryview(content)[: select.PIPE_BUF]  # what a pipe that can be written to takes without a pause
+        written = None
         try:
-            written = super().write(view)
+            if select.select([], [self], [], _PATIENCE if self.waits else 0)[1]:
+                written = super().write(view)
+            self.waits = written is not None
         except OSError as error:
-            written = None
             if error.errno in _GONE:
-                _lead_nowhere(self.fileno())
+                with suppress(OSError):
+                    _lead_nowhere(self.fileno())
         return view.nbytes if written is None else written
 
 
@@ -49,7 +57,7 @@ def install() -> None:
         before, raw = getattr(sys, name), _Lasting(number, "w", closefd=False)
         stream = io.TextIOWrapper(
             io.BufferedWriter(raw), encoding=before.encoding if before else "utf-8", errors="backslashreplace",
-            line_buffering=number == 2 or raw.isatty(), write_through=bool(before and before.write_through),
+            line_buffering=number == 2 or raw.isatty() or bool(before and before.write_through),
         )  # fmt: skip
         setattr(sys, name, stream)
 

@@ -28,6 +28,15 @@ def expanded(text: str) -> str:
     return path
 
 
+def is_somewhere() -> bool:
+    """Tell whether the working folder is still there: without one, libraries end the process with words of their own."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
 def occupied(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Yield the field and the message for every folder among `values` that cannot be one."""
     for name, purpose in FOLDERS.items():

@@ -74,8 +74,8 @@ def _describe(loss: float, row: Mapping[str, float]) -> str:
         "val/rmse": "val rmse",
     }
     figures = [f"{text} {row[key]:.4f}" for key, text in names.items() if key in row]
-    if "perf/samples_per_second" in row:
-        figures.append(f"{row['perf/samples_per_second']:,.0f} samples/s".replace(",", " "))
+    if "train/samples_per_second" in row:
+        figures.append(f"{row['train/samples_per_second']:,.0f} samples/s".replace(",", " "))
     return "  ".join([f"loss {loss:.4f}", *figures])
 
 

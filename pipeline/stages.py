@@ -14,6 +14,7 @@ import torch
 from pipeline import distributed, manifest, precision, store
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import EvaluateConfig, Failure, RunConfig, StageConfig, UserError, VerifyConfig
+from pipeline.data.catalog import DATASETS
 from pipeline.data.loader import evaluation_split, open_split
 from pipeline.data.prepare import prepare, prepared_folder, read_manifest
 from pipeline.distributed import Ranks
@@ -58,6 +59,8 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
         if begun:
             _finish(run, begun[1], data, missing, probes, draw)
             _say(_where(run))
+            if export:
+                _say_where_served(begun[1])
             _say(f"next: {_next(run, exported=export)}")
 
 
@@ -78,6 +81,8 @@ def _fit(run: Run, config: RunConfig, ranks: Ranks, tracker: NullTracker, data: 
     training = Training(run, ranks, tracker, open_split(data, "train"), open_split(data, "val"))
     if checkpoint:
         training.restore(checkpoint[1])
+    if ranks.is_main and run.config.optimizer == "muon" and not training.has_matrices():
+        _say("muon finds no matrix between the first and the last layer here: every step is AdamW's")
     if ranks.is_main:
         with store.atomic(run.folder / "parameters.md") as path:
             path.write_text("\n".join(parameter_table(training.model)) + "\n")
@@ -272,15 +277,21 @@ def verify(config: VerifyConfig, run: Run) -> None:
     onnx = Path(config.onnx) if config.onnx else None
     if onnx and not onnx.is_file():
         raise UserError(f"onnx={onnx} is not a file. Give the path of an .onnx file.")
+    if onnx:  # somebody else's file: nothing of it belongs into the run that is tracked
+        with tracking.beside(run):
+            log_to(run.folder / store.LOG)
+            return _verify(run, None, _data_of(run, config, distributed.single_process()), onnx=onnx)
     with tracking.attached(run) as tracker:
-        if not onnx:
-            manifest.need(run.folder, "export")
+        manifest.need(run.folder, "export")
         log_to(run.folder / store.LOG)
-        _verify(run, tracker, _data_of(run, config, distributed.single_process()), onnx=onnx)
+        _verify(run, tracker, _data_of(run, config, distributed.single_process()))
+        _say_where_served(tracker)
 
 
 def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> Path:
-    """Prepare the data that a run was trained on, from where it lies on this machine."""
+    """Prepare the data that a run was trained on, from where it lies on this machine. Raises UserError."""
+    if config.data_dir != StageConfig().data_dir and "data_dir" not in DATASETS[run.config.dataset].fields:
+        raise UserError(f"data_dir={config.data_dir} has no effect on dataset={run.config.dataset}. Leave --data_dir out.")
     here = dataclasses.replace(run.config, data_dir=config.data_dir, cache_dir=config.cache_dir)
     data = _prepare_everywhere(here, ranks)
     _same_data(run, read_manifest(data))
@@ -306,7 +317,7 @@ def _import_plots() -> None:
 
 
 def _verify(
-    run: Run, tracker: Tracker, data: Path, *, onnx: Path | None = None,
+    run: Run, tracker: Tracker | None, data: Path, *, onnx: Path | None = None,
     probes: Probes | None = None, meanwhile: Callable[[], None] = _nothing, draw: Callable[[], None] = _nothing,
 ) -> None:  # fmt: skip
     from export.verify import report_files, verify_run
@@ -318,11 +329,13 @@ def _verify(
         _say(report.read_text().partition("\n## Each batch size")[0])
         _say(f"report: {report}")
     draw()
-    if onnx is None:
+    if tracker:
         if verdict.passed and tracker.upload():
             example = open_split(data, evaluation_split(data)).x[:7].numpy().copy()
-            difference = onnx_model.log_onnx_model(run.mlflow_run_id, run.folder / "export" / "model.onnx", example)
-            verdict.figures["export/pyfunc/max_abs_diff"] = difference
+            path, name = run.folder / "export" / "model.onnx", f"{run.config.model}-{run.config.dataset}"
+            address, difference = onnx_model.log_onnx_model(run.mlflow_run_id, path, example, name=name)
+            tracker.set_tags({"model_uri": address})
+            verdict.figures["verify/pyfunc/max_abs_diff"] = difference
             _say(f"MLflow model logged and loaded back with pyfunc: max abs diff {difference:.1e}")
             if difference > 0:
                 verdict.problems.append(f"MLflow's pyfunc answers otherwise than onnxruntime, by {difference:.1e}")
@@ -332,8 +345,9 @@ def _verify(
             )
         tracker.set_tags({"parity": "failed" if verdict.problems else "passed"})
     manifest.seal(run, *written)
-    _log(run, tracker, verdict.figures)
-    tracker.upload()
+    if tracker:
+        _log(run, tracker, verdict.figures)
+        tracker.upload()
     if verdict.problems:
         raise Failure("\n".join(["the artifacts do not answer as the model does:", *verdict.problems, f"See {report}."]))
 
@@ -346,9 +360,14 @@ def _log(run: Run, tracker: Tracker, figures: Mapping[str, float]) -> None:
 
 
 def _summary(run: Run, figures: Mapping[str, float]) -> None:
-    _say("  ".join(f"{name} {value:.4f}" for name, value in figures.items() if "/class/" not in name))
+    _say("  ".join(f"{name} {value:.4f}" for name, value in figures.items() if "_class_" not in name))
     if text := _formula(run):
         _say(text)
+
+
+def _say_where_served(tracker: Tracker) -> None:
+    if address := tracker.outbox.value("tags", {}).get("model_uri"):
+        _say(f"MLflow model: {address} (serve it: mlflow models serve -m {address} --env-manager local)")
 
 
 def _where(run: Run) -> str:

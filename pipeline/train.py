@@ -104,6 +104,10 @@ class Training:
         self.writer = Writer(tracker.checkpoint_written)
         torch.manual_seed(c.seed + 1_000_003 * (ranks.rank + 1))  # dropout: another stream on each rank
 
+    def has_matrices(self) -> bool:
+        """Tell whether muon's optimizer has a matrix to make orthogonal steps for."""
+        return any(group.get("orthogonal") for group in self.optimizer.param_groups)
+
     def fit(self, progress: Progress) -> None:
         """Train to the last epoch, or until validation has not improved for `early_stopping` epochs.
 
@@ -159,7 +163,7 @@ class Training:
             used = max(0, count - first * c.batch_size)
             row = {
                 "train/epoch_loss": state.epoch_loss.over_samples(c.loss),
-                f"train/{merit_name(self.task)}": merit(self.task, total, count), "perf/samples_per_second": used / seconds,
+                f"train/{merit_name(self.task)}": merit(self.task, total, count), "train/samples_per_second": used / seconds,
             }  # fmt: skip
         self.hits.zero_()
         state.epoch, state.cursor, state.epoch_loss = state.epoch + 1, 0, MeanLoss()

@@ -18,7 +18,7 @@ from pipeline.progress import Progress
 from pipeline.tracking.tracker import NullTracker, Row
 from pipeline.train import Training
 
-CLOCKS = ("time", "perf/samples_per_second")
+CLOCKS = ("time", "train/samples_per_second")
 
 
 class Recorder(NullTracker):

@@ -83,12 +83,15 @@ class Tracker(NullTracker):
             self.metrics.append(new)
 
     def log_figures(self, figures: Mapping[str, float]) -> None:
-        """Write figures of the finished model, at the step of the last row; those that stand there already are left out."""
-        step, now = self.last_step, time.time_ns() // 1_000_000
-        new = {k: float(v) for k, v in figures.items() if self._known.get((step, k)) != v}
+        """Write figures of the finished model; those that stand there already are left out.
+
+        They are of step 0: of no step, MLflow shows a bar with the value and not a dot.
+        """
+        now = time.time_ns() // 1_000_000
+        new = {k: float(v) for k, v in figures.items() if self._known.get((0, k)) != v}
         if new:
-            self.metrics.append({"step": step, "time": now} | new)
-            self._known |= {(step, name): value for name, value in new.items()}
+            self.metrics.append({"step": 0, "time": now} | new)
+            self._known |= {(0, name): value for name, value in new.items()}
 
     def take(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -168,6 +171,16 @@ def training_run(run: Run, tags: Mapping[str, object], *, dataset: Mapping[str, 
                     tracker.end(status)
                 finally:
                     tracker.close()
+
+
+@contextmanager
+def beside(run: Run) -> Iterator[None]:
+    """Hold a run's folder for a stage that has nothing to tell its MLflow run. No server is needed, but for `mlflow run`."""
+    if os.environ.get("MLFLOW_RUN_ID"):
+        connection.configure()
+        runs.nest_wrapper(run.mlflow_run_id)
+    with store.locked(run.folder):
+        yield
 
 
 @contextmanager

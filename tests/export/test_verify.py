@@ -54,10 +54,10 @@ def test_every_format_answers_as_torch_in_a_fresh_process(verdicts: Callable[[st
     assert set(verdict.report["artifacts"]) == set(FORMATS)
     classifies = verdict.report["metric"] == "accuracy"
     names = FIGURES | ({"argmax_flips", "accuracy_diff"} if classifies else {"rmse_diff"})
-    assert set(verdict.figures) == {f"export/{kind}/{name}" for kind in FORMATS for name in names}
+    assert set(verdict.figures) == {f"verify/{kind}/{name}" for kind in FORMATS for name in names}
     for kind in FORMATS:
-        assert verdict.figures[f"export/{kind}/max_abs_diff"] < 1e-5
-        assert verdict.figures[f"export/{kind}/latency_ms_b1"] > 0
+        assert verdict.figures[f"verify/{kind}/max_abs_diff"] < 1e-5
+        assert verdict.figures[f"verify/{kind}/latency_ms_b1"] > 0
         assert list(verdict.report["artifacts"][kind]["cases"]) == ["1", "2", "7", "64", "all"]
 
 

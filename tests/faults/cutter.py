@@ -27,7 +27,7 @@ from pipeline import manifest, stopping, store
 from pipeline.cli import main
 from tests.faults.inject import forked
 
-CLOCKS = ("time", "perf/samples_per_second")
+CLOCKS = ("time", "train/samples_per_second")
 TRAIN = ["--model", "polynomial", "--epochs", "2", "--output_dir", "run", "--resume", "auto"]
 STAGES = {  # the command, and the commands that are done before it
     "train": (["train", *TRAIN], []),

@@ -55,8 +55,11 @@ def test_a_training_whose_streams_are_closed_from_the_start_goes_on(cache_dir: P
     _assert_whole()
 
 
-@pytest.mark.parametrize("controlling", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_training_on_a_terminal_that_dies_goes_on(cache_dir: Path, controlling: bool) -> None:
+@pytest.mark.parametrize(
+    ("controlling", "nproc"),
+    [(True, 1), pytest.param(False, 1, marks=pytest.mark.slow), pytest.param(True, 2, marks=pytest.mark.slow)],
+)
+def test_a_training_on_a_terminal_that_dies_goes_on(cache_dir: Path, controlling: bool, nproc: int) -> None:
     """Writing to it fails with EIO; a controlling terminal, as that of an ssh connection, sends SIGHUP too."""
     main, child = pty.openpty()
 
@@ -64,7 +67,7 @@ def test_a_training_on_a_terminal_that_dies_goes_on(cache_dir: Path, controlling
         fcntl.ioctl(child, termios.TIOCSCTTY, 0)
 
     process = _start(
-        "train", *TRAIN, cache_dir, stdin=child, stdout=child, stderr=child, start_new_session=True,
+        "train", *TRAIN, cache_dir, "--nproc", nproc, stdin=child, stdout=child, stderr=child, start_new_session=True,
         preexec_fn=take_it if controlling else None, env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
     )  # fmt: skip
     os.close(child)
@@ -107,6 +110,22 @@ def test_words_that_nobody_hears_change_no_exit_status(words: str, way: str) -> 
     script = CLOSED if way == "closed" else 'exec "$@" >/dev/full 2>/dev/full'
     done = subprocess.run(["sh", "-c", script, "sh", *PIPELINE, *words.split()], timeout=60, check=False)
     assert done.returncode == (2 if "--lr" in words else 0)
+
+
+def test_a_reader_who_stops_reading_is_waited_for_once() -> None:
+    """As `less` does, or a terminal after Ctrl-S: what does not fit into the pipe is lost, and the work goes on."""
+    script = (
+        "from pipeline import output\n"
+        "output._PATIENCE = 0.1\n"
+        "output.install()\n"
+        "for number in range(5000): output.say(f'line {number} ' + 100 * '.')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    try:
+        assert process.wait(timeout=60) == 0
+        assert process.stdout and process.stdout.read().startswith(b"line 0 ")
+    finally:
+        process.kill()
 
 
 def test_a_terminal_that_knows_only_ascii_gets_every_word() -> None:

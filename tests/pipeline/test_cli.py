@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import yaml
 
 from pipeline import __version__
 from pipeline.cli import COMMANDS, main
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, convert
 from tests.conftest import ROOT
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -30,7 +31,7 @@ def test_help_lists_every_field_with_meaning_and_default(name: str, capsys: pyte
     for field in dataclasses.fields(COMMANDS[name][0]):
         assert f"--{field.name} " in text
         assert field.metadata["meaning"] in text
-    assert text.count("(default:") >= len(dataclasses.fields(COMMANDS[name][0]))
+    assert text.count("(default:") + text.count("(required)") >= len(dataclasses.fields(COMMANDS[name][0]))
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -158,17 +159,29 @@ def test_half_of_what_torchrun_sets_gets_a_sentence(
     assert said in capsys.readouterr().err and _tree(working_folder) == []
 
 
+def test_a_working_folder_that_was_deleted_gets_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gone").mkdir()
+    with contextlib.chdir(tmp_path / "gone"):
+        (tmp_path / "gone").rmdir()
+        assert main(["train"]) == 2
+    assert "the working folder is gone" in capsys.readouterr().err
+
+
 def test_main_is_another_name_of_run(capsys: pytest.CaptureFixture[str]) -> None:
     """As in MLproject."""
     assert main(["main", "--help"]) == 0 and "python -m pipeline run" in capsys.readouterr().out
 
 
 def test_a_tilde_is_the_home_folder(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(working_folder / "home"))
-    flags = ["--model", "mlp", "--epochs", "1", "--cache_dir", "~/cache", "--data_dir", "~/data", "--output_dir"]
-    assert main(["train", *flags, "~/runs/a"]) == 0
-    assert [path.name for path in working_folder.iterdir()] == ["home"]
-    assert {path.name for path in (working_folder / "home").iterdir()} >= {"cache", "runs"}  # libraries add their own
+    home = working_folder / "home"
+    monkeypatch.setenv("HOME", str(home))
+    assert main(["prepare", "--model", "mlp", "--cache_dir", "~/cache"]) == 0
+    assert [path.name for path in working_folder.iterdir()] == ["home"] and (home / "cache").is_dir()
+    for command, name in [("train", "output_dir"), ("train", "data_dir"), ("verify", "run"), ("verify", "onnx"),
+                          ("sync", "run"), ("plot", "output"), ("train", "cache_dir")]:  # fmt: skip
+        values, _ = convert(COMMANDS[command][0], {name: "~/x/y"})
+        assert str(values[name]) == f"{home}/x/y"
+        assert str(convert(COMMANDS[command][0], {name: "x/y"})[0][name]) == "x/y"
 
 
 def test_without_a_home_folder_the_default_cache_gets_a_sentence(
@@ -227,3 +240,29 @@ def test_the_overview_of_flags_is_the_configuration() -> None:
         "model", "dataset", "data_dir", "epochs", "batch_size", "lr", "optimizer", "weight_decay", "loss", "scheduler",
         "seed", "device", "precision", "nproc", "workers", "checkpoint_every", "output_dir", "resume",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("flag", "own"), [("nproc", "--nproc-per-node"), ("max_restarts", "--max-restarts")])
+def test_what_torchrun_decides_is_refused_in_its_ranks(
+    flag: str, own: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    assert main(["train", "--model", "mlp", "--output_dir", "run", f"--{flag}", "2"]) == 2
+    told = capsys.readouterr().err
+    assert f"{flag}=2 has no effect under torchrun" in told and own in told and list(tmp_path.iterdir()) == []
+
+
+def test_a_single_worker_is_restarted_too(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
+    launched: list[tuple[int, int]] = []
+
+    def launch(command: list[str], nproc: int, *, max_restarts: int) -> int:
+        launched.append((nproc, max_restarts))
+        return 0
+
+    monkeypatch.setattr("pipeline.distributed.launch", launch)
+    flags = ["--model", "mlp", "--output_dir", "run", "--cache_dir", str(cache_dir), "--nproc", "1", "--device", "cpu"]
+    assert main(["train", *flags, "--max_restarts", "2"]) == 0
+    assert launched == [(1, 2)]

@@ -109,7 +109,7 @@ def test_mlflow_run_does_the_main_job_from_a_git_uri(tmp_path: Path, cache_dir: 
     (run,) = client.search_runs(["0"])  # in the experiment that `mlflow run` chooses
     assert run.info.status == "FINISHED" and run.data.tags["parity"] == "passed"
     assert run.data.params["model"] == "mlp" and run.data.params["epochs"] == "3" and run.data.params["lr"] == "0.01"
-    assert run.data.metrics["export/onnx/argmax_flips"] == 0
+    assert run.data.metrics["verify/onnx/argmax_flips"] == 0
     assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(caller)
     assert {a.path for a in client.list_artifacts(run.info.run_id, "export")} >= {"export/model.onnx", "export/parity.md"}
     assert [a.path for a in client.list_artifacts(run.info.run_id, "plots")]

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from export import stage
 from export.deployed import ExportError
@@ -36,10 +37,14 @@ def test_a_training_leaves_a_sealed_folder_with_its_report_and_pictures(trained:
     assert names >= {"config.json", "metrics.jsonl", "weights.safetensors", "last.safetensors", "test.json", "parameters.md"}
     pictures = {Path(n).stem for n in names if n.startswith("plots/")}
     expected = {"curves"} | ({"fitted_curve"} if run.task == "regression" else {"confusion_matrix", "tsne"})
-    expected |= {"wrongest"} if DATASETS[run.config.dataset].is_image else set()
+    expected |= {"top_losses"} if DATASETS[run.config.dataset].is_image else set()
+    expected |= {"roc_pr"} if len(DATASETS[run.config.dataset].classes) == 2 else set()
     expected |= {"scatter", "decision_regions", "activations"} if model == "moons" else set()
     assert pictures == expected
-    assert all((run.folder / "plots" / f"{p}.png").read_bytes().startswith(b"\x89PNG") for p in pictures)
+    for picture in pictures:
+        with Image.open(run.folder / "plots" / f"{picture}.png") as image:
+            assert image.format == "PNG"
+            assert image.info["Title"] == f"{model} on {run.config.dataset}, run {run.folder.name}"
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -135,7 +140,7 @@ def test_files_that_answer_otherwise_cost_no_picture_and_are_told_first(
     assert "the artifacts do not answer as the model does:\nmodel.onnx: its weights differ" in capsys.readouterr().err
     run = store.open_run(tmp_path / "run")
     pictures = list((run.folder / "plots").iterdir())
-    assert len(pictures) == 6
+    assert len(pictures) == 7
     told = (run.folder / "export" / "parity.md").stat().st_mtime_ns
     assert told < min(picture.stat().st_mtime_ns for picture in pictures)
 
@@ -155,7 +160,7 @@ def test_an_export_that_fails_costs_neither_the_pictures_nor_a_process(
     assert "onnx: no such operator" in capsys.readouterr().err
     run = store.open_run(tmp_path / "run")
     names = {p.stem for p in (run.folder / "plots").iterdir()}
-    assert names == {"curves", "confusion_matrix", "tsne", "scatter", "decision_regions", "activations"}
+    assert names == {"curves", "confusion_matrix", "roc_pr", "tsne", "scatter", "decision_regions", "activations"}
     artifacts = {Path(file.path).stem for file in MlflowClient().list_artifacts(run.mlflow_run_id, "plots")}
     assert artifacts == names and MlflowClient().get_run(run.mlflow_run_id).info.status == "FAILED"
     (probes,) = started
