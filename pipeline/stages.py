@@ -344,8 +344,8 @@ def _verify(
                 f"the ONNX file is not logged as an MLflow model: do it later with python -m pipeline verify --run {run.folder}"
             )
         tracker.set_tags({"parity": "failed" if verdict.problems else "passed"})
-    manifest.seal(run, *written)
-    if tracker:
+    if tracker:  # a report of somebody else's file is no part of the run
+        manifest.seal(run, *written)
         _log(run, tracker, verdict.figures)
         tracker.upload()
     if verdict.problems:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import store
+from pipeline import manifest, store
 from pipeline.cli import main
 from pipeline.config import UserError, applicable
 from pipeline.store import Run
@@ -103,6 +103,7 @@ def test_the_mlflow_model_is_named_told_and_tagged_and_another_file_leaves_no_tr
     assert main(["verify", *flags, "--onnx", str(other)]) == 0
     after = client.get_run(run.mlflow_run_id)
     assert (run.folder / "export" / "parity-other.md").is_file()
+    assert not [name for name in manifest.read(run.folder)[1] if "other" in name], "it would be sent with the next stage"
     assert after.data.to_dictionary() == found.data.to_dictionary()
     assert {item.path for item in client.list_artifacts(run.mlflow_run_id, "export")} == files
 
