@@ -195,7 +195,7 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
         runs.nest_wrapper(run.mlflow_run_id)
         run = dataclasses.replace(run, config=config)
     else:
-        runs.check_experiment(config.dataset)
+        runs.check_new(config.dataset)
         config = _settle_precision(config, ranks, data, prepared)
         if config.output_dir:
             store.refuse_existing(Path(config.output_dir))

@@ -158,6 +158,17 @@ def test_an_unknown_run_is_a_sentence(capsys: Any) -> None:
     assert "is neither a folder nor a run at sqlite:///" in capsys.readouterr().err
 
 
+def test_a_training_does_not_go_into_the_run_of_another_that_has_finished(
+    trained: Trained, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, working_folder: Path
+) -> None:
+    run = trained("mlp")
+    before = MlflowClient().get_run(run.mlflow_run_id).data.to_dictionary()
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.mlflow_run_id)
+    assert main(["train", "--model", "mlp", "--cache_dir", str(cache_dir)]) == 2
+    assert f"MLFLOW_RUN_ID={run.mlflow_run_id} is a training that has finished. Unset it" in capsys.readouterr().err
+    assert MlflowClient().get_run(run.mlflow_run_id).data.to_dictionary() == before and not list(working_folder.iterdir())
+
+
 def test_a_later_stage_nests_the_run_that_mlflow_run_opened(
     trained: Trained, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +177,8 @@ def test_a_later_stage_nests_the_run_that_mlflow_run_opened(
     wrapper = client.create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", wrapper)
     assert main(["evaluate", "--run", str(run.folder), "--cache_dir", str(cache_dir)]) == 0
-    assert client.get_run(wrapper).data.tags["mlflow.parentRunId"] == run.mlflow_run_id
+    tags = client.get_run(wrapper).data.tags
+    assert tags["mlflow.parentRunId"] == run.mlflow_run_id and tags.items() >= runs.owner().items()
     assert client.get_run(wrapper).data.metrics == {}
 
 
