@@ -128,9 +128,9 @@ def run(call: Call, x: Array, *, batch_sizes: list[int], chunk: int) -> tuple[di
     """Return the outputs for a batch of each size and for all of `x`, and what went wrong where there are none."""
     outputs: dict[str, list[Array]] = {}
     errors: dict[str, str] = {}
-    for name in [*map(str, batch_sizes), "test"]:
+    for name in [*map(str, batch_sizes), "all"]:
         try:
-            if name == "test":
+            if name == "all":
                 parts = [_numbers(call(np.array(x[i : i + chunk]))) for i in range(0, len(x), chunk)]
                 outputs[name] = [np.concatenate(column) for column in zip(*parts, strict=True)]
             else:

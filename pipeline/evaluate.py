@@ -5,6 +5,7 @@ Evaluation is always in float32, whatever the training's precision: that is what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,14 +17,15 @@ from torch import Tensor
 
 from models.preprocess import Model
 from pipeline import distributed, metrics, store
-from pipeline.config import RunConfig
+from pipeline.config import Failure, RunConfig
 from pipeline.data.catalog import DATASETS
-from pipeline.data.loader import Split, open_split, share
+from pipeline.data.loader import Split, evaluation_split, open_split, share
 from pipeline.data.prepare import read_manifest
 from pipeline.distributed import Ranks
 from pipeline.losses import LossSum, loss_sum, normaliser
 from pipeline.store import Run
 
+FIGURES = {"test": "test", "train": "train/final"}  # what the figures of a split's evaluation are called before the slash
 _BATCH = 1000  # samples in one forward pass
 
 
@@ -60,19 +62,27 @@ def figures_of(loss: float, merit: float, count: int, *, config: RunConfig, task
 
 
 def evaluate(run: Run, ranks: Ranks, data: Path) -> tuple[dict[str, float], Callable[[], None]]:
-    """Evaluate the best weights on the test split; rank 0 writes test.json. Return the figures, and what draws plots/.
+    """Evaluate the best weights; rank 0 writes test.json. Return the figures, and what draws plots/.
 
-    `data` is the prepared folder. Every rank must call it; the weights are read by rank 0 and sent to the others. The
-    pictures take longer than the figures, and are left to rank 0 to draw when nobody waits for the proof any more.
+    `data` is the prepared folder. Without a test split there the samples are those of the training: the file is train.json,
+    and the figures are `train/final/...`. Every rank must call it; the weights are read by rank 0 and sent to the others. The
+    pictures take longer than the figures, and are left to rank 0 to draw when nobody waits for the proof any more. Raises
+    Failure where the loss is not finite.
     """
     state = distributed.broadcast(run.load_model().state_dict() if ranks.is_main else None)
     model = run.build_model()
     model.load_state_dict(state)
     model.to(ranks.device)
-    split, c = open_split(data, "test"), run.config
+    name, c = evaluation_split(data), run.config
+    split = open_split(data, name)
     loss = loss_sum(c.loss, task=run.task, network=model.network)
     batches = list(_forward(model, split, ranks))
     figures = {"loss": _sum_up(batches, len(split), loss, ranks, config=c, task=run.task)["loss"]}
+    if not math.isfinite(figures["loss"]):
+        raise Failure(
+            f"loss={figures['loss']} on the {name} samples: the model that this training ended with gives no finite answers. "
+            f"Lower --lr (now {c.lr:g}), or limit the gradient (--grad_clip 1)."
+        )
     scores, features = (distributed.concatenate(torch.cat([b[k] for b in batches])) for k in (0, 1))
     if run.task == "regression":
         report = metrics.regression_report(scores, split.y)
@@ -80,12 +90,12 @@ def evaluate(run: Run, ranks: Ranks, data: Path) -> tuple[dict[str, float], Call
         report = metrics.classification_report(scores, split.y, task=run.task, classes=DATASETS[c.dataset].classes)
     report |= figures
     if ranks.is_main:
-        store.write_json(run.folder / store.TEST, report)
+        store.write_json(run.folder / f"{name}.json", report)
         if text := _formula(model.cpu()):
             with store.atomic(run.folder / "formula.txt") as path:
                 path.write_text(text + "\n")
-    draw = partial(_draw, run, model, data, split, scores, features, report, "test")
-    return metrics.flat_figures(report, "test"), draw
+    draw = partial(_draw, run, model, data, split, scores, features, report, name)
+    return metrics.flat_figures(report, FIGURES[name]), draw
 
 
 def _formula(model: Model) -> str:

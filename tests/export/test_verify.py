@@ -54,11 +54,11 @@ def test_every_format_answers_as_torch_in_a_fresh_process(verdicts: Callable[[st
     assert set(verdict.report["artifacts"]) == set(FORMATS)
     classifies = verdict.report["metric"] == "accuracy"
     names = FIGURES | ({"argmax_flips", "accuracy_diff"} if classifies else {"rmse_diff"})
-    assert set(verdict.figures) == {f"export/{kind}/{name}" for kind in FORMATS for name in names}
+    assert set(verdict.figures) == {f"verify/{kind}/{name}" for kind in FORMATS for name in names}
     for kind in FORMATS:
-        assert verdict.figures[f"export/{kind}/max_abs_diff"] < 1e-5
-        assert verdict.figures[f"export/{kind}/latency_ms_b1"] > 0
-        assert list(verdict.report["artifacts"][kind]["cases"]) == ["1", "2", "7", "64", "test"]
+        assert verdict.figures[f"verify/{kind}/max_abs_diff"] < 1e-5
+        assert verdict.figures[f"verify/{kind}/latency_ms_b1"] > 0
+        assert list(verdict.report["artifacts"][kind]["cases"]) == ["1", "2", "7", "64", "all"]
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in ONE_EACH])
@@ -75,7 +75,7 @@ def test_the_report_is_a_table_under_the_verdict(exports: Exports, verdicts: Cal
     assert "| format | runtime | max abs diff | mean abs diff | argmax flips (n = 359) | accuracy |" in text
     assert "| onnx | onnxruntime " in text
     for kind in FORMATS:
-        assert all(f"| {kind} | {case} | " in text for case in (1, 2, 7, 64, "test"))
+        assert all(f"| {kind} | {case} | " in text for case in (1, 2, 7, 64, "all"))
     assert json.loads((exports("cnn").run.folder / FOLDER / "parity.json").read_text()) == verdict.report
 
 
@@ -391,7 +391,7 @@ def test_answers_that_are_not_finite_in_torch_either_fail(exports: Exports, tmp_
     model = run.load_model()
     with torch.no_grad():
         model.get_parameter("network.output.bias").fill_(torch.nan)
-    store.save_weights(run.folder / store.WEIGHTS, model.state_dict())
+    store.save_weights(run.folder / store.WEIGHTS, model.state_dict(), run_id=run.mlflow_run_id)
     program = pt2.capture(deployed(run), example_input(run))
     path = tmp_path / "nan.onnx"
     path.write_bytes(onnx_model.build(program, metadata(run), outputs=OUTPUTS[run.task]))

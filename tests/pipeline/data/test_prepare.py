@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import signal
@@ -82,11 +83,10 @@ def test_images_become_uint8_of_the_size_that_the_model_takes(model: str, size: 
     assert x.min() == 0 and x.max() > 240  # 16 grey levels stretched to 0..255, and resizing kept the range
 
 
-def test_without_holdout_every_sample_is_trained_on_and_tested_on(make_config: Make) -> None:
+def test_without_holdout_every_sample_is_trained_on_and_none_is_called_a_test(make_config: Make) -> None:
     splits = read_manifest(prepare(make_config(model="mlp", recipe="seed")))["splits"]
-    assert splits["train"]["x"]["shape"] == [569, 30] == splits["test"]["x"]["shape"]
-    assert splits["val"]["x"]["shape"] == [0, 30]
-    assert splits["test"]["x"]["sha256"] == splits["train"]["x"]["sha256"]
+    assert splits["train"]["x"]["shape"] == [569, 30] and splits["val"]["x"]["shape"] == [0, 30]
+    assert set(splits) == {"train", "val"}
 
 
 def test_the_same_settings_give_the_same_bytes_and_another_seed_others(make_config: Make, tmp_path: Path) -> None:
@@ -115,6 +115,14 @@ def test_a_damaged_cache_is_made_anew(make_config: Make, tmp_path: Path) -> None
     assert prepare(config) == folder and is_intact(folder) and read_manifest(folder)["data_sha256"] == digest
 
 
+def test_a_prepared_array_is_the_file_that_numpy_writes(make_config: Make) -> None:
+    folder = prepare(make_config(model="moons"))
+    for path in folder.glob("*.npy"):
+        buffer = io.BytesIO()
+        np.save(buffer, np.load(path))
+        assert path.read_bytes() == buffer.getvalue(), path
+
+
 PREPARE = """
 import sys
 from pipeline.config import resolve
@@ -139,16 +147,21 @@ def test_two_processes_preparing_at_once_leave_one_valid_cache(tmp_path: Path) -
     assert is_intact(Path(folder)) and [p.name for p in tmp_path.iterdir() if p.is_dir()] == [Path(folder).name]
 
 
-def test_a_killed_preparation_leaves_no_cache_and_no_obstacle(tmp_path: Path) -> None:
+def test_a_killed_preparation_leaves_no_cache_and_no_obstacle_and_is_swept_by_that_of_other_data(tmp_path: Path) -> None:
     process = _start(tmp_path, "slow")
     deadline = time.monotonic() + 60
     while not (tmp_path / "inside").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
+    config = resolve({"model": "cnn", "cache_dir": str(tmp_path)})
+    others = [resolve({"model": model, "cache_dir": str(tmp_path)}) for model in ("moons", "polynomial")]
+    prepare(others[0])
+    assert list(tmp_path.glob("*.tmp-*")), "it is still at work"
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=10)
-    config = resolve({"model": "cnn", "cache_dir": str(tmp_path)})
     assert not prepared_folder(config).exists() and list(tmp_path.glob("*.tmp-*"))
+    prepare(others[1])
+    assert not list(tmp_path.glob("*.tmp-*"))
     assert is_intact(prepare(config)) and not list(tmp_path.glob("*.tmp-*"))
 
 
