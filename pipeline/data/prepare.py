@@ -220,7 +220,7 @@ def _refuse_if_too_few(y: sources.Array, size: int, part: str, config: RunConfig
     needs = ""
     if spec.classes:
         rare = [spec.classes[k] for k, count in zip(classes, counts, strict=True) if count == 1]
-        needs = f" with {len(classes)} classes" + (f", of which {', '.join(rare)} has a single sample" if rare else "")
+        needs = f" with {len(classes)} classes" + (f" (a single sample of {', '.join(rare[:5])})" if rare else "")
         needs += ". It takes two samples of each class, and a place for each in both parts"
     raise UserError(
         f"dataset={config.dataset} is too small to hold samples out: {size} of {len(y)} would be for {part}{needs}. Add "
