@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.config import RunConfig, UserError
 from pipeline.data import sources
 from pipeline.data.catalog import DATASETS, IMAGE_RANGE, DatasetSpec
+from pipeline.output import say
 from pipeline.rules import input_shape
 
 FORMAT = 2
@@ -138,6 +139,7 @@ def _sweep(cache_dir: Path) -> None:
 def _make(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a process that was killed; we hold the lock
         shutil.rmtree(leftover)
+    say(f"preparing {config.dataset} in {folder} ...")
     temporary = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
     temporary.mkdir()
     try:
