@@ -8,19 +8,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
-import os
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from models import MODELS
-from pipeline import __version__
+from pipeline import __version__, environment, output, places
 from pipeline import config as configuration
 from pipeline.config import EvaluateConfig, Failure, PlotConfig, RunConfig, StageConfig, SyncConfig, UserError, VerifyConfig
 from pipeline.data.catalog import DATASETS
+from pipeline.output import say
 from pipeline.stopping import Stopped
 
 COMMANDS: Mapping[str, tuple[type, str]] = {
@@ -34,13 +35,27 @@ COMMANDS: Mapping[str, tuple[type, str]] = {
     "plot": (PlotConfig, "draw a picture that needs no run"),
 }
 
+_LOADING = "loading torch and MLflow ..."  # takes seconds, and a minute on a busy machine
+_ALIASES = {"main": "run"}  # MLproject's name of it
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)  # what a disk does, and no mistake of ours
-_METAVARS = {"int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT"}
+_METAVARS = {
+    "int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT", "output_dir": "FOLDER", "run": "RUN",
+    "onnx": "FILE",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; return 0 done, 1 failed, 2 bad configuration or input, 130 or 143 stopped by a signal."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    output.end_log()
+    try:
+        return _answered(list(sys.argv[1:] if argv is None else argv))
+    except Exception:
+        output.log(traceback.format_exc().rstrip())
+        raise
+
+
+def _answered(arguments: list[str]) -> int:
+    """Run one sub-command, and say what ended it if it was not our own mistake."""
     try:
         return _dispatch(arguments)
     except UserError as error:
@@ -71,48 +86,62 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(messages: Sequence[str]) -> None:
-    """Say what is wrong, one line each; ranks above 0 leave that to rank 0."""
-    if os.environ.get("RANK", "0") == "0":
-        print("\n".join(messages), file=sys.stderr, flush=True)
+    """Say what is wrong, one line each; of a job's ranks, the first on each host says it."""
+    try:
+        local_rank = environment.worker().local_rank
+    except UserError:  # which is what is to be told
+        local_rank = 0
+    if local_rank == 0:
+        say("\n".join(messages), error=True)
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        say(_overview())
         return 0
     if arguments[0] == "--version":
-        print(__version__)
+        say(__version__)
         return 0
     command, *flags = arguments
+    command = _ALIASES.get(command, command)
+    if command.startswith("-"):
+        raise UserError(f"The command comes before {configuration.shown(command)}. Choose one of: {', '.join(COMMANDS)}.")
     if command not in COMMANDS:
-        near = get_close_matches(command, COMMANDS, n=1)
+        near = get_close_matches(command[:100], COMMANDS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"{command} is not a command.{hint} Choose one of: {', '.join(COMMANDS)}.")
+        raise UserError(f"{configuration.shown(command)} is not a command.{hint} Choose one of: {', '.join(COMMANDS)}.")
     cls = COMMANDS[command][0]
+    if not places.is_somewhere():
+        raise UserError("the working folder is gone: it was deleted. Change into one that is there.")
     if "-h" in flags or "--help" in flags:
-        _parser(command).print_help()
+        say(_parser(command).format_help().rstrip())
         return 0
-    texts = _read_flags(flags, cls, _parser(command))
-    if cls is RunConfig:
-        return _training(command, arguments, texts)
+    texts = _read_flags(flags, cls)
+    worker = environment.worker()  # raises UserError where the variables of torchrun contradict each other
     values, problems = configuration.convert(cls, texts)
-    if problems:
-        raise UserError(*problems.values())
-    return _later_stage(command, arguments, cls(**values))
+    obstacles = {name: m for name, m in places.occupied(values) if name != "output_dir" or worker.rank == 0}
+    if cls is RunConfig and not obstacles:
+        return _training(command, [command, *flags], texts)
+    if problems or obstacles:
+        raise UserError(*(problems | obstacles).values())
+    return _later_stage(command, [command, *flags], cls(**values))
 
 
 def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> int:
-    world_size = int(os.environ.get("WORLD_SIZE", 0)) or None
+    world_size = environment.worker().world_size if environment.is_worker() else None
     if command == "prepare" or texts.get("resume", "false") == "false":  # all mistakes are told before anything is joined
         config = configuration.resolve(texts, world_size=world_size)
     if command == "prepare":
         from pipeline.data.prepare import prepare
 
-        print(prepare(config))
+        say(str(prepare(config)))
         return 0
+    is_new = texts.get("resume", "false") == "false"
+    _announce(configuration.describe(texts) if is_new else f"{command} in {texts.get('output_dir')}, resume={texts['resume']}")
     from pipeline import distributed
 
-    if distributed.is_worker():
+    if environment.is_worker():
+        _refuse_what_torchrun_decides(texts)
         return _on_every_rank(command, texts)
     from pipeline import settle
 
@@ -124,7 +153,7 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
             f"batch_size={config.batch_size} is smaller than {nproc} ranks x accumulation_steps="
             f"{config.accumulation_steps}. Use a larger --batch_size, or fewer processes (--nproc)."
         )
-    if nproc == 1:
+    if nproc == 1 and not config.max_restarts:
         return _on_every_rank(command, texts, config)
     from pipeline.data.prepare import prepare
 
@@ -136,6 +165,28 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
 
         runs.close_after_failure()
     return status
+
+
+def _announce(text: str) -> None:
+    """Say what a command is about, before the slow imports. What our launcher has said, its workers only note in the log."""
+    if environment.worker().rank == 0:
+        (output.log if environment.is_launched() else say)(f"{text}\n{_LOADING}")
+
+
+def _refuse_what_torchrun_decides(texts: Mapping[str, str]) -> None:
+    """Raise UserError for a flag that our own launcher would obey, in a rank that torchrun has started."""
+    if environment.is_launched():
+        return
+    local = str(environment.worker().local_world_size)
+    decided = {"nproc": ("auto", local), "max_restarts": ("0",)}
+    words = {"nproc": "--nproc-per-node", "max_restarts": "--max-restarts"}
+    problems = [
+        f"{name}={texts[name]} has no effect under torchrun. Give it as torchrun's own {words[name]}, and leave --{name} out."
+        for name, same in decided.items()
+        if name in texts and texts[name] not in same
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def _on_every_rank(command: str, texts: Mapping[str, str], config: RunConfig | None = None) -> int:
@@ -153,22 +204,28 @@ def _on_every_rank(command: str, texts: Mapping[str, str], config: RunConfig | N
 
 def _later_stage(command: str, arguments: list[str], config: Any) -> int:
     if command == "plot":
+        say(f"drawing {config.picture} ...")
         from pipeline import pictures, plots
 
         path = config.output / f"{config.picture}.png"
-        plots.save(pictures.PICTURES[config.picture](), path)
-        print(path)
+        about, draw = pictures.PICTURES[config.picture]
+        try:
+            plots.save(draw(), path, about=about)
+        except OSError as error:
+            raise UserError(f"output={config.output} cannot be written ({error.strerror}). Give another folder.") from error
+        say(str(path))
         return 0
+    _announce(f"{command} of {config.run}")
     if command == "sync":
         from pipeline.tracking import tracker
 
-        print(f"{config.run}: {tracker.sync(config.run)} figures sent")
+        say(f"{config.run}: {tracker.sync(config.run)} figures sent")
         return 0
     from pipeline.tracking.runs import find_run
 
     if command == "evaluate":
         return _evaluate(arguments, config)
-    run = find_run(config.run)
+    run = find_run(config.run, stage=command)
     from pipeline import stages
 
     if command == "export":
@@ -183,39 +240,49 @@ def _evaluate(arguments: list[str], config: EvaluateConfig) -> int:
     from pipeline.tracking.runs import find_run
 
     device = distributed.resolve_device(config.device)
-    if not distributed.is_worker() and (nproc := distributed.resolve_nproc(config.nproc, device)) > 1:
-        find_run(config.run)
+    if not environment.is_worker() and (nproc := distributed.resolve_nproc(config.nproc, device)) > 1:
+        find_run(config.run, stage="evaluate")
         return distributed.launch(["pipeline", *arguments], nproc)
     with distributed.process_group(device) as ranks:
-        run = distributed.broadcast(distributed.together(lambda: find_run(config.run), on=ranks.is_main))
+        run = distributed.broadcast(distributed.together(lambda: find_run(config.run, stage="evaluate"), on=ranks.is_main))
         stages.evaluate(config, run, ranks)
     return 0
 
 
-def _read_flags(flags: Sequence[str], cls: type, parser: argparse.ArgumentParser) -> dict[str, str]:
-    """Return {field: text}. A flag takes the word behind it, also one that begins with a minus. Raises UserError."""
-    joined: list[str] = []
-    for word in flags:
-        waits = bool(joined) and joined[-1].startswith("--") and "=" not in joined[-1]
-        if waits and not word.startswith("--"):
-            joined[-1] += f"={word}"
+def _read_flags(flags: Sequence[str], cls: type) -> dict[str, str]:
+    """Return {field: text}. A flag takes the word behind it, unless that begins with two minus signs; the last one counts.
+
+    Not by argparse, which takes `--flag=--` and `--flag -1e-3` for something else. Raises UserError with every problem.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    texts: dict[str, str] = {}
+    problems: list[str] = []
+    words = list(flags)
+    while words:
+        flag, equals, text = words.pop(0).partition("=")
+        name = flag.removeprefix("--")
+        follows = bool(words) and not equals and not words[0].startswith("--")
+        if not flag.startswith("--") or name not in names:
+            problems.append(_unknown_flag(flag, cls))
+            if flag.startswith("--") and follows:
+                words.pop(0)
+        elif equals or follows:
+            texts[name] = text if equals else words.pop(0)
         else:
-            joined.append(word)
-    names = {f"--{field.name}" for field in dataclasses.fields(cls)}
-    known, unknown = parser.parse_known_args([word for word in joined if word not in names])
-    problems = [_unknown_flag(word, cls) for word in unknown]
-    problems += [f"{word} was given without a value. Write {word} VALUE." for word in joined if word in names]
-    texts = {name: text for name, text in vars(known).items() if text is not None}
+            problems.append(f"{flag} was given without a value. Write {flag} VALUE.")
     if problems:
         raise UserError(*problems, *configuration.convert(cls, texts)[1].values())
     return texts
 
 
 def _unknown_flag(word: str, cls: type) -> str:
-    name = word.partition("=")[0]
-    near = get_close_matches(name.lstrip("-").replace("-", "_"), [f.name for f in dataclasses.fields(cls)], n=1)
-    hint = f"Did you mean --{near[0]}?" if near else "Leave it out; --help lists the flags."
-    return f"{name} is not a flag of this command. {hint}"
+    fields = [field.name for field in dataclasses.fields(cls)]
+    near = get_close_matches(word[:100].lower().lstrip("-").replace("-", "_"), fields, n=1)
+    if not word.startswith("-"):
+        hint = f"A value stands behind its flag, as in --{fields[0]} VALUE."
+    else:
+        hint = f"Did you mean --{near[0]}?" if near else "Leave it out; --help lists the flags."
+    return f"{configuration.shown(word) or 'An empty word'} is not a flag of this command. {hint}"
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -232,10 +299,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
     for field in dataclasses.fields(cls):
         choices = field.metadata["choices"]
         default = "from the recipe" if cls is RunConfig and field.name in by_recipe else _text(field.default)
+        note = "required" if field.name == "run" and not field.default else f"default: {default or 'empty'}"
         parser.add_argument(
             f"--{field.name}",
-            metavar="|".join(choices) or _METAVARS.get(str(field.type), "auto|N"),
-            help=f"{field.metadata['meaning']} (default: {default or 'empty'})".replace("%", "%%"),
+            metavar="|".join(choices) or _METAVARS.get(field.name) or _METAVARS.get(str(field.type), "auto|N"),
+            help=f"{field.metadata['meaning']} ({note})".replace("%", "%%"),
         )
     return parser
 
@@ -265,6 +333,7 @@ def _overview() -> str:
             "",
             *(f"  {name:{width}}  {meaning}" for name, (_, meaning) in COMMANDS.items()),
             "",
+            "Begin with `python -m pipeline run --model cnn`, and look at what came of it with `mlflow ui`.",
             "`python -m pipeline COMMAND --help` lists the flags of a command with their meanings and defaults.",
         ]
     )

@@ -18,7 +18,14 @@ from typing import Any, Literal
 
 from models import MODELS
 from pipeline.data.catalog import DATASETS
-from pipeline.rules import LOSSES, broken_rules
+from pipeline.places import FIELDS as PLACES
+from pipeline.places import expanded
+from pipeline.recipe import Merged, merge
+from pipeline.rules import LOSSES, broken_rules, without_effect
+
+_LARGEST_INT, _LARGEST_FLOAT = 1_000_000_000, 1e38  # where a field says nothing: what every library takes, 64 and 32 bits
+_LARGEST_SEED = 2**32 - 1  # of numpy's generators, and what torch's tell apart
+_LONGEST_TEXT = 4_000  # characters; MLflow takes a parameter of 6 000
 
 
 class UserError(ValueError):
@@ -66,9 +73,9 @@ class RunConfig:
         "false", "go on from the newest valid checkpoint in --output_dir; auto: if there is one, or else begin",
         choices=("false", "true", "auto"),
     )  # fmt: skip
-    split_seed: int = option(0, "seed of the data set's points (moons) and of its split", at_least=0)
-    holdout: bool = option(True, "hold samples out for validation; false: train on every one, test on the same if need be")
-    noise: float = option(0.5, "standard deviation of the noise (moons)", at_least=0)
+    split_seed: int = option(0, "seed of the data set's points (moons) and of its split", at_least=0, at_most=_LARGEST_SEED)
+    holdout: bool = option(True, "hold samples out for validation (and test, if the data has no test set); false: train on all")
+    noise: float = option(0.5, "standard deviation of the noise (moons)", at_least=0, at_most=1000)
     preprocess: str = option(
         "standardize", "the model's first layer: input as it is, scaled to [0, 1], or standardised",
         choices=("none", "scale", "standardize"),
@@ -82,15 +89,15 @@ class RunConfig:
     gradient: str = option(
         "autograd", "how the cubic's gradient is taken (polynomial)", choices=("manual", "autograd", "linear")
     )
-    epochs: int = option(20, "passes over the training samples", at_least=1)
+    epochs: int = option(20, "passes over the training samples; 0: max_steps decides", at_least=0)
     max_steps: int = option(0, "optimiser steps after which training ends, even within an epoch; 0: epochs decide", at_least=0)
     batch_size: int = option(64, "samples in one optimiser step, over all ranks together", at_least=1)
-    accumulation_steps: int = option(1, "parts in which a rank works through its share of a batch", at_least=1)
+    accumulation_steps: int = option(1, "parts in which a rank works through its share of a batch", at_least=1, at_most=10_000)
     optimizer: str = option("adamw", "update rule", choices=("sgd", "adam", "adamw", "rmsprop", "muon"))
     lr: float = option(1e-3, "learning rate (its peak, where a schedule moves it)", above=0)
     momentum: float = option(0.0, "momentum (sgd, rmsprop)", at_least=0, below=1)
     nesterov: bool = option(False, "Nesterov momentum (sgd)")
-    weight_decay: float = option(0.0, "L2 penalty; decoupled in adamw", at_least=0)
+    weight_decay: float = option(0.0, "weight decay: decoupled in adamw and muon, an L2 penalty in the others", at_least=0)
     layer_lr: str = option("", "learning rates of single layers, as fc2=1e-4,conv1=1e-3; 0 freezes one")
     layer_weight_decay: str = option("", "weight decay of single layers, as fc2=0.1")
     loss: str = option(
@@ -107,31 +114,41 @@ class RunConfig:
     )  # fmt: skip
     label_smoothing: float = option(0.0, "label smoothing (cross_entropy)", at_least=0, below=1)
     grad_clip: float = option(0.0, "largest global norm of the gradient; 0: no limit", at_least=0)
-    early_stopping: int = option(0, "stop after so many epochs without a better validation result; 0: never", at_least=0)
+    early_stopping: int = option(
+        0, "stop after so many epochs, warm-up aside, without a better validation result; 0: never", at_least=0
+    )
     monitor: str = option("loss", "validation figure by which the best weights are chosen", choices=("loss", "accuracy"))
     scheduler: str = option(
         "constant", "course of the learning rate, per step", choices=("constant", "step", "cosine", "one_cycle")
     )
     warmup: float = option(0.0, "share of all steps in which the learning rate rises", at_least=0, below=1)
-    step_size: int = option(10, "epochs between two cuts of the learning rate (step)", at_least=1)
+    step_size: int = option(10, "epochs between two cuts of the learning rate (step; a third of all unless given)", at_least=1)
     gamma: float = option(0.1, "factor of each cut (step)", above=0, at_most=1)
-    seed: int = option(0, "seed of weights, sample order and dropout", at_least=0)
+    seed: int = option(0, "seed of weights, sample order and dropout", at_least=0, at_most=_LARGEST_SEED)
     device: str = option("auto", "where to compute; auto: cuda if there is one", choices=("auto", "cpu", "cuda"))
     precision: str = option(
         "fp32", "arithmetic of the forward pass (autocast); auto: bf16 where the processor computes in it, or else fp32",
         choices=("fp32", "bf16", "fp16", "auto"),
     )  # fmt: skip
     compile: bool = option(False, "compile the model with torch.compile")
-    nproc: int | Literal["auto"] = option("auto", "worker processes; auto: one per GPU, one on the CPU", at_least=1)
-    max_restarts: int = option(0, "restarts of all workers after one has died or hung, from the last checkpoint", at_least=0)
-    timeout: int = option(600, "seconds after which a rank that does not answer in training counts as hung", at_least=1)
-    workers: int = option(0, "loader processes of each rank; 0: batches are gathered in the training process", at_least=0)
+    nproc: int | Literal["auto"] = option(
+        "auto", "worker processes; auto: one per GPU, one on the CPU", at_least=1, at_most=1024
+    )
+    max_restarts: int = option(
+        0, "restarts of all workers after one has died or hung, from the last checkpoint", at_least=0, at_most=1000
+    )
+    timeout: int = option(
+        600, "seconds after which a rank that does not answer in training counts as hung", at_least=1, at_most=31_536_000
+    )
+    workers: int = option(
+        0, "loader processes of each rank; 0: batches are gathered in the training process", at_least=0, at_most=256
+    )
     checkpoint_every: str = option("epoch", "when to save: `epoch`, a number of steps as 500, or minutes as 10m")
     upload_checkpoints: bool = option(False, "upload checkpoints to MLflow, for a rank 0 that moves to another host")
     strict_tracking: bool = option(False, "end the training when MLflow does not take its figures; false: they are kept")
     log_every: int = option(
         10, "optimiser steps that one logged training loss stands for; shorter epochs share one if none saves at its end",
-        at_least=1,
+        at_least=1, at_most=1_000_000,
     )  # fmt: skip
 
 
@@ -156,7 +173,9 @@ class EvaluateConfig(StageConfig):
     """Parameters of `evaluate`."""
 
     device: str = option("auto", "where to compute; auto: cuda if there is one", choices=("auto", "cpu", "cuda"))
-    nproc: int | Literal["auto"] = option("auto", "worker processes; auto: one per GPU, one on the CPU", at_least=1)
+    nproc: int | Literal["auto"] = option(
+        "auto", "worker processes; auto: one per GPU, one on the CPU", at_least=1, at_most=1024
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,11 +192,8 @@ class PlotConfig:
     picture: str = option(
         "activations", "what to draw; none of these needs a run", choices=("activations", "scatter", "tsne", "samples")
     )
-    output: Path = option(Path("plots"), "folder for the PNG file")
+    output: Path = option(Path("runs/plots"), "folder for the PNG file")
 
-
-_BELONGING = {"optimizer": ("momentum", "nesterov"), "loss": ("label_smoothing",)}
-"""What a recipe sets together with a choice, and what goes with it when a flag chooses otherwise."""
 
 RUNTIME_FIELDS = frozenset(
     ["data_dir", "cache_dir", "output_dir", "resume", "device", "nproc", "max_restarts", "timeout", "workers"]
@@ -187,6 +203,12 @@ RUNTIME_FIELDS = frozenset(
 
 def field_types(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
+
+
+def shown(text: str) -> str:
+    """Return what the user gave as a sentence can hold it: on one line, printable and not too long."""
+    cut = text if len(text) <= 200 else f"{text[:100]}... ({len(text)} characters)"
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in cut)
 
 
 def _convert(spec: dataclasses.Field[Any], kind: Any, text: str) -> object:
@@ -206,10 +228,20 @@ def _convert(spec: dataclasses.Field[Any], kind: Any, text: str) -> object:
         except ValueError:
             what = "a whole number" if kind is int else "a number"
             raise ValueError(f"is not {what}. Give {what}, as in {flag} {spec.default}.") from None
-        if not math.isfinite(number):
+        if kind is float and not math.isfinite(number):
             raise ValueError(f"is not a finite number. Give a number, as in {flag} {spec.default}.")
-        _check_bounds(spec, number)
+        _check_bounds(spec, number, largest=_LARGEST_INT if kind is int else _LARGEST_FLOAT)
         return number
+    if len(text) > _LONGEST_TEXT and spec.name not in PLACES:
+        raise ValueError(f"is longer than {_LONGEST_TEXT} characters. Give a shorter one.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8, which is all that JSON and MLflow take. Give another name.") from None
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
+        raise ValueError("holds a control character. Give a text of letters that can be read.")
+    if spec.name in PLACES and text not in ("", str(spec.default)):  # a default with `~` is good on every machine
+        text = expanded(text)
     if spec.metadata["choices"] and text not in spec.metadata["choices"]:
         near = get_close_matches(text, spec.metadata["choices"], n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -219,8 +251,10 @@ def _convert(spec: dataclasses.Field[Any], kind: Any, text: str) -> object:
     return Path(text) if kind is Path else text
 
 
-def _check_bounds(spec: dataclasses.Field[Any], number: float) -> None:
+def _check_bounds(spec: dataclasses.Field[Any], number: float, *, largest: float) -> None:
     bounds = spec.metadata["bounds"]
+    if number > largest and bounds["at_most"] is None:
+        bounds = bounds | {"at_most": largest}
     broken = {
         "above": lambda b: number <= b,
         "at_least": lambda b: number < b,
@@ -244,7 +278,7 @@ def convert(cls: type, texts: Mapping[str, str]) -> tuple[dict[str, Any], dict[s
             try:
                 values[spec.name] = _convert(spec, kinds[spec.name], text)
             except ValueError as error:
-                problems[spec.name] = f"{spec.name}={text} {error}"
+                problems[spec.name] = f"{spec.name}={shown(text)} {error}"
     return values, problems
 
 
@@ -261,11 +295,7 @@ def resolve(texts: Mapping[str, str], *, world_size: int | None = None) -> RunCo
             f"It has: {', '.join(name for name in spec.recipes if ':' not in name)}."
         )
         del values["recipe"]
-    recipe: dict[str, Any] = spec.recipe(values.get("recipe", "default"), values.get("dataset"))
-    for choice, belonging in _BELONGING.items():
-        if values.get(choice, recipe.get(choice)) != recipe.get(choice):
-            recipe = {name: value for name, value in recipe.items() if name not in belonging}
-    config = RunConfig(**(recipe | values))
+    config = RunConfig(**_merged(values).fields)
     messages = list(problems.values())
     if "model" not in problems:
         doubtful = set(problems)
@@ -273,6 +303,25 @@ def resolve(texts: Mapping[str, str], *, world_size: int | None = None) -> RunCo
     if messages:
         raise UserError(*messages)
     return config
+
+
+def _merged(values: Mapping[str, Any]) -> Merged:
+    defaults = {spec.name: spec.default for spec in dataclasses.fields(RunConfig)}
+    return merge(MODELS[values.get("model", "cnn")], values.get("recipe", "default"), values, defaults)
+
+
+def describe(texts: Mapping[str, str]) -> str:
+    """Return in one line what the flags of a new training mean: model, data, recipe, and what replaced what in it."""
+    merged = _merged(convert(RunConfig, texts)[0])
+    fields = merged.fields
+    changes = merged.describe(leave_out=("model", "recipe", "dataset", *RUNTIME_FIELDS))
+    return f"{fields['model']} on {fields['dataset']}, recipe {fields['recipe']}" + (f"; {changes}" if changes else "")
+
+
+def applicable(config: RunConfig) -> dict[str, Any]:
+    """Return, as JSON values, the fields that have an effect on a training of this configuration."""
+    idle = without_effect(config, MODELS[config.model])
+    return {name: value for name, value in to_json(config).items() if name not in idle and name != "resume"}
 
 
 def resume(texts: Mapping[str, str], stored: RunConfig) -> RunConfig:
@@ -295,11 +344,6 @@ def resume(texts: Mapping[str, str], stored: RunConfig) -> RunConfig:
 def to_json(config: RunConfig) -> dict[str, Any]:
     """Return the fields as JSON values: paths become text."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
-
-
-def applicable(config: RunConfig) -> dict[str, Any]:
-    """Return the fields that have an effect in this training, as JSON values."""
-    return to_json(config)  # a stand-in: the lead brings the rules
 
 
 def from_json(values: Mapping[str, Any]) -> RunConfig:

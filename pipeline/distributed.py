@@ -23,8 +23,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import stopping
+from pipeline import environment, stopping
 from pipeline.config import Failure, UserError
+from pipeline.output import say
 
 T = TypeVar("T")
 
@@ -55,11 +56,6 @@ def single_process() -> Ranks:
     return Ranks(0, 0, 1, torch.device("cpu"))
 
 
-def is_worker() -> bool:
-    """Tell whether torchrun (or our own launcher) started this process as one of its ranks."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def resolve_device(name: str) -> str:
     """Return `cpu` or `cuda` for `auto`, `cpu` or `cuda`. Raises UserError when cuda is asked for and is not there."""
     if name == "auto":
@@ -67,17 +63,6 @@ def resolve_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: torch finds no CUDA device here. Use --device cpu, or auto.")
     return name
-
-
-def resolve_precision(name: str, device: str) -> str:
-    """Return the precision that `auto` stands for on this machine: bf16 only where it is computed in hardware, or else fp32."""
-    if name != "auto":
-        return name
-    if resolve_device(device) == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = any(torch.cpu.get_capabilities().get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
-    return "bf16" if native else "fp32"
 
 
 def resolve_nproc(nproc: int | str, device: str) -> int:
@@ -93,15 +78,19 @@ def resolve_nproc(nproc: int | str, device: str) -> int:
 @contextmanager
 def process_group(device: str) -> Iterator[Ranks]:
     """Join the process group that the environment describes (none for a single process) and leave it at the end."""
-    environment = os.environ
-    rank, local_rank = int(environment.get("RANK", 0)), int(environment.get("LOCAL_RANK", 0))
-    world_size, local_size = int(environment.get("WORLD_SIZE", 1)), int(environment.get("LOCAL_WORLD_SIZE", 1))
+    me = environment.worker()
+    rank, local_rank, world_size = me.rank, me.local_rank, me.world_size
+    if device == "cuda" and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"LOCAL_RANK={local_rank} needs a GPU of its own, and this host has {torch.cuda.device_count()}. Start fewer "
+            "processes on it, or use --device cpu."
+        )
     chosen = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
     if device == "cuda":
         torch.cuda.set_device(chosen)
-    elif local_size > 1 and "OMP_NUM_THREADS" not in environment:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
-    if is_worker():
+    elif me.local_world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // me.local_world_size))
+    if environment.is_worker():
         _end_with_parent()
     keep_freed_memory()
     flush_denormals()
@@ -180,7 +169,7 @@ def _name_the_silent(rank: int, world_size: int) -> None:
     except (dist.DistError, RuntimeError):  # the store is gone with the rank that kept it
         silent = [0]
     if silent:
-        print(f"rank {rank}: no answer from rank {', '.join(map(str, silent))}, which hangs or is dead", file=sys.stderr)
+        say(f"rank {rank}: no answer from rank {', '.join(map(str, silent))}, which hangs or is dead", error=True)
 
 
 def _tell(key: str) -> None:
@@ -256,7 +245,7 @@ def concatenate(rows: Tensor) -> Tensor:
 
 def num_restarts() -> int:
     """Return how often the launcher has started this worker anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if is_worker() else 0
+    return environment.worker().num_restarts
 
 
 def launch(command: list[str], nproc: int, *, max_restarts: int = 0) -> int:
@@ -268,6 +257,7 @@ def launch(command: list[str], nproc: int, *, max_restarts: int = 0) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ[environment.LAUNCHED] = "1"
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # a restart must not meet a dead rank's address
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     config = LaunchConfig(
@@ -280,13 +270,17 @@ def launch(command: list[str], nproc: int, *, max_restarts: int = 0) -> int:
         max_restarts=max_restarts,
         monitor_interval=0.1,
     )
+    if hasattr(config, "signals_to_handle"):  # not before torch 2.10
+        config.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"  # and not SIGHUP: a terminal that is gone ends no training
     try:
         elastic_launch(config, sys.executable)("-m", *command)
     except ChildFailedError as error:
         for rank, failure in error.failures.items():
             if failure.exitcode < 0:
-                print(f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
+                say(f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}", error=True)
         return 2 if all(failure.exitcode == 2 for failure in error.failures.values()) else 1
     except SignalException as error:
         return 128 + int(error.sigval)
+    finally:
+        del os.environ[environment.LAUNCHED]
     return 0

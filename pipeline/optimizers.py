@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import RunConfig, UserError
+from pipeline.config import RunConfig
 from pipeline.muon import Muon
-from pipeline.rules import layer_values
+from pipeline.rules import layer_of, layer_values
 
 _MUON_BETAS = (0.9, 0.99)
 _ONE_CYCLE_START = 1 / 25  # of the peak, as in torch's OneCycleLR
@@ -20,16 +20,12 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     """Return the optimiser of `config` over the parameters of `model`, layers with values of their own in their own groups.
 
     A layer whose learning rate is 0 is frozen. muon makes the steps of the matrices between the first and the last orthogonal.
-
-    Raises UserError where `layer_lr` or `layer_weight_decay` names a layer that this model does not have.
     """
     rates, decays = layer_values(config.layer_lr), layer_values(config.layer_weight_decay)
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    layers = set()
     for name, parameter in model.named_parameters():
-        layer = name.removeprefix("network.").partition(".")[0]
-        layers.add(layer)
+        layer = layer_of(name)
         own = layer if layer in rates or layer in decays else ""
         lr = rates.get(own, config.lr)
         if lr == 0:
@@ -38,11 +34,10 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
         hidden = config.optimizer == "muon" and any(parameter is matrix for matrix in matrices[1:-1])
         group = groups.setdefault((own, hidden), {"params": [], "lr": lr, "weight_decay": decays.get(own, config.weight_decay)})
         group["initial_lr"] = lr  # as torch's schedulers call it
+        group["metric"] = f"train/lr/{own}" if own else "train/lr"
         group["params"].append(parameter)
         if hidden:
             group["orthogonal"] = True
-    if missing := sorted((set(rates) | set(decays)) - layers):
-        raise UserError(f"layer_lr or layer_weight_decay names {', '.join(missing)}, which model={config.model} lacks here.")
     parameters = list(groups.values())
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
@@ -53,16 +48,21 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, lr=config.lr, fused=True)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set every group's learning rate to its own peak times `factor`; return the first group's."""
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
+    """Set every group's learning rate to its own peak times `factor`; return them as `train/lr` and `train/lr/<layer>`."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
-    return float(optimizer.param_groups[0]["lr"])
+    return {group["metric"]: group["lr"] for group in optimizer.param_groups}
+
+
+def warmup_steps(config: RunConfig, total_steps: int) -> int:
+    """Return the number of optimizer steps in which the learning rate rises."""
+    return round(config.warmup * total_steps)
 
 
 def lr_factor(step: int, config: RunConfig, *, total_steps: int, steps_per_epoch: int) -> float:
     """Return the learning rate in optimiser step `step` (from 0) as a share of `lr`: a function of the step alone."""
-    warm = round(config.warmup * total_steps)
+    warm = warmup_steps(config, total_steps)
     if step < warm:
         risen = (step + 1) / (warm + 1)
         if config.scheduler == "one_cycle":

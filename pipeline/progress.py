@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+from pipeline.output import log, say
 
 _MAX_LINES = 20  # of a training with more than 100 epochs; every epoch has its line below that
 
@@ -22,42 +24,46 @@ class Progress:
 
 
 class _Lines(Progress):
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, tell: Callable[[str], None] = say) -> None:
+        self.tell = tell
         self.epochs, self.every = epochs, 1 if epochs <= 100 else -(-epochs // _MAX_LINES)
-        self.loss, self.started, self.first = float("nan"), time.perf_counter(), -1
-
-    def step(self, step: int, loss: float) -> None:
-        self.loss = loss
+        self.started, self.first, self.due = time.perf_counter(), -1, 0
 
     def epoch(self, epoch: int, row: Mapping[str, float]) -> None:
         if self.first < 0:
             self.first = epoch - 1
-        if epoch % self.every and epoch != self.epochs and epoch != self.first + 1:
+        if epoch < self.due or "train/epoch_loss" not in row:  # of many short epochs, not each one's loss is looked at
             return
+        self.due = epoch - epoch % self.every + self.every
+        if epoch < self.epochs < self.due:
+            self.due = self.epochs
         spent = time.perf_counter() - self.started
         left = spent / (epoch - self.first) * (self.epochs - epoch)
-        self.note(f"epoch {epoch}/{self.epochs}  {_describe(self.loss, row)}  {left:.0f} s left")
+        self.note(f"epoch {epoch}/{self.epochs}  {_describe(row['train/epoch_loss'], row)}  {left:.0f} s left")
 
     def note(self, text: str) -> None:
-        print(text, flush=True)
+        self.tell(text)
 
 
 class _Bar(Progress):
     def __init__(self, bar: Any, epochs: int, steps_per_epoch: int, first_step: int) -> None:
         self.bar, self.epochs, self.row = bar, epochs, {"": 0.0}
+        self.lines = _Lines(epochs, log)  # a log has no bar
         self.per_epoch = steps_per_epoch
         self.task = bar.add_task("", total=epochs * steps_per_epoch, completed=first_step)
 
     def step(self, step: int, loss: float) -> None:
+        self.lines.step(step, loss)
         epoch = min(self.epochs, (step - 1) // self.per_epoch + 1)
         text = f"epoch {epoch}/{self.epochs}  {_describe(loss, self.row)}"
         self.bar.update(self.task, completed=step, description=text)
 
     def epoch(self, epoch: int, row: Mapping[str, float]) -> None:
         self.row = dict(row)
+        self.lines.epoch(epoch, row)
 
     def note(self, text: str) -> None:
-        self.bar.console.print(text, highlight=False)
+        say(text)  # above the bar: rich takes what is printed meanwhile
 
 
 def _describe(loss: float, row: Mapping[str, float]) -> str:

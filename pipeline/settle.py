@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import config as configuration
-from pipeline import distributed, store
+from pipeline import distributed, environment, skeleton, store
 from pipeline.config import RUNTIME_FIELDS, RunConfig, UserError
 
 
@@ -22,12 +22,12 @@ def settle(texts: Mapping[str, str], *, world_size: int | None = None) -> RunCon
     torchrun job whose rank 0 was on another host is found too.
     """
     restarted = distributed.num_restarts() > 0
-    folder = Path(texts.get("output_dir", ""))
+    values, problems = configuration.convert(RunConfig, texts)
+    folder = Path(values.get("output_dir", ""))
     if restarted and not texts.get("output_dir"):
         raise UserError("the workers were restarted without --output_dir, so their checkpoint cannot be found. Add it.")
     wanted = texts.get("resume", "false")
     if texts.get("output_dir") and (restarted or wanted != "false"):
-        _, problems = configuration.convert(RunConfig, texts)
         if problems:
             raise UserError(*problems.values())
         if texts.get("upload_checkpoints") == "true":
@@ -39,6 +39,8 @@ def settle(texts: Mapping[str, str], *, world_size: int | None = None) -> RunCon
     config = configuration.resolve(texts, world_size=world_size)
     if config.output_dir:
         store.refuse_existing(folder)
+    here = environment.worker().local_world_size if environment.is_worker() else config.nproc
+    skeleton.refuse_impossible(config, num_ranks=here if isinstance(here, int) else 1)
     return dataclasses.replace(config, resume="false")
 
 
@@ -50,7 +52,7 @@ def before_joining(texts: Mapping[str, str]) -> RunConfig:
     if problems:
         raise UserError(*problems.values())
     runtime = {name: value for name, value in values.items() if name in RUNTIME_FIELDS}
-    folder = Path(texts.get("output_dir") or "none")
+    folder = Path(values.get("output_dir") or "none")
     if (folder / "config.json").exists():
         return dataclasses.replace(store.open_run(folder, check=False).config, **runtime)
     return RunConfig(**runtime)

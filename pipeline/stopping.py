@@ -30,7 +30,8 @@ class Stopped(SystemExit):
 
 
 def install() -> None:
-    """Handle all three signals from now on."""
+    """Handle all three signals from now on, and let SIGHUP pass: a terminal that is gone ends no training."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _handle)
     signal.signal(ORPHANED, _handle_orphaned)

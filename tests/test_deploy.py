@@ -37,7 +37,7 @@ def _flags_of_the_manifest() -> list[str]:
 
 @pytest.mark.parametrize("flags", [_flags_of_the_script, _flags_of_the_manifest])
 def test_the_flags_are_ones_that_the_command_line_takes(flags: Callable[[], list[str]]) -> None:
-    texts = cli._read_flags(flags(), RunConfig, cli._parser("train"))
+    texts = cli._read_flags(flags(), RunConfig)
     assert resolve(texts) and texts["resume"] == "auto" and texts["upload_checkpoints"] == "true" and texts["output_dir"]
 
 

@@ -10,13 +10,14 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [  # a module may import its own floor and those before it
-    {"models", "pipeline", "pipeline.data", "pipeline.data.catalog", "pipeline.stopping"},
-
-    {"pipeline.config", "pipeline.rules"},
+    {"models", "pipeline", "pipeline.data", "pipeline.data.catalog", "pipeline.files", "pipeline.output",
+     "pipeline.stopping"},
+    {"pipeline.config", "pipeline.environment", "pipeline.places", "pipeline.recipe", "pipeline.rules"},
     {"pipeline.data.sources", "pipeline.data.prepare", "pipeline.data.loader", "pipeline.data.augment",
-     "pipeline.data.scratch", "pipeline.distributed", "pipeline.store",
+     "pipeline.data.scratch", "pipeline.distributed", "pipeline.store", "pipeline.manifest",
      "pipeline.checkpoint", "pipeline.metrics", "pipeline.losses", "pipeline.muon", "pipeline.optimizers",
-     "pipeline.plots", "pipeline.pictures", "pipeline.progress", "pipeline.recording"},
+     "pipeline.plots", "pipeline.curves", "pipeline.pictures", "pipeline.progress", "pipeline.recording",
+     "pipeline.precision", "pipeline.skeleton"},
     {"pipeline.tracking", "pipeline.tracking.connection", "pipeline.tracking.journal", "pipeline.tracking.monitor",
      "pipeline.tracking.onnx", "pipeline.tracking.runs", "pipeline.tracking.sender",
      "pipeline.tracking.takeover", "pipeline.tracking.tracker"},
@@ -74,6 +75,14 @@ def test_training_does_not_import_the_exporters() -> None:
     }  # fmt: skip
     assert all(m.startswith("export.") or m == "pipeline.tracking.onnx" for m in users)
     assert "import onnx" not in (ROOT / "pipeline" / "train.py").read_text()
+
+
+def test_only_one_module_prints_so_that_no_reader_who_leaves_can_end_a_training() -> None:
+    """And so that the run's log has every word."""
+    for module, path in zip(NAMES, SOURCES, strict=True):
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        printing = any(isinstance(function, ast.Name) and function.id == "print" for function in calls)
+        assert printing == (module == "pipeline.output"), f"{module}: use pipeline.output.say"
 
 
 @pytest.mark.parametrize("module", NAMES)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline import store
+from pipeline.data.prepare import read_json
+from pipeline.output import say
 
 _CHUNK = 1 << 18  # bytes of a journal that are read at once
 
@@ -40,7 +41,7 @@ class Journal:
                     self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
             except OSError as error:
                 if not self._complained:
-                    print(f"{self.path} cannot be written ({error.strerror}): figures wait in memory", file=sys.stderr)
+                    say(f"{self.path} cannot be written ({error.strerror}): figures wait in memory", error=True)
                 self._complained = True
 
     def sync(self) -> None:
@@ -83,7 +84,7 @@ class Outbox:
         self._state: dict[str, Any] = {"mlflow_run_id": run_id, "sent_bytes": {}, "parts": {}}
         if self._path.exists():
             try:
-                found = json.loads(self._path.read_text())
+                found = read_json(self._path)
                 sent = {str(name): int(end) for name, end in found["sent_bytes"].items()}
                 parts = {
                     str(name): {"value": part["value"], "version": int(part["version"]), "sent": int(part["sent"])}
@@ -91,7 +92,7 @@ class Outbox:
                 }
                 self._state |= {"sent_bytes": sent, "parts": parts}
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                print(f"{self._path} cannot be read ({error}): all rows are sent again", file=sys.stderr)
+                say(f"{self._path} cannot be read ({error}): all rows are sent again", error=True)
         elif (folder / "manifest.json").exists():  # fetched from the server, so it has all that is here
             sizes = {name: path.stat().st_size for name in store.JOURNALS if (path := folder / name).exists()}
             self._state["sent_bytes"] = sizes
@@ -121,6 +122,14 @@ class Outbox:
             known = self._state["parts"].get(part)
             return (known["value"], known["version"]) if known and known["sent"] < known["version"] else None
 
+    def is_behind(self) -> bool:
+        """Tell whether a part or a row waits."""
+        with self._lock:
+            sizes = {name: path.stat().st_size for name in store.JOURNALS if (path := self.folder / name).exists()}
+            return any(part["sent"] < part["version"] for part in self._state["parts"].values()) or any(
+                self._state["sent_bytes"].get(name, 0) < size for name, size in sizes.items()
+            )
+
     def sent(self, part: str, version: int) -> None:
         with self._lock:
             self._state["parts"][part]["sent"] = version
@@ -140,5 +149,5 @@ class Outbox:
             store.write_json(self._path, self._state)
         except OSError as error:
             if not self._complained:
-                print(f"{self._path} cannot be written ({error.strerror}); it is only in memory now", file=sys.stderr)
+                say(f"{self._path} cannot be written ({error.strerror}); it is only in memory now", error=True)
             self._complained = True

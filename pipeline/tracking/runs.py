@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import re
-import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from pipeline import store
+from pipeline import manifest, store
 from pipeline.config import UserError
+from pipeline.data.prepare import read_json
+from pipeline.files import remove, written_as
+from pipeline.output import say
 from pipeline.store import Run
 from pipeline.tracking.connection import ask, first_line, is_missing, no_answer, redacted, shown
 from pipeline.tracking.connection import configure as configure
@@ -71,7 +73,7 @@ def give_up(run_id: str, status: str = "FAILED") -> None:
     try:
         ask(lambda: MlflowClient().set_terminated(run_id, status))
     except UserError as error:
-        print(f"MLflow run {run_id} could not be closed: {error}", file=sys.stderr)
+        say(f"MLflow run {run_id} could not be closed: {error}", error=True)
 
 
 def is_made_up(name: str) -> bool:
@@ -191,7 +193,7 @@ def close_abandoned(*, but: str = "", status: str = "KILLED") -> None:
         ended = parts.get("status", {}).get("value") or status
         MlflowClient().set_terminated(run_id, ended)
         where = folder if begun else "which had not begun"
-        print(f"MLflow run {run_id} ({where}) was left RUNNING by a process that is gone: now {ended}", file=sys.stderr)
+        say(f"MLflow run {run_id} ({where}) was left RUNNING by a process that is gone: now {ended}", error=True)
 
 
 def _is_gone(tags: Mapping[str, str]) -> bool:
@@ -212,7 +214,7 @@ def close_after_failure() -> None:
         configure(check=False)
         ask(lambda: close_abandoned(status="FAILED"))
     except UserError as error:  # the job has failed for another reason
-        print(f"MLflow cannot be told that the run failed: {error}", file=sys.stderr)
+        say(f"MLflow cannot be told that the run failed: {error}", error=True)
 
 
 def _is_folder_of(folder: Path, run_id: str) -> bool:
@@ -221,21 +223,25 @@ def _is_folder_of(folder: Path, run_id: str) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def find_run(text: str) -> Run:
+def find_run(text: str, *, stage: str = "") -> Run:
     """Return the run that `--run` names: a run folder, or an MLflow run id whose artifacts are fetched if not here.
 
-    They are laid in `runs/<model>-<first 8 of the id>`. Raises UserError where there is no such run.
+    They are laid in `runs/<id>`. What `stage` makes anew is not checked. Raises UserError where there is no such run.
     """
     if not text:
         raise UserError("run: nothing was given. Add --run FOLDER or --run MLFLOW_RUN_ID.")
-    if Path(text).exists() or os.sep in text:
-        return store.open_run(Path(text))
+    if os.path.exists(text) or os.sep in text:
+        return store.open_run(Path(text), stage=stage)
+    if not re.fullmatch("[0-9a-f]{32}", text):  # it becomes the name of a folder
+        raise UserError(
+            f"run={text[:100]} is neither a folder nor an MLflow run id (32 digits from 0 to f). Look it up with `mlflow ui`."
+        )
     configure()
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -251,32 +257,63 @@ def find_run(text: str) -> Run:
                 "Look it up with `mlflow ui`, or set MLFLOW_TRACKING_URI to where it was trained."
             ) from error
 
-    found = ask(get)
-    folder = Path(found.data.tags.get("output_dir", ""))
-    here = Path("runs") / f"{found.data.params.get('model', 'run')}-{text[:8]}"
-    for candidate in (folder, here):
-        if (candidate / "manifest.json").is_file():
-            run = store.open_run(candidate)
-            if run.mlflow_run_id == text:
-                return run
+    trained = Path(ask(get).data.tags.get("output_dir", ""))  # a hint that anybody may have written: the folder has to agree
+    here = Path("runs") / text
+    for candidate in (trained, here):
+        if _is_folder_of(candidate, text):
+            return store.open_run(candidate, stage=stage)
     return _fetch(text, here)
 
 
 def _fetch(run_id: str, folder: Path) -> Run:
-    import mlflow
+    """Download what the run's manifest names, and nothing else, and give it its name when it is whole."""
     from mlflow.exceptions import MlflowException
 
-    if folder.exists():
-        raise UserError(f"run={run_id} would be fetched into {folder}, which holds something else. Move that away.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        mlflow.artifacts.download_artifacts(run_id=run_id, dst_path=str(temporary))
-        store.open_run(temporary)  # whole and unchanged, before it gets its name
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    except MlflowException as error:
-        raise UserError(f"run={run_id} has no artifacts that can be fetched: {first_line(error)}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _alone_in(folder.parent):
+        if _is_folder_of(folder, run_id):  # another process has fetched it meanwhile
+            return store.open_run(folder)
+        if folder.exists():
+            raise UserError(f"run={run_id} would be fetched into {folder}, which holds something else. Move that away.")
+        for path in folder.parent.iterdir():
+            if written_as(path.name) == folder.name:  # left by a process that was killed
+                remove(path)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            _download(run_id, temporary)
+            if (fetched := store.open_run(temporary).mlflow_run_id) != run_id:
+                raise UserError(f"its config.json is of MLflow run {fetched}")
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+        except (MlflowException, OSError) as error:
+            raise UserError(f"run={run_id} has no artifacts that can be fetched: {first_line(error)}") from error
+        except UserError as error:
+            raise UserError(f"run={run_id}: what was fetched of it from {shown()} cannot be used: {error}") from error
+        finally:
+            remove(temporary)
     return store.open_run(folder)
+
+
+def _download(run_id: str, folder: Path) -> None:
+    """Fetch the manifest of a run, what it names, and the journals."""
+    import mlflow
+
+    there = {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)}
+    if manifest.MANIFEST not in there:
+        raise UserError(f"it has no {manifest.MANIFEST} there, so it was not trained to the end, or not by this program")
+    mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=manifest.MANIFEST, dst_path=str(folder))
+    for name in (*manifest.read(folder)[1], *(there & set(store.JOURNALS))):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(path.parent))
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process fetches into a folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -12,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import manifest, store
+from pipeline.output import say
 from pipeline.tracking import connection, runs
 from pipeline.tracking.journal import Journal, Outbox
 
@@ -21,7 +21,7 @@ _LONGEST_PAUSE = 30.0  # after failures
 _BATCH = 1000  # metrics that MLflow takes in one call
 _SHARE = 0.02  # of the time in which a backlog is computed on: what it holds Python for, the training waits for
 _LONGEST_REST = 3.0  # seconds: the first call imports, and curves and checkpoints must not wait for minutes after it
-NOT_METRICS = ("step", "epoch", "time")
+NOT_METRICS = ("step", "epoch", "time", "samples")  # what a row says of the figures in it
 _SLOTS = 2  # checkpoints kept at the server: one is whole while the other is replaced
 
 
@@ -117,14 +117,14 @@ def _send_artifacts(client: Any, outbox: Outbox, _: Any) -> None:
     """Mirror the files that the run folder's manifest names, its journals, and the manifest last."""
     folder = outbox.folder
     _upload_journals(client, outbox)
-    for name in [*store.sealed_files(folder), "manifest.json"]:
+    for name in [*manifest.read(folder)[1], manifest.MANIFEST]:
         parent = Path(name).parent.as_posix()
         client.log_artifact(outbox.run_id, str(folder / name), None if parent == "." else parent)
 
 
 def _upload_journals(client: Any, outbox: Outbox) -> None:
     with tempfile.TemporaryDirectory(dir=outbox.folder, prefix=".upload.") as temporary:
-        for name in store.JOURNALS:
+        for name in (*store.JOURNALS, store.LOG):
             copy = Path(temporary) / name  # a file that grows while it is sent is longer than was announced
             if (outbox.folder / name).exists():
                 shutil.copyfile(outbox.folder / name, copy)
@@ -218,12 +218,12 @@ class Sender:
         except Exception as error:  # whatever a server, a proxy or a store raises: it is told, and must not end the training
             problem = f"{type(error).__name__}: {connection.first_line(error)}"
             if not self.problem:
-                print(
+                say(
                     f"MLflow at {connection.shown()} does not take the figures ({problem}); {self._then}, and they "
                     f"wait in {self._outbox.folder}",
-                    file=sys.stderr, flush=True,
+                    error=True,
                 )  # fmt: skip
             return problem
         if self.problem:
-            print(f"MLflow answers again; {number} figures were sent", file=sys.stderr, flush=True)
+            say(f"MLflow answers again; {number} figures were sent", error=True)
         return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, distributed, stopping, store
-from pipeline.config import Failure, RunConfig, applicable
+from pipeline.config import Failure, RunConfig, UserError, applicable
+from pipeline.output import say
 from pipeline.stopping import Stopped
 from pipeline.store import Run
 from pipeline.tracking import connection, monitor, runs
@@ -68,7 +68,7 @@ class Tracker(NullTracker):
         self.metrics, self.system = (Journal(folder / name) for name in store.JOURNALS)
         rows = self.metrics.all_rows()
         self.last_step = max((int(row["step"]) for row in rows), default=0)
-        self._known = {(row["step"], name) for row in rows for name in row if name not in NOT_METRICS}
+        self._known = {(row["step"], name): value for row in rows for name, value in row.items() if name not in NOT_METRICS}
         self._sender = Sender(self.outbox, (self.metrics, self.system), strict=strict)
 
     @property
@@ -83,9 +83,15 @@ class Tracker(NullTracker):
             self.metrics.append(new)
 
     def log_figures(self, figures: Mapping[str, float]) -> None:
-        """Write figures of the finished model, at step 0: of no step, MLflow shows a bar with the value and not a dot."""
+        """Write figures of the finished model; those that stand there already are left out.
+
+        They are of step 0: of no step, MLflow shows a bar with the value and not a dot.
+        """
         now = time.time_ns() // 1_000_000
-        self.metrics.append({"step": 0, "time": now} | {k: float(v) for k, v in figures.items()})
+        new = {k: float(v) for k, v in figures.items() if self._known.get((0, k)) != v}
+        if new:
+            self.metrics.append({"step": 0, "time": now} | new)
+            self._known |= {(0, name): value for name, value in new.items()}
 
     def take(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -127,10 +133,10 @@ class Tracker(NullTracker):
         self._monitor.finish()
         self.outbox.want("status", status)
         if not self._sender.send_now(_CLOSING[status]):
-            print(
+            say(
                 f"MLflow at {connection.shown()} has not taken everything; it is kept in {self.folder}. Send it later: "
                 f"python -m pipeline sync --run {self.folder}",
-                file=sys.stderr, flush=True,
+                error=True,
             )  # fmt: skip
             if self.strict and status == "FINISHED":
                 raise Failure(f"strict_tracking=true, and MLflow fails: {self._sender.problem}")
@@ -188,6 +194,21 @@ def attached(run: Run) -> Iterator[Tracker]:
             yield tracker
         finally:
             tracker.close()
+
+
+def is_told(run: Run) -> bool:
+    """Tell whether how a training ended was noted, as the last thing that a training does."""
+    outbox = Outbox(run.folder, run.mlflow_run_id)
+    return not outbox.value("reopened") or outbox.value("status", "KILLED") != "KILLED"
+
+
+def send_rest(run: Run) -> None:
+    """Send what MLflow has not taken of a run that has ended; says so if it still does not take it."""
+    if Outbox(run.folder, run.mlflow_run_id).is_behind():
+        try:
+            sync(run.folder)
+        except (Failure, UserError) as error:
+            say(str(error), error=True)
 
 
 def sync(folder: Path) -> int:

@@ -33,7 +33,7 @@ def _open(folder: Path) -> None:
 def _newest(folder: Path) -> None:
     """A damaged newest checkpoint is passed over; that another one is taken counts as found."""
     newest = max(int(path.stem[5:]) for path in (folder / "checkpoints").glob("step-*.*"))
-    found = checkpoint.newest_checkpoint(folder)
+    found = checkpoint.newest_checkpoint(folder, run_id=store.open_run(folder, check=False).mlflow_run_id)
     if found is None or found[1]["state"]["step"] < newest:
         raise UserError("the newest one is damaged")
 
@@ -76,7 +76,7 @@ def exported(trained: Callable[[str], Run], session_folder: Path) -> Path:
     older = torch_content(newest)
     older["state"]["step"] = 1
     checkpoint.save_checkpoint(folder, 1, older)
-    assert checkpoint.newest_checkpoint(folder)
+    assert checkpoint.newest_checkpoint(folder, run_id=run.mlflow_run_id)
     return folder
 
 
@@ -178,6 +178,29 @@ def test_a_damaged_journal_costs_a_line_and_a_damaged_note_a_second_sending(tmp_
             assert Outbox(tmp_path, "run").sent_bytes("metrics.jsonl") >= 0
             (tmp_path / name).write_bytes(kept)
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"sha256": []}', '{"sha256": {}}', '{"sha256": {"../x": "0"}}', '{"sha256": 1}', "[]", "null"]
+)
+def test_a_manifest_that_says_nothing_of_the_run_is_refused(exported: Path, content: str, capsys: Any) -> None:
+    """Of 100 000 brackets too, which Python's own reader answers with a RecursionError."""
+    for name in ("manifest.json", "config.json"):
+        kept = (exported / name).read_bytes()
+        try:
+            (exported / name).write_text(content)
+            assert main(["verify", "--run", str(exported)]) == 2
+        finally:
+            (exported / name).write_bytes(kept)
+        told = capsys.readouterr().err
+        assert f"has a {name} that cannot be read" in told and told.count("\n") == 1
+
+
+def test_journals_and_notes_of_many_brackets_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("[" * 100_000 + "\n")
+    assert Journal(tmp_path / "metrics.jsonl").all_rows() == []
+    (tmp_path / "tracking.json").write_text("[" * 100_000)
+    assert Outbox(tmp_path, "run").sent_bytes("metrics.jsonl") == 0
 
 
 def test_a_half_line_left_by_a_kill_is_cut_off(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import yaml
 
 from pipeline import __version__
 from pipeline.cli import COMMANDS, main
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, convert
 from tests.conftest import ROOT
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -30,7 +31,7 @@ def test_help_lists_every_field_with_meaning_and_default(name: str, capsys: pyte
     for field in dataclasses.fields(COMMANDS[name][0]):
         assert f"--{field.name} " in text
         assert field.metadata["meaning"] in text
-    assert text.count("(default:") >= len(dataclasses.fields(COMMANDS[name][0]))
+    assert text.count("(default:") + text.count("(required)") >= len(dataclasses.fields(COMMANDS[name][0]))
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -71,6 +72,43 @@ def test_a_process_ends_without_tear_down_but_does_all_that_is_asked_for_at_exit
     ("arguments", "said"),
     [
         (["trian"], "trian is not a command. Did you mean train?"),
+        (["--model", "cnn"], "The command comes before --model."),
+        (["train", "--lr=--"], "lr=-- is not a number"),
+        (["train", "--"], "-- is not a flag of this command"),
+        (["train", ""], "An empty word is not a flag of this command"),
+        (["train", "--lr", ""], "lr= is not a number"),
+        (["train", "--lr", "0.1", "--lr", "twice"], "lr=twice is not a number"),
+        (["train", "--epochs", f"{10**30}"], f"epochs={10**30} is out of range"),
+        (["train", "--max_steps", "9" * 5000], "(5000 characters) is not a whole number"),
+        (["train", "--seed", f"{2**32}"], "at least 0 and at most 4294967295"),
+        (["prepare", "--split_seed", f"{2**32}"], "at least 0 and at most 4294967295"),
+        (["train", "--timeout", f"{10**18}"], f"timeout={10**18} is out of range"),
+        (["train", "--lr", "1e300"], "lr=1e300 is out of range"),
+        (["train", "--layer_lr", "fc2=1e300"], "gives '1e300' for fc2. Give a number from 0 to 1e38"),
+        (["train", "--checkpoint_every", "9" * 999], "is neither `epoch`, nor steps, nor minutes"),
+        (["run", "--model", "mlp", "--hidden", f"{10**12}"], f"hidden={10**12} is out of range"),
+        (["run", "--model", "mlp", "--hidden", f"{10**9}"], "GB to train, and "),
+        (["train", "--layer_lr", "conv1=0,conv2=0,fc1=0,fc2=0"], "freezes every layer, so that nothing would learn"),
+        (["train", "--model", "polynomial", "--layer_lr", "linear=1"], "layer_lr=linear=1 names linear, which this form of"),
+        (["train", "--model", "polynomial", "--gradient", "linear", "--layer_weight_decay", "a=1"], "layers are: linear."),
+        (["train", "--output_dir", "/dev/null"], "output_dir=/dev/null is a file, not a folder"),
+        (["train", "--output_dir", "/dev/null/run"], "output_dir=/dev/null/run lies in a file, not in a folder"),
+        (["train", "--output_dir", "x" * 5000], "(5000 characters) is longer than a file system takes"),
+        (["train", "--output_dir", "x\0y"], "output_dir=x\\x00y holds a control character"),
+        (["train", "--output_dir", "x\udcff"], "output_dir=x\\udcff is not UTF-8"),
+        (["prepare", "--data_dir", "x\udcff"], "data_dir=x\\udcff is not UTF-8"),
+        (["train", "--cache_dir", "x\udcff"], "cache_dir=x\\udcff is not UTF-8"),
+        (["evaluate", "--run", "x\udcff"], "run=x\\udcff is not UTF-8"),
+        (["verify", "--run", "x", "--onnx", "x\udcff"], "onnx=x\\udcff is not UTF-8"),
+        (["train", "--cache_dir", "/dev/null"], "cache_dir=/dev/null is a file, not a folder"),
+        (["train", "--data_dir", "/dev/null"], "data_dir=/dev/null is a file, not a folder"),
+        (["train", "--output_dir", "~nobody-of-that-name/x"], "begins with ~, which is no home folder here"),
+        (["export", "--run", "/dev/null"], "run=/dev/null is a file, not a folder"),
+        (["sync", "--run", "/dev/null/x"], "run=/dev/null/x lies in a file"),
+        (["evaluate", "--run", f"x/{'y' * 256}"], "is longer than a file system takes"),
+        (["plot", "--output", "/proc/nowhere/x"], "output=/proc/nowhere/x cannot be written"),
+        (["train", "--output_dir", "/proc/nowhere/x"], "output_dir=/proc/nowhere/x cannot be written"),
+        (["plot", "--output", "/dev/null"], "output=/dev/null is a file, not a folder"),
         (["train", "--ephocs", "3"], "--ephocs is not a flag of this command. Did you mean --epochs?"),
         (["train", "--batch-size", "3"], "Did you mean --batch_size?"),
         (["train", "cnn"], "cnn is not a flag of this command"),
@@ -96,6 +134,68 @@ def test_a_mistake_gets_a_sentence_exit_2_and_leaves_nothing(
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+    assert _tree(working_folder) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ("RANK=0 WORLD_SIZE=abc", "WORLD_SIZE=abc is not a whole number from 1 to"),
+        ("WORLD_SIZE=2", "WORLD_SIZE=2 is set and RANK is not: torchrun sets both"),
+        ("RANK=3", "RANK=3 is set and WORLD_SIZE is not"),
+        ("RANK=2 WORLD_SIZE=2", "RANK=2 is not a whole number from 0 to 1"),
+        ("RANK=-1 WORLD_SIZE=2", "RANK=-1 is not a whole number"),
+        ("RANK=0 WORLD_SIZE=2 LOCAL_RANK=x", "LOCAL_RANK=x is not a whole number from 0 to 1"),
+        ("RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=1 LOCAL_RANK=1", "LOCAL_RANK=1 is not a whole number from 0 to 0"),
+        ("RANK=0 WORLD_SIZE=2", "WORLD_SIZE=2 ranks need MASTER_ADDR"),
+        ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost", "MASTER_PORT is not set, and should be a whole number"),
+        ("RANK=0 WORLD_SIZE=1 TORCHELASTIC_RESTART_COUNT=many", "TORCHELASTIC_RESTART_COUNT=many is not a whole number"),
+    ],
+)
+def test_half_of_what_torchrun_sets_gets_a_sentence(
+    variables: str, said: str, working_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for pair in variables.split():
+        monkeypatch.setenv(*pair.split("="))
+    assert main(["train"]) == 2
+    assert said in capsys.readouterr().err and _tree(working_folder) == []
+
+
+def test_a_working_folder_that_was_deleted_gets_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gone").mkdir()
+    with contextlib.chdir(tmp_path / "gone"):
+        (tmp_path / "gone").rmdir()
+        assert main(["train"]) == 2
+    assert "the working folder is gone" in capsys.readouterr().err
+
+
+def test_main_is_another_name_of_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in MLproject."""
+    assert main(["main", "--help"]) == 0 and "python -m pipeline run" in capsys.readouterr().out
+
+
+def test_a_tilde_is_the_home_folder(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = working_folder / "home"
+    monkeypatch.setenv("HOME", str(home))
+    assert main(["prepare", "--model", "mlp", "--cache_dir", "~/cache"]) == 0
+    assert [path.name for path in working_folder.iterdir()] == ["home"] and (home / "cache").is_dir()
+    for command, name in [("train", "output_dir"), ("train", "data_dir"), ("verify", "run"), ("verify", "onnx"),
+                          ("sync", "run"), ("plot", "output"), ("train", "cache_dir")]:  # fmt: skip
+        values, _ = convert(COMMANDS[command][0], {name: "~/x/y"})
+        assert str(values[name]) == f"{home}/x/y"
+        assert str(convert(COMMANDS[command][0], {name: "x/y"})[0][name]) == "x/y"
+
+
+def test_without_a_home_folder_the_default_cache_gets_a_sentence(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)  # a container's user without a name
+    assert main(["prepare"]) == 2
+    assert "cache_dir=~/.cache/trainyard: this user has no home folder" in capsys.readouterr().err
     assert _tree(working_folder) == []
 
 
@@ -142,3 +242,29 @@ def test_the_overview_of_flags_is_the_configuration() -> None:
         "model", "dataset", "data_dir", "epochs", "batch_size", "lr", "optimizer", "weight_decay", "loss", "scheduler",
         "seed", "device", "precision", "nproc", "workers", "checkpoint_every", "output_dir", "resume",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("flag", "own"), [("nproc", "--nproc-per-node"), ("max_restarts", "--max-restarts")])
+def test_what_torchrun_decides_is_refused_in_its_ranks(
+    flag: str, own: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    assert main(["train", "--model", "mlp", "--output_dir", "run", f"--{flag}", "2"]) == 2
+    told = capsys.readouterr().err
+    assert f"{flag}=2 has no effect under torchrun" in told and own in told and list(tmp_path.iterdir()) == []
+
+
+def test_a_single_worker_is_restarted_too(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
+    launched: list[tuple[int, int]] = []
+
+    def launch(command: list[str], nproc: int, *, max_restarts: int) -> int:
+        launched.append((nproc, max_restarts))
+        return 0
+
+    monkeypatch.setattr("pipeline.distributed.launch", launch)
+    flags = ["--model", "mlp", "--output_dir", "run", "--cache_dir", str(cache_dir), "--nproc", "1", "--device", "cpu"]
+    assert main(["train", *flags, "--max_restarts", "2"]) == 0
+    assert launched == [(1, 2)]

@@ -12,7 +12,7 @@ from pipeline.stopping import Stopped
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(stopping, "_received", 0)
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, stopping.ORPHANED)}
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, stopping.ORPHANED)}
     stopping.install()
     yield
     for signum, handler in before.items():

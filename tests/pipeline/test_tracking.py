@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import store
+from pipeline import manifest, store
 from pipeline.cli import main
 from pipeline.config import UserError, applicable
 from pipeline.store import Run
@@ -103,6 +103,7 @@ def test_the_mlflow_model_is_named_told_and_tagged_and_another_file_leaves_no_tr
     assert main(["verify", *flags, "--onnx", str(other)]) == 0
     after = client.get_run(run.mlflow_run_id)
     assert (run.folder / "export" / "parity-other.md").is_file()
+    assert not [name for name in manifest.read(run.folder)[1] if "other" in name], "it would be sent with the next stage"
     assert after.data.to_dictionary() == found.data.to_dictionary()
     assert {item.path for item in client.list_artifacts(run.mlflow_run_id, "export")} == files
 
@@ -110,8 +111,8 @@ def test_the_mlflow_model_is_named_told_and_tagged_and_another_file_leaves_no_tr
 def test_the_curves_in_mlflow_are_those_of_the_run_folder(trained: Trained) -> None:
     run = trained("mlp")
     rows = read_rows(run.folder)
-    assert {k for row in rows for k in row} >= {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"}
-    for name in ("train/loss", "val/accuracy", "lr"):
+    assert {k for row in rows for k in row} >= {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "train/lr"}
+    for name in ("train/loss", "train/epoch_loss", "val/accuracy", "train/lr"):
         sent = MlflowClient().get_metric_history(run.mlflow_run_id, name)
         assert [(m.step, m.value) for m in sent] == [(r["step"], r[name]) for r in rows if name in r]
 
