@@ -207,8 +207,8 @@ def send_rest(run: Run) -> None:
     if Outbox(run.folder, run.mlflow_run_id).is_behind():
         try:
             sync(run.folder)
-        except (Failure, UserError) as error:
-            say(str(error), error=True)
+        except (Failure, UserError) as ours:
+            say(str(ours), error=True)
 
 
 def sync(folder: Path) -> int:

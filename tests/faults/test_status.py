@@ -54,7 +54,7 @@ def killed_rank(cache_dir: Path) -> Iterator[tuple[int, str]]:
     try:
         assert process.stdout
         for line in process.stdout:
-            if line.startswith("epoch 4/"):
+            if line.startswith("epoch"):  # the first that is told; not each of so many is
                 break
         ranks = {c.environ().get("RANK"): c for c in psutil.Process(process.pid).children()}
         ranks["0"].send_signal(signal.SIGKILL)
@@ -89,6 +89,7 @@ def test_a_later_start_closes_a_run_that_sigkill_left_running_and_it_resumes_wit
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_the_launcher_closes_the_run_of_a_rank_0_that_was_killed(killed_rank: tuple[int, str]) -> None:
     status, run_id = killed_rank
     assert status == 1 and _status(run_id) == "FAILED"
