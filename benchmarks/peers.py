@@ -19,8 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import Row, pairs, row, run, worker
-from pipeline.distributed import resolve_precision
+from benchmarks.report import Row, hardware_precision, pairs, row, run, worker
 
 SAMPLES = 9600
 _FLAGS = {
@@ -167,7 +166,7 @@ def _result(process: ProcessPoolExecutor, function: Callable[..., float], *argum
 
 
 def measure(given: argparse.Namespace) -> list[Row]:
-    default = resolve_precision("auto", "cpu")
+    default = hardware_precision()
     rows = []
     with worker() as us:
         for precision, name, batch_size in itertools.product(dict.fromkeys(("fp32", default)), PEERS, (64, 256)):

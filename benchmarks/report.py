@@ -98,8 +98,6 @@ def table(rows: Sequence[Row]) -> str:
 
 def versions() -> dict[str, Any]:
     """Return what was measured with: versions, processor, cores, and what `--precision auto` means on it."""
-    from pipeline.distributed import resolve_precision
-
     names = ("torch", "torchvision", "onnxruntime", "mlflow", "lightning", "pytorch-ignite", "skorch", "accelerate")
     found = {}
     for name in names:
@@ -110,7 +108,16 @@ def versions() -> dict[str, Any]:
     cpu = next(
         (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
     )
-    return found | {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "precision": resolve_precision("auto", "auto")}
+    return found | {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "precision": hardware_precision()}
+
+
+def hardware_precision() -> str:
+    """Return what `--precision auto` means to the measurements: bf16 where the hardware computes in it."""
+    import torch
+
+    from pipeline.precision import computes_bf16
+
+    return "bf16" if computes_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "fp32"
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -130,9 +137,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
 def run(measure: Callable[[argparse.Namespace], list[Row]], description: str | None) -> None:
     """Measure, print the table, and write the figures where `--json` says."""
     given = options(description).parse_args()
-    from pipeline.distributed import resolve_precision  # only now, as it imports torch
-
-    given.precision = resolve_precision(given.precision, "auto")
+    given.precision = hardware_precision() if given.precision == "auto" else given.precision
     rows = measure(given)
     print(f"\n{', '.join(f'{k} {v}' for k, v in versions().items())}\n\n{table(rows)}", flush=True)
     if given.json:

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from benchmarks.report import Pair, Row, pairs, row, run
 from benchmarks.training import build, first
 from pipeline.data.loader import Part
+from pipeline.precision import autocast
 from pipeline.progress import Progress, show
 from pipeline.tracking import runs
 from pipeline.tracking.tracker import training_run
@@ -48,7 +49,7 @@ def _bare(training: Training, steps: Iterable[list[Part]]) -> None:
     training.model.train()
     for ((x, y),) in steps:
         training.optimizer.zero_grad(set_to_none=True)
-        with training.autocast():
+        with autocast(training.config.precision, training.ranks.device):
             scores, _ = training.model(x)
         loss = F.cross_entropy(scores.float(), y, label_smoothing=training.config.label_smoothing)
         loss.backward()

@@ -18,6 +18,7 @@ from export.probing import CASES, Finding
 
 Array = NDArray[Any]
 
+SETS = {"test": "test set", "train": "training set"}  # what a split of a prepared folder is called
 _NUM_WEIGHTS = 3  # differing tensors that are named one by one
 
 
@@ -55,55 +56,55 @@ def origin(found: Mapping[str, Any], expected: Mapping[str, object], *, complete
 
 
 def behaviour(
-    finding: Finding, comparison: Comparison, *, names: Sequence[str], want: Mapping[str, Sequence[Array]]
+    finding: Finding, comparison: Comparison, *, names: Sequence[str], want: Mapping[str, Sequence[Array]], split: str
 ) -> Iterator[str]:
-    """Say which batch sizes fail, and which outputs differ, by how much and where."""
+    """Say which batch sizes fail, and which outputs differ, by how much and where; `split` is `test` or `train`."""
     if finding.facts["errors"]:
-        yield _failed_batches(finding.facts["errors"])
+        yield _failed_batches(finding.facts["errors"], split)
     for case, outputs in finding.outputs.items():
         if len(outputs) != len(names):
             yield f"it gives {len(outputs)} outputs, not {len(names)} ({_list(names)})"
             break
         rows = outputs[0].shape[:1]
         if rows != want[case][0].shape[:1]:
-            yield f"the batch is frozen: it gives {rows[0] if rows else 'no'} rows for {_cases([case])}"
+            yield f"the batch is frozen: it gives {rows[0] if rows else 'no'} rows for {_cases([case], split)}"
             break
     for index, name in enumerate(names):
         failing = {c: ds[index] for c, ds in comparison.differences.items() if index < len(ds) and not ds[index].agrees}
         if failing:
-            yield from _output(name, failing)
+            yield from _output(name, failing, split)
     score = comparison.score
     if score and score.flips:
-        yield f"{score.flips} of {len(want['test'][0])} test samples are classified otherwise than by torch"
+        yield f"{score.flips} of {len(want['all'][0])} {split} samples are classified otherwise than by torch"
     if score and not np.isclose(score.value, score.want, rtol=RTOL, atol=ATOL, equal_nan=True):
-        yield f"the metric over the test set is {score.value:.6g}, torch's is {score.want:.6g}"
+        yield f"the metric over the {SETS[split]} is {score.value:.6g}, torch's is {score.want:.6g}"
 
 
-def _failed_batches(errors: Mapping[str, str]) -> str:
+def _failed_batches(errors: Mapping[str, str], split: str) -> str:
     good = [case for case in CASES if case not in errors]
     message = next(iter(errors.values()))
     if not good:
         return f"it cannot be run on real samples: {message}"
-    return f"it runs for {_cases(good)} only, and fails for {_cases(errors)}: {message}"
+    return f"it runs for {_cases(good, split)} only, and fails for {_cases(errors, split)}: {message}"
 
 
-def _output(name: str, failing: Mapping[str, Difference]) -> Iterator[str]:
+def _output(name: str, failing: Mapping[str, Difference], split: str) -> Iterator[str]:
     """Say what is wrong with one output, in one sentence for each kind of fault."""
     shaped = {c: d for c, d in failing.items() if d.shape != d.want_shape}
     if shaped:
         case, d = next(iter(shaped.items()))
-        yield f"output {name} has the shape {d.shape}, not {d.want_shape}, for {_cases([case])}"
+        yield f"output {name} has the shape {d.shape}, not {d.want_shape}, for {_cases([case], split)}"
     broken = {c: d for c, d in failing.items() if d.num_not_finite}
     if broken:
         case, d = list(broken.items())[-1]
         share = f"{d.num_not_finite} of {np.prod(d.shape)} values"
         torch_too = f" (torch itself gives {d.torch_not_finite} such)" if d.torch_not_finite else ""
-        yield f"output {name} is NaN or infinite in {share} for {_cases([case])}{torch_too}"
+        yield f"output {name} is NaN or infinite in {share} for {_cases([case], split)}{torch_too}"
     outside = {c: d for c, d in failing.items() if d.num_outside}
     if outside:
         largest = max(d.largest or 0.0 for d in outside.values())
         allowed = f"{ATOL:g} + {RTOL:g} x |torch|"
-        yield f"output {name} differs from torch by up to {largest:.3g} for {_cases(outside)} (allowed: {allowed})"
+        yield f"output {name} differs from torch by up to {largest:.3g} for {_cases(outside, split)} (allowed: {allowed})"
 
 
 def swapped(got: Mapping[str, Sequence[Array]], want: Mapping[str, Sequence[Array]], *, names: Sequence[str]) -> Iterator[str]:
@@ -148,11 +149,11 @@ def weights(found: Mapping[str, Array], expected: Mapping[str, Array]) -> Iterat
         yield f"its weights differ from weights.safetensors: {named}{more}"
 
 
-def _cases(cases: Iterable[str]) -> str:
+def _cases(cases: Iterable[str], split: str) -> str:
     names = list(cases)
-    sizes = [case for case in names if case != "test"]
+    sizes = [case for case in names if case != "all"]
     parts = [f"batches of {', '.join(sizes)}"] if sizes else []
-    return " and ".join([*parts, "the whole test set"] if "test" in names else parts)
+    return " and ".join([*parts, f"the whole {SETS[split]}"] if "all" in names else parts)
 
 
 def _list(names: Iterable[str]) -> str:

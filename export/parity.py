@@ -1,4 +1,4 @@
-"""Numbers: an artifact's outputs against torch's, for single batches and for the whole test set.
+"""Numbers: an artifact's outputs against torch's, for single batches and for all samples of a split.
 
 Relative error means nothing near zero, so a value agrees within `ATOL + RTOL * |torch|`, and decisions are counted
 besides. A value that is not finite never agrees, also where torch gives the same.
@@ -38,7 +38,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The whole test set: changed decisions (None for regression), and accuracy or RMSE here and in torch."""
+    """All samples: changed decisions (None for regression), and accuracy or RMSE here and in torch."""
 
     flips: int | None
     value: float
@@ -84,14 +84,14 @@ def compare(
     labels: Array,
     task: str,
 ) -> Comparison:
-    """Compare outputs by case and position; `names` are the outputs' names, `labels` the test set's."""
+    """Compare outputs by case and position; `names` are the outputs' names, `labels` those of all samples."""
     comparison = Comparison()
     for case, values in want.items():
         if case in got:
             pairs = zip(names, got[case], values, strict=False)
             comparison.differences[case] = [_difference(*pair) for pair in pairs]
-    if "test" in got and got["test"] and got["test"][0].shape == want["test"][0].shape:
-        comparison.score = score(got["test"][0], want["test"][0], labels, task)
+    if "all" in got and got["all"] and got["all"][0].shape == want["all"][0].shape:
+        comparison.score = score(got["all"][0], want["all"][0], labels, task)
     return comparison
 
 
@@ -115,7 +115,7 @@ def _difference(name: str, got: Array, want: Array) -> Difference:
 
 
 def score(got: Array, want: Array, labels: Array, task: str) -> Score:
-    """Return how the first output of the whole test set does against the labels, and against torch."""
+    """Return how the first output of all samples does against the labels, and against torch."""
     if task == "regression":
         error, want_error = (float(np.sqrt(np.mean((a.astype(np.float64) - labels) ** 2))) for a in (got, want))
         return Score(flips=None, value=error, want=want_error)

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 BATCH_SIZES = (1, 2, 7, 64)
-CHUNK = 512  # samples at once, when it goes through the whole test set
+CHUNK = 512  # samples at once, when it goes through all samples
 FORMATS = ("onnx", "torchscript", "pt2")
-CASES = (*map(str, BATCH_SIZES), "test")
+CASES = (*map(str, BATCH_SIZES), "all")
 TIMEOUT = 600.0  # seconds for all probes together
 _PROBE = Path(__file__).with_name("probe.py")
 _POLL = 0.02

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from export.diagnosis import SETS
 from export.parity import Comparison
 from export.probing import Finding
 
@@ -22,7 +23,7 @@ def artifact(finding: Finding, comparison: Comparison, *, problems: Sequence[str
         "runtime": finding.facts.get("runtime"),
         "version": finding.facts.get("version"),
         "max_abs_diff": comparison.largest(),
-        "mean_abs_diff": comparison.mean("test"),
+        "mean_abs_diff": comparison.mean("all"),
         "argmax_flips": score.flips if score else None,
         "metric": finite(score.value) if score else None,
         "metric_diff": finite(score.value - score.want) if score else None,
@@ -80,20 +81,23 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield f"**FAILED**: {', '.join(kind for kind in artifacts if kind not in good)} must not be used."
     yield ""
+    if report["split"] == "train":
+        yield "No samples were held out for a test: the files are held against the model on the samples that it was trained on."
+        yield ""
     if report["problems"]:
         yield "## What differs"
         yield ""
         yield from (f"- {problem}" for problem in report["problems"])
         yield ""
-    yield "## The whole test set"
+    yield f"## The whole {SETS[report['split']]}"
     yield ""
-    header = ["format", "runtime", "max abs diff", "mean abs diff", f"argmax flips (n = {report['num_test']})"]
+    header = ["format", "runtime", "max abs diff", "mean abs diff", f"argmax flips (n = {report['num_samples']})"]
     yield from _table(
-        [*header, metric, f"{metric} difference", "latency at batch 1 (ms)"],
+        [*header, metric, f"{metric} difference", f"latency, batch 1, {report['num_threads']} thread (ms)"],
         [
             [
                 kind, f"{part['runtime'] or '-'} {part['version'] or ''}".strip(),
-                _short(_of(part, "test", "max_abs_diff")),
+                _short(_of(part, "all", "max_abs_diff")),
                 _short(part["mean_abs_diff"]), _short(part["argmax_flips"]), _short(part["metric"], digits=6),
                 _short(part["metric_diff"]), _short(part["latency_ms_b1"]),
             ]

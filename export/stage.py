@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 from export import onnx_model, pt2, torchscript
 from export.deployed import OUTPUTS, deployed, example_input, metadata
-from pipeline import store
+from pipeline import manifest, store
 from pipeline.config import RUNTIME_FIELDS, to_json
 
 FOLDER = "export"
+METRICS = "verify"  # what stands before the names of all figures of exported files; MLflow's pages go by the alphabet
 FILES = {
     "onnx": "model.onnx",
     "torchscript": "model.torchscript.pt",
@@ -26,7 +27,8 @@ FILES = {
 def export_run(run: store.Run) -> dict[str, float | int | str]:
     """Write a run's `export/` folder and return the size of each file, named as MLflow metrics.
 
-    Exported again from the same run, every file has the same bytes. Raises ExportError where a format has no way to
+    Exported again from the same run, every file has the same bytes; a parity report goes, as it is of the files that are
+    replaced. The files are not sealed. Raises ExportError where a format has no way to
     express the model, and UserError where the run's weights do not fit it.
     """
     module, example, properties = deployed(run), example_input(run), metadata(run)
@@ -38,10 +40,13 @@ def export_run(run: store.Run) -> dict[str, float | int | str]:
         "safetensors": (run.folder / store.WEIGHTS).read_bytes(),
         "config": _config(run, properties),
     }
+    manifest.unseal(run, *manifest.REPLACES["export"])
+    for name in manifest.FILES["verify"]:
+        (run.folder / name).unlink(missing_ok=True)
     for name, content in contents.items():
         with store.atomic(run.folder / FOLDER / FILES[name]) as temporary:
             temporary.write_bytes(content)
-    return {f"export/{name}/size_bytes": len(content) for name, content in contents.items() if name != "config"}
+    return {f"{METRICS}/{name}/size_bytes": len(content) for name, content in contents.items() if name != "config"}
 
 
 def _config(run: store.Run, properties: Mapping[str, object]) -> bytes:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from torch import Tensor
 
 from export import diagnosis, onnx_model, parity, report
 from export.deployed import OUTPUTS, Deployed, deployed, metadata
+from export.probe import NUM_THREADS
 from export.probing import BATCH_SIZES, CHUNK, FORMATS, Finding, Probes
-from export.stage import FILES, FOLDER
-from pipeline import store
+from export.stage import FILES, FOLDER, METRICS
+from pipeline import manifest, store
 from pipeline.config import UserError
-from pipeline.data.loader import Split, open_split
+from pipeline.data.loader import Split, evaluation_split, open_split
 from pipeline.data.prepare import read_manifest
 
 Array = NDArray[Any]
@@ -47,6 +49,7 @@ class _Expected:
     """What every artifact of a run has to give."""
 
     run: store.Run
+    split_name: str  # test, or train
     split: Split
     module: Deployed
     names: tuple[str, ...]
@@ -59,20 +62,25 @@ def verify_run(
     run: store.Run, *, data: Path, onnx: Path | None = None,
     probes: Probes | None = None, meanwhile: Callable[[], None] = lambda: None,
 ) -> Verdict:  # fmt: skip
-    """Hold a run's exported files, or another .onnx file, against its model on the test split of a prepared folder.
+    """Hold a run's exported files, or another .onnx file, against its model on the test split of a prepared folder (or,
+    where none was held out, on its training samples: the report says so).
 
     `probes` are those of all formats that were started before; `meanwhile` is called while they work, before they measure.
     Writes `export/parity.json` and `.md`, or `export/parity-<name>` where `onnx` is given; its figures are then under
-    that name too, so that neither hides the run's own. Raises UserError where a file is missing or is no ONNX file.
+    that name too, so that neither hides the run's own. The report is left unsealed. Raises UserError where a file is missing or
+    is no ONNX file.
     """
     contents, graph = _read(run, onnx)
-    split, module = open_split(data, "test"), deployed(run)
+    name, module = evaluation_split(data), deployed(run)
+    split = open_split(data, name)
     with probes or Probes(contents) as probes:
         probes.load(contents, split.x.numpy())
         meanwhile()
+        with _threads(NUM_THREADS):  # the order in which numbers are added up depends on it
+            answers = _answers(module, split.x)
         expected = _Expected(
-            run=run, split=split, module=module, names=OUTPUTS[run.task], metadata=metadata(run),
-            answers=_answers(module, split.x), complete=onnx is None,
+            run=run, split_name=name, split=split, module=module, names=OUTPUTS[run.task], metadata=metadata(run),
+            answers=answers, complete=onnx is None,
         )  # fmt: skip
         findings = probes.findings()
     if not findings["onnx"].failure:
@@ -82,12 +90,31 @@ def verify_run(
         about = {"file": onnx.name if onnx else FILES[kind], "sha256": hashlib.sha256(content).hexdigest()}
         parts[kind] = about | ({"opset": onnx_model.opset(graph)} if kind == "onnx" else {}) | parts[kind]
     values = _report(parts, expected, data_sha256=read_manifest(data)["data_sha256"])
-    stem = f"parity-{onnx.stem}" if onnx else "parity"
-    store.write_json(run.folder / FOLDER / f"{stem}.json", values)
-    with store.atomic(run.folder / FOLDER / f"{stem}.md") as temporary:
+    as_json, as_text = report_files(onnx)
+    manifest.unseal(run, as_json, as_text)
+    store.write_json(run.folder / as_json, values)
+    with store.atomic(run.folder / as_text) as temporary:
         temporary.write_text(report.markdown(values))
-    prefixes = {kind: f"export/{re.sub('[^A-Za-z0-9_.-]', '_', stem) if onnx else kind}" for kind in parts}
+    stem = re.sub("[^A-Za-z0-9_.-]", "_", f"parity-{onnx.stem}") if onnx else ""
+    prefixes = {kind: f"{METRICS}/{stem or kind}" for kind in parts}
     return Verdict(values["passed"], values["problems"], report.figures(values, prefixes=prefixes), values)
+
+
+def report_files(onnx: Path | None) -> tuple[str, str]:
+    """Return the names of a report, as JSON and as text, relative to the run folder."""
+    stem = f"{FOLDER}/parity-{onnx.stem}" if onnx else f"{FOLDER}/parity"
+    return f"{stem}.json", f"{stem}.md"
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Have torch compute on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _read(run: store.Run, onnx: Path | None) -> tuple[dict[str, bytes], ModelProto]:
@@ -108,7 +135,7 @@ def _read(run: store.Run, onnx: Path | None) -> tuple[dict[str, bytes], ModelPro
 
 def _answers(module: Deployed, x: Tensor) -> Outputs:
     """Return the outputs of eager torch for the cases that a probe works through."""
-    batches = {str(size): [x[torch.arange(size) % len(x)]] for size in BATCH_SIZES} | {"test": list(x.split(CHUNK))}
+    batches = {str(size): [x[torch.arange(size) % len(x)]] for size in BATCH_SIZES} | {"all": list(x.split(CHUNK))}
     answers: Outputs = {}
     with torch.inference_mode():
         for case, parts in batches.items():
@@ -134,7 +161,7 @@ def _judge(kind: str, finding: Finding, expected: _Expected) -> dict[str, Any]:
         problems += diagnosis.swapped(finding.outputs, want, names=names)
         problems += diagnosis.unstandardised(finding.outputs, _answers_to_raw_input(expected))
         problems += diagnosis.weights(finding.weights, load_file(expected.run.folder / store.WEIGHTS))
-    problems += diagnosis.behaviour(finding, comparison, names=names, want=want)
+    problems += diagnosis.behaviour(finding, comparison, names=names, want=want, split=expected.split_name)
     return report.artifact(finding, comparison, problems=problems)
 
 
@@ -159,7 +186,7 @@ def _answers_to_raw_input(expected: _Expected) -> Outputs:
 def _report(parts: Mapping[str, dict[str, Any]], expected: _Expected, *, data_sha256: str) -> dict[str, Any]:
     run, split = expected.run, expected.split
     problems = [f"{part['file']}: {problem}" for part in parts.values() for problem in part["problems"]]
-    own = expected.answers["test"][0]
+    own = expected.answers["all"][0]
     reference = {
         "runtime": "torch eager, float32, CPU",
         "version": torch.__version__,
@@ -167,8 +194,10 @@ def _report(parts: Mapping[str, dict[str, Any]], expected: _Expected, *, data_sh
     }
     return {
         "passed": not problems, "problems": problems, "model": run.config.model, "task": run.task,
-        "dataset": run.config.dataset, "num_test": len(split), "metric": report.METRIC[run.task],
+        "dataset": run.config.dataset, "split": expected.split_name, "num_samples": len(split),
+        "metric": report.METRIC[run.task],
         "data_sha256": data_sha256, "weights_sha256": expected.metadata["weights_sha256"], "reference": reference,
-        "tolerance": {"rtol": parity.RTOL, "atol": parity.ATOL, "argmax_flips": 0}, "batch_sizes": list(BATCH_SIZES),
+        "tolerance": {"rtol": parity.RTOL, "atol": parity.ATOL, "argmax_flips": 0},
+        "batch_sizes": list(BATCH_SIZES), "num_threads": NUM_THREADS,
         "artifacts": dict(parts),
     }  # fmt: skip

@@ -21,6 +21,7 @@ class ModelSpec:
     `builder` names a class as `module:Class`; it is called with `num_outputs`, `input_shape` and the fields in `options`.
     `input_shape` is the shape of one sample; `None` stands for any length. `layers` are the prefixes of its parameters'
     names. `recipes` maps a recipe, or `recipe:data set` where one data set needs other values, to configuration fields.
+    `optimizers` maps each optimizer to the fields that replace a recipe's when a flag chooses it.
     """
 
     summary: str
@@ -29,6 +30,7 @@ class ModelSpec:
     input_shape: tuple[int | None, ...]
     layers: tuple[str, ...]
     recipes: Mapping[str, Mapping[str, object]]
+    optimizers: Mapping[str, Mapping[str, object]]
     options: tuple[str, ...] = ()
 
     def recipe(self, name: str, dataset: str | None = None) -> dict[str, object]:
@@ -47,6 +49,26 @@ _MNIST = {  # the best of 17 candidates for both networks: docs/search-cnn.jsonl
     "epochs": 5, "optimizer": "muon", "lr": 3.5e-3, "weight_decay": 0.2, "warmup": 0.2, "init": "patches", "augment_shift": 1,
 }  # fmt: skip
 
+_NESTEROV = {"momentum": 0.9, "nesterov": True}
+
+_FOR_IMAGES = {  # benchmarks/optimizers.py holds each against the others, on every data set
+    "sgd": {"lr": 0.03, "weight_decay": 1e-4} | _NESTEROV, "adam": {"lr": 5e-3, "weight_decay": 0.0},
+    "adamw": {"lr": 5e-3, "weight_decay": 0.05}, "rmsprop": {"lr": 2e-3, "weight_decay": 0.0},
+    "muon": {"lr": 3.5e-3, "weight_decay": 0.05},
+}  # fmt: skip
+
+_FOR_VECTORS = {
+    "sgd": {"lr": 0.2, "weight_decay": 1e-4} | _NESTEROV, "adam": {"lr": 0.02, "weight_decay": 0.0},
+    "adamw": {"lr": 0.02, "weight_decay": 0.05}, "rmsprop": {"lr": 0.01, "weight_decay": 0.0},
+    "muon": {"lr": 0.02, "weight_decay": 0.05},
+}  # fmt: skip
+
+_FOR_A_CUBIC = {  # four numbers to fit, and nothing to regularize
+    "sgd": {"lr": 0.05, "weight_decay": 0.0} | _NESTEROV, "adam": {"lr": 0.1, "weight_decay": 0.0},
+    "adamw": {"lr": 0.1, "weight_decay": 0.0}, "rmsprop": {"lr": 0.05, "weight_decay": 0.0},
+    "muon": {"lr": 0.1, "weight_decay": 0.0},
+}  # fmt: skip
+
 MODELS: dict[str, ModelSpec] = {
     "polynomial": ModelSpec(
         summary="a cubic y = a + b x + c x^2 + d x^3 with hand-derived, autograd or nn.Linear gradients",
@@ -54,6 +76,7 @@ MODELS: dict[str, ModelSpec] = {
         tasks=("regression",),
         input_shape=(1,),
         layers=("a", "b", "c", "d", "linear"),
+        optimizers=_FOR_A_CUBIC,
         options=("gradient",),
         recipes={
             "default": {
@@ -73,6 +96,7 @@ MODELS: dict[str, ModelSpec] = {
         tasks=("binary", "multiclass"),
         input_shape=(None,),
         layers=("hidden", "output"),
+        optimizers=_FOR_VECTORS,
         options=("hidden", "dropout"),
         recipes={
             "default": {
@@ -91,6 +115,7 @@ MODELS: dict[str, ModelSpec] = {
         tasks=("binary",),
         input_shape=(None,),
         layers=("hidden", "output"),
+        optimizers=_FOR_VECTORS,
         options=("hidden",),
         recipes={
             "default": {
@@ -109,6 +134,7 @@ MODELS: dict[str, ModelSpec] = {
         tasks=("multiclass",),
         input_shape=(1, 32, 32),
         layers=("conv1", "conv2", "fc1", "fc2", "fc3"),
+        optimizers=_FOR_IMAGES,
         options=("dropout",),
         recipes={
             "default": _IMAGES | {"lr": 0.01, "epochs": 20, "batch_size": 32},
@@ -125,12 +151,13 @@ MODELS: dict[str, ModelSpec] = {
         tasks=("multiclass",),
         input_shape=(1, 28, 28),
         layers=("conv1", "conv2", "fc1", "fc2"),
+        optimizers=_FOR_IMAGES,
         options=("dropout",),
         recipes={
             "default": _IMAGES | {"epochs": 10},
             "default:mnist": _MNIST,
             "fast": _IMAGES | {
-                "dataset": "mnist", "holdout": False, "epochs": 1, "max_steps": 200, "batch_size": 192, "optimizer": "muon",
+                "dataset": "mnist", "holdout": False, "epochs": 0, "max_steps": 200, "batch_size": 192, "optimizer": "muon",
                 "lr": 7e-3, "weight_decay": 0.05, "warmup": 0.2, "init": "patches", "layer_lr": "conv1=0",
             },
             "accurate": _IMAGES | {

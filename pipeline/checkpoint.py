@@ -17,8 +17,10 @@ import torch
 
 from pipeline.config import Failure, UserError
 from pipeline.data.prepare import read_json, sha256
+from pipeline.files import atomic, write_json
+from pipeline.manifest import LAST_WEIGHTS, WEIGHTS
 from pipeline.output import say
-from pipeline.store import LAST_WEIGHTS, WEIGHTS, atomic, save_weights, write_json
+from pipeline.store import save_weights
 
 
 def snapshot(value: Any) -> Any:
@@ -53,8 +55,10 @@ class Writer:
     def _write(self, folder: Path, step: int, content: Mapping[str, Any]) -> None:
         self._problem = ""
         try:
-            save_weights(folder / LAST_WEIGHTS, content["model"])
-            save_weights(folder / WEIGHTS, content["best_weights"] or content["model"])  # without validation, the same
+            run_id = content.get("mlflow_run_id", "")
+            save_weights(folder / LAST_WEIGHTS, content["model"], run_id=run_id)
+            best = content["best_weights"] or content["model"]  # without validation, the same
+            save_weights(folder / WEIGHTS, best, run_id=run_id)
             save_checkpoint(folder, step, content)
             self._written(step)
         except Exception as error:  # a full disk raises an error of its own in each library: none may pass for a save
@@ -77,24 +81,25 @@ class Writer:
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
-    """Write `checkpoints/step-<step>.pt` and its hash beside it, and remove all but the newest `keep`.
+    """Write `checkpoints/step-<step>.pt`, and its hash and the run that it is of beside it; remove all but the newest `keep`.
 
     A checkpoint counts only once its hash file is there, so a kill in between loses nothing.
     """
     path = folder / "checkpoints" / f"step-{step:09d}.pt"
     with atomic(path) as temporary:
         torch.save(dict(state), temporary)
-    write_json(path.with_suffix(".json"), {"step": step, "sha256": sha256(path)})
+    note = {"step": step, "sha256": sha256(path), "mlflow_run_id": state.get("mlflow_run_id", "")}
+    write_json(path.with_suffix(".json"), note)
     for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink()
     return path
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest_checkpoint(folder: Path, *, run_id: str = "") -> tuple[Path, dict[str, Any]] | None:
     """Return the newest checkpoint that is whole, or None if none was ever finished; says which ones it passed over.
 
-    Raises UserError if there are finished checkpoints and none of them is valid.
+    Raises UserError if there are finished checkpoints and none of them is valid, or if one is of another MLflow run.
     """
     finished = 0
     names = {path.with_suffix(".pt") for path in (folder / "checkpoints").glob("step-*.*")}
@@ -105,11 +110,24 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         finished += 1
         try:
             note = read_json(path.with_suffix(".json"))
-            if note != {"step": int(path.stem.removeprefix("step-")), "sha256": sha256(path)}:
+            if note != {"step": int(path.stem.removeprefix("step-")), "sha256": sha256(path), "mlflow_run_id": run_id}:
+                _refuse_stranger(path, note["mlflow_run_id"], run_id)
                 raise ValueError("its SHA-256 differs")
-            return path, torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            _refuse_stranger(path, content.get("mlflow_run_id", ""), run_id)
+            return path, content
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
             say(f"checkpoint {path} is damaged and passed over ({str(error).splitlines()[0]})")
     if finished:
         raise UserError(f"output_dir={folder}: none of its {finished} checkpoints is valid. Train anew in another folder.")
     return None
+
+
+def _refuse_stranger(path: Path, owner: object, run_id: str) -> None:
+    if owner != run_id:
+        raise UserError(
+            f"checkpoint {path} is of MLflow run {str(owner)[:80] or 'none'}, and not of {run_id or 'none'}, whose folder it "
+            "lies in. Take out what was put there by mistake."
+        )

@@ -130,6 +130,8 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
     world_size = environment.worker().world_size if environment.is_worker() else None
     if command == "prepare" or texts.get("resume", "false") == "false":  # all mistakes are told before anything is joined
         config = configuration.resolve(texts, world_size=world_size)
+        if environment.worker().rank == 0 and command != "prepare":  # before the slow imports
+            (output.log if environment.is_launched() else say)(configuration.describe(texts))
     if command == "prepare":
         from pipeline.data.prepare import prepare
 
@@ -138,6 +140,7 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
     from pipeline import distributed
 
     if environment.is_worker():
+        _refuse_what_torchrun_decides(texts)
         return _on_every_rank(command, texts)
     from pipeline import settle
 
@@ -149,7 +152,7 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
             f"batch_size={config.batch_size} is smaller than {nproc} ranks x accumulation_steps="
             f"{config.accumulation_steps}. Use a larger --batch_size, or fewer processes (--nproc)."
         )
-    if nproc == 1:
+    if nproc == 1 and not config.max_restarts:
         return _on_every_rank(command, texts, config)
     from pipeline.data.prepare import prepare
 
@@ -161,6 +164,22 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
 
         runs.close_after_failure()
     return status
+
+
+def _refuse_what_torchrun_decides(texts: Mapping[str, str]) -> None:
+    """Raise UserError for a flag that our own launcher would obey, in a rank that torchrun has started."""
+    if environment.is_launched():
+        return
+    local = str(environment.worker().local_world_size)
+    decided = {"nproc": ("auto", local), "max_restarts": ("0",)}
+    words = {"nproc": "--nproc-per-node", "max_restarts": "--max-restarts"}
+    problems = [
+        f"{name}={texts[name]} has no effect under torchrun. Give it as torchrun's own {words[name]}, and leave --{name} out."
+        for name, same in decided.items()
+        if name in texts and texts[name] not in same
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def _on_every_rank(command: str, texts: Mapping[str, str], config: RunConfig | None = None) -> int:
@@ -181,8 +200,9 @@ def _later_stage(command: str, arguments: list[str], config: Any) -> int:
         from pipeline import pictures, plots
 
         path = config.output / f"{config.picture}.png"
+        about, draw = pictures.PICTURES[config.picture]
         try:
-            plots.save(pictures.PICTURES[config.picture](), path)
+            plots.save(draw(), path, about=about)
         except OSError as error:
             raise UserError(f"output={config.output} cannot be written ({error.strerror}). Give another folder.") from error
         say(str(path))
@@ -196,7 +216,7 @@ def _later_stage(command: str, arguments: list[str], config: Any) -> int:
 
     if command == "evaluate":
         return _evaluate(arguments, config)
-    run = find_run(config.run)
+    run = find_run(config.run, stage=command)
     from pipeline import stages
 
     if command == "export":
@@ -212,10 +232,10 @@ def _evaluate(arguments: list[str], config: EvaluateConfig) -> int:
 
     device = distributed.resolve_device(config.device)
     if not environment.is_worker() and (nproc := distributed.resolve_nproc(config.nproc, device)) > 1:
-        find_run(config.run)
+        find_run(config.run, stage="evaluate")
         return distributed.launch(["pipeline", *arguments], nproc)
     with distributed.process_group(device) as ranks:
-        run = distributed.broadcast(distributed.together(lambda: find_run(config.run), on=ranks.is_main))
+        run = distributed.broadcast(distributed.together(lambda: find_run(config.run, stage="evaluate"), on=ranks.is_main))
         stages.evaluate(config, run, ranks)
     return 0
 

@@ -20,7 +20,8 @@ from models import MODELS
 from pipeline.data.catalog import DATASETS
 from pipeline.places import FIELDS as PLACES
 from pipeline.places import expanded
-from pipeline.rules import LOSSES, broken_rules
+from pipeline.recipe import Merged, merge
+from pipeline.rules import LOSSES, broken_rules, without_effect
 
 _LARGEST_INT, _LARGEST_FLOAT = 1_000_000_000, 1e38  # where a field says nothing: what every library takes, 64 and 32 bits
 _LARGEST_SEED = 2**32 - 1  # of numpy's generators, and what torch's tell apart
@@ -73,7 +74,7 @@ class RunConfig:
         choices=("false", "true", "auto"),
     )  # fmt: skip
     split_seed: int = option(0, "seed of the data set's points (moons) and of its split", at_least=0, at_most=_LARGEST_SEED)
-    holdout: bool = option(True, "hold samples out for validation; false: train on every one, test on the same if need be")
+    holdout: bool = option(True, "hold samples out for validation (and test, if the data has no test set); false: train on all")
     noise: float = option(0.5, "standard deviation of the noise (moons)", at_least=0, at_most=1000)
     preprocess: str = option(
         "standardize", "the model's first layer: input as it is, scaled to [0, 1], or standardised",
@@ -88,7 +89,7 @@ class RunConfig:
     gradient: str = option(
         "autograd", "how the cubic's gradient is taken (polynomial)", choices=("manual", "autograd", "linear")
     )
-    epochs: int = option(20, "passes over the training samples", at_least=1)
+    epochs: int = option(20, "passes over the training samples; 0: max_steps decides", at_least=0)
     max_steps: int = option(0, "optimiser steps after which training ends, even within an epoch; 0: epochs decide", at_least=0)
     batch_size: int = option(64, "samples in one optimiser step, over all ranks together", at_least=1)
     accumulation_steps: int = option(1, "parts in which a rank works through its share of a batch", at_least=1, at_most=10_000)
@@ -96,7 +97,7 @@ class RunConfig:
     lr: float = option(1e-3, "learning rate (its peak, where a schedule moves it)", above=0)
     momentum: float = option(0.0, "momentum (sgd, rmsprop)", at_least=0, below=1)
     nesterov: bool = option(False, "Nesterov momentum (sgd)")
-    weight_decay: float = option(0.0, "L2 penalty; decoupled in adamw", at_least=0)
+    weight_decay: float = option(0.0, "weight decay: decoupled in adamw and muon, an L2 penalty in the others", at_least=0)
     layer_lr: str = option("", "learning rates of single layers, as fc2=1e-4,conv1=1e-3; 0 freezes one")
     layer_weight_decay: str = option("", "weight decay of single layers, as fc2=0.1")
     loss: str = option(
@@ -113,13 +114,15 @@ class RunConfig:
     )  # fmt: skip
     label_smoothing: float = option(0.0, "label smoothing (cross_entropy)", at_least=0, below=1)
     grad_clip: float = option(0.0, "largest global norm of the gradient; 0: no limit", at_least=0)
-    early_stopping: int = option(0, "stop after so many epochs without a better validation result; 0: never", at_least=0)
+    early_stopping: int = option(
+        0, "stop after so many epochs, warm-up aside, without a better validation result; 0: never", at_least=0
+    )
     monitor: str = option("loss", "validation figure by which the best weights are chosen", choices=("loss", "accuracy"))
     scheduler: str = option(
         "constant", "course of the learning rate, per step", choices=("constant", "step", "cosine", "one_cycle")
     )
     warmup: float = option(0.0, "share of all steps in which the learning rate rises", at_least=0, below=1)
-    step_size: int = option(10, "epochs between two cuts of the learning rate (step)", at_least=1)
+    step_size: int = option(10, "epochs between two cuts of the learning rate (step; a third of all unless given)", at_least=1)
     gamma: float = option(0.1, "factor of each cut (step)", above=0, at_most=1)
     seed: int = option(0, "seed of weights, sample order and dropout", at_least=0, at_most=_LARGEST_SEED)
     device: str = option("auto", "where to compute; auto: cuda if there is one", choices=("auto", "cpu", "cuda"))
@@ -189,11 +192,8 @@ class PlotConfig:
     picture: str = option(
         "activations", "what to draw; none of these needs a run", choices=("activations", "scatter", "tsne", "samples")
     )
-    output: Path = option(Path("plots"), "folder for the PNG file")
+    output: Path = option(Path("runs/plots"), "folder for the PNG file")
 
-
-_BELONGING = {"optimizer": ("momentum", "nesterov"), "loss": ("label_smoothing",)}
-"""What a recipe sets together with a choice, and what goes with it when a flag chooses otherwise."""
 
 RUNTIME_FIELDS = frozenset(
     ["data_dir", "cache_dir", "output_dir", "resume", "device", "nproc", "max_restarts", "timeout", "workers"]
@@ -295,11 +295,7 @@ def resolve(texts: Mapping[str, str], *, world_size: int | None = None) -> RunCo
             f"It has: {', '.join(name for name in spec.recipes if ':' not in name)}."
         )
         del values["recipe"]
-    recipe: dict[str, Any] = spec.recipe(values.get("recipe", "default"), values.get("dataset"))
-    for choice, belonging in _BELONGING.items():
-        if values.get(choice, recipe.get(choice)) != recipe.get(choice):
-            recipe = {name: value for name, value in recipe.items() if name not in belonging}
-    config = RunConfig(**(recipe | values))
+    config = RunConfig(**_merged(values).fields)
     messages = list(problems.values())
     if "model" not in problems:
         doubtful = set(problems)
@@ -307,6 +303,25 @@ def resolve(texts: Mapping[str, str], *, world_size: int | None = None) -> RunCo
     if messages:
         raise UserError(*messages)
     return config
+
+
+def _merged(values: Mapping[str, Any]) -> Merged:
+    defaults = {spec.name: spec.default for spec in dataclasses.fields(RunConfig)}
+    return merge(MODELS[values.get("model", "cnn")], values.get("recipe", "default"), values, defaults)
+
+
+def describe(texts: Mapping[str, str]) -> str:
+    """Return in one line what the flags of a new training mean: model, data, recipe, and what replaced what in it."""
+    merged = _merged(convert(RunConfig, texts)[0])
+    fields = merged.fields
+    changes = merged.describe(leave_out=("model", "recipe", "dataset", *RUNTIME_FIELDS))
+    return f"{fields['model']} on {fields['dataset']}, recipe {fields['recipe']}" + (f"; {changes}" if changes else "")
+
+
+def applicable(config: RunConfig) -> dict[str, Any]:
+    """Return, as JSON values, the fields that have an effect on a training of this configuration."""
+    idle = without_effect(config, MODELS[config.model])
+    return {name: value for name, value in to_json(config).items() if name not in idle and name != "resume"}
 
 
 def resume(texts: Mapping[str, str], stored: RunConfig) -> RunConfig:

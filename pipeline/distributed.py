@@ -65,17 +65,6 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def resolve_precision(name: str, device: str) -> str:
-    """Return the precision that `auto` stands for on this machine: bf16 only where it is computed in hardware, or else fp32."""
-    if name != "auto":
-        return name
-    if resolve_device(device) == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = any(torch.cpu.get_capabilities().get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
-    return "bf16" if native else "fp32"
-
-
 def resolve_nproc(nproc: int | str, device: str) -> int:
     """Return the number of workers to start on this host. Raises UserError for more workers than GPUs."""
     gpus = torch.cuda.device_count() if device == "cuda" else 0
@@ -268,6 +257,7 @@ def launch(command: list[str], nproc: int, *, max_restarts: int = 0) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ[environment.LAUNCHED] = "1"
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # a restart must not meet a dead rank's address
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     config = LaunchConfig(
@@ -291,4 +281,6 @@ def launch(command: list[str], nproc: int, *, max_restarts: int = 0) -> int:
         return 2 if all(failure.exitcode == 2 for failure in error.failures.values()) else 1
     except SignalException as error:
         return 128 + int(error.sigval)
+    finally:
+        del os.environ[environment.LAUNCHED]
     return 0

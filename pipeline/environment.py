@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.config import UserError
 
+LAUNCHED = "TRAINYARD_LAUNCHED"
 _MOST = 1_000_000  # ranks; more is no number of them
 _REQUIRED = ("RANK", "WORLD_SIZE")
 
@@ -25,6 +26,11 @@ class Worker:
 def is_worker() -> bool:
     """Tell whether torchrun (or our own launcher) started this process as one of its ranks."""
     return all(name in os.environ for name in _REQUIRED)
+
+
+def is_launched() -> bool:
+    """Tell whether it was our own launcher, which has said what this command does, and whose restarts are `--max_restarts`."""
+    return LAUNCHED in os.environ
 
 
 def worker() -> Worker:

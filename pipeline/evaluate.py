@@ -5,6 +5,7 @@ Evaluation is always in float32, whatever the training's precision: that is what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,15 @@ from torch import Tensor
 
 from models.preprocess import Model
 from pipeline import distributed, metrics, store
-from pipeline.config import RunConfig
+from pipeline.config import Failure, RunConfig
 from pipeline.data.catalog import DATASETS
-from pipeline.data.loader import Split, open_split, share
+from pipeline.data.loader import Split, evaluation_split, open_split, share
+from pipeline.data.prepare import read_manifest
 from pipeline.distributed import Ranks
 from pipeline.losses import LossSum, loss_sum, normaliser
 from pipeline.store import Run
 
+FIGURES = {"test": "test", "train": "train/final"}  # what the figures of a split's evaluation are called before the slash
 _BATCH = 1000  # samples in one forward pass
 
 
@@ -59,19 +62,27 @@ def figures_of(loss: float, merit: float, count: int, *, config: RunConfig, task
 
 
 def evaluate(run: Run, ranks: Ranks, data: Path) -> tuple[dict[str, float], Callable[[], None]]:
-    """Evaluate the best weights on the test split; rank 0 writes test.json. Return the figures, and what draws plots/.
+    """Evaluate the best weights; rank 0 writes test.json. Return the figures, and what draws plots/.
 
-    `data` is the prepared folder. Every rank must call it; the weights are read by rank 0 and sent to the others. The
-    pictures take longer than the figures, and are left to rank 0 to draw when nobody waits for the proof any more.
+    `data` is the prepared folder. Without a test split there the samples are those of the training: the file is train.json,
+    and the figures are `train/final/...`. Every rank must call it; the weights are read by rank 0 and sent to the others. The
+    pictures take longer than the figures, and are left to rank 0 to draw when nobody waits for the proof any more. Raises
+    Failure where the loss is not finite.
     """
     state = distributed.broadcast(run.load_model().state_dict() if ranks.is_main else None)
     model = run.build_model()
     model.load_state_dict(state)
     model.to(ranks.device)
-    split, c = open_split(data, "test"), run.config
+    name, c = evaluation_split(data), run.config
+    split = open_split(data, name)
     loss = loss_sum(c.loss, task=run.task, network=model.network)
     batches = list(_forward(model, split, ranks))
     figures = {"loss": _sum_up(batches, len(split), loss, ranks, config=c, task=run.task)["loss"]}
+    if not math.isfinite(figures["loss"]):
+        raise Failure(
+            f"loss={figures['loss']} on the {name} samples: the model that this training ended with gives no finite answers. "
+            f"Lower --lr (now {c.lr:g}), or limit the gradient (--grad_clip 1)."
+        )
     scores, features = (distributed.concatenate(torch.cat([b[k] for b in batches])) for k in (0, 1))
     if run.task == "regression":
         report = metrics.regression_report(scores, split.y)
@@ -79,12 +90,12 @@ def evaluate(run: Run, ranks: Ranks, data: Path) -> tuple[dict[str, float], Call
         report = metrics.classification_report(scores, split.y, task=run.task, classes=DATASETS[c.dataset].classes)
     report |= figures
     if ranks.is_main:
-        store.write_json(run.folder / store.TEST, report)
+        store.write_json(run.folder / f"{name}.json", report)
         if text := _formula(model.cpu()):
             with store.atomic(run.folder / "formula.txt") as path:
                 path.write_text(text + "\n")
-    draw = partial(_draw, run, model, data, split, scores, features, report)
-    return metrics.flat_figures(report, "test"), draw
+    draw = partial(_draw, run, model, data, split, scores, features, report, name)
+    return metrics.flat_figures(report, FIGURES[name]), draw
 
 
 def _formula(model: Model) -> str:
@@ -93,26 +104,35 @@ def _formula(model: Model) -> str:
     return formula(model) if isinstance(model.network, Polynomial) else ""
 
 
-def _draw(run: Run, model: Model, data: Path, split: Split, scores: Tensor, features: Tensor, report: dict[str, Any]) -> None:
-    """Draw every picture that fits the task and the data into plots/."""
+def _draw(
+    run: Run, model: Model, data: Path, split: Split, scores: Tensor, features: Tensor, report: dict[str, Any], name: str
+) -> None:
+    """Draw every picture that fits the task and the data into plots/; `name` is that of `split`."""
     from pipeline import pictures, plots
+    from pipeline.curves import curves
 
     folder, spec, c = run.folder / "plots", DATASETS[run.config.dataset], run.config
     rows = store.parse_rows((run.folder / store.METRICS).read_bytes(), run.folder / store.METRICS)
-    figures = {"curves": plots.curves(rows)}
+    figures = {"curves": curves(rows, monitor=c.monitor, smoothed=c.label_smoothing > 0)}
     if run.task == "regression":
         if split.x.shape[1] == 1:
             figures["fitted_curve"] = plots.fitted_curve(
-                split.x.numpy(), split.y.numpy(), predicted=scores.numpy(), formula=_formula(model)
+                split.x.numpy(), split.y.numpy(), predicted=scores.numpy(), split=name, formula=_formula(model)
             )
     else:
         labels, classes = split.y.numpy(), spec.classes
-        figures["confusion_matrix"] = plots.confusion_matrix(np.array(report["confusion_matrix"]), classes=classes)
-        figures["tsne"] = plots.tsne(features.numpy(), labels=labels, classes=classes, seed=c.seed)
+        counts = np.array(report["confusion_matrix"])
+        figures["confusion_matrix"] = plots.confusion_matrix(counts, classes=classes, split=name)
+        of = f"{name} samples, by the features"
+        figures["tsne"] = plots.tsne(features.numpy(), labels=labels, classes=classes, of=of, seed=c.seed)
+        if len(classes) == 2:
+            margin = (scores[:, 0] if run.task == "binary" else scores[:, 1] - scores[:, 0]).numpy()
+            figures["roc_pr"] = plots.roc_pr(margin, is_positive=labels == 1, positive=classes[1], split=name)
         if spec.is_image:
-            figures["wrongest"] = _wrongest(split, scores, run.task, classes)
+            figures["top_losses"] = _top_losses(run, model, split, scores, name)
         if not spec.is_image and split.x.shape[1] == 2:
-            splits = {n: (s.x.numpy(), s.y.numpy()) for n in ("train", "val", "test") if len(s := open_split(data, n))}
+            parts = ((n, open_split(data, n)) for n in read_manifest(data)["splits"])
+            splits = {n: (s.x.numpy(), s.y.numpy()) for n, s in parts if len(s)}
 
             def predict(points: Any) -> Any:
                 with torch.no_grad():
@@ -121,21 +141,25 @@ def _draw(run: Run, model: Model, data: Path, split: Split, scores: Tensor, feat
             figures["activations"] = pictures.activations()
             figures["scatter"] = plots.scatter(splits, classes=classes)
             figures["decision_regions"] = plots.decision_regions(predict, splits, classes=classes)
-    for name, figure in figures.items():
-        plots.save(figure, folder / f"{name}.png")
+    for picture, figure in figures.items():
+        plots.save(figure, folder / f"{picture}.png", about=f"{c.model} on {c.dataset}, run {run.folder.name}")
 
 
-def _wrongest(split: Split, scores: Tensor, task: str, classes: tuple[str, ...]) -> Any:
-    """Draw the wrong answers that were given with the most confidence."""
+def _top_losses(run: Run, model: Model, split: Split, scores: Tensor, name: str) -> Any:
+    """Draw the samples with the highest loss (that of the training, without smoothed labels), right or wrong."""
     from pipeline import plots
 
-    confidence, predicted = metrics.probabilities(task, scores).max(1)
-    wrong = (predicted != split.y).nonzero()[:, 0]
-    worst = wrong[confidence[wrong].argsort(descending=True)][:25]
-    return plots.wrongest(
-        split.x[worst].numpy(),
-        true=split.y[worst].numpy(),
-        predicted=predicted[worst].numpy(),
-        confidence=confidence[worst].numpy(),
-        classes=classes,
+    loss = loss_sum(run.config.loss, task=run.task, network=model.network)
+    each = torch.stack([loss(scores[i : i + 1], split.y[i : i + 1]) for i in range(len(split))])
+    probabilities, predicted = metrics.probabilities(run.task, scores), metrics.predicted_labels(run.task, scores)
+    num_wrong = int((predicted != split.y).sum())
+    top = each.argsort(descending=True, stable=True)[: plots.MAX_TILES]
+    return plots.top_losses(
+        split.x[top].numpy(),
+        true=split.y[top].numpy(),
+        predicted=predicted[top].numpy(),
+        probability=probabilities[top, split.y[top]].numpy(),
+        loss=each[top].numpy(),
+        classes=DATASETS[run.config.dataset].classes,
+        title=f"Highest losses of {len(split)} {name} samples; {num_wrong} of all are wrong (in red)",
     )

@@ -7,6 +7,7 @@ taken on each rank would weigh the ranks wrongly as soon as a batch does not div
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -48,3 +49,27 @@ def loss_sum(name: str, *, task: str, label_smoothing: float = 0.0, network: nn.
 def normaliser(name: str, count: int) -> int:
     """Return what a sum over `count` samples is divided by: the count, or 1 where the loss is itself a sum."""
     return 1 if name == "sse" else count
+
+
+@dataclass
+class MeanLoss:
+    """The losses of some optimizer steps, added up; each as training has it: a mean over its batch, or a sum for sse."""
+
+    weighted: float = 0.0  # with the samples of each step as weights
+    total: float = 0.0
+    samples: int = 0
+    steps: int = 0
+
+    def add(self, loss: float, samples: int) -> None:
+        self.weighted += loss * samples
+        self.total += loss
+        self.samples += samples
+        self.steps += 1
+
+    def over_samples(self, name: str) -> float:
+        """Return the loss `name` over all samples, as evaluation has it: their mean, or their sum for sse."""
+        return self.total if name == "sse" else self.weighted / self.samples
+
+    def over_steps(self, name: str) -> float:
+        """Return the loss of a sample, or for sse of a batch, on average."""
+        return self.total / self.steps if name == "sse" else self.weighted / self.samples

@@ -77,12 +77,19 @@ def regression_report(prediction: Tensor, target: Tensor) -> dict[str, Any]:
     }
 
 
+_FIRST = ("loss", "accuracy", "roc_auc", "rmse", "r2")
+
+
 def flat_figures(report: dict[str, Any], prefix: str) -> dict[str, float]:
-    """Return the report's numbers under MLflow names: `test/accuracy`, `test/f1_macro`, and `test/class/<name>/f1`."""
-    figures = {f"{prefix}/{k}": float(v) for k, v in report.items() if isinstance(v, float)}
+    """Return the report's numbers under MLflow names: `test/accuracy` and others, `test_f1_macro`, `test_class_<name>_f1`.
+
+    MLflow's page of a run has a section for each `<prefix>/`, in the order of the alphabet, and those without one come last: so
+    only few figures stand before the curves of `train/` and `val/`.
+    """
+    figures = {f"{prefix}{'/' if k in _FIRST else '_'}{k}": float(v) for k, v in report.items() if isinstance(v, float)}
     for key in ("precision", "recall", "f1-score"):
         name = key.removesuffix("-score")
         if "macro" in report:
-            figures[f"{prefix}/{name}_macro"] = float(report["macro"][key])
-        figures |= {f"{prefix}/class/{c}/{name}": float(values[key]) for c, values in report.get("classes", {}).items()}
+            figures[f"{prefix}_{name}_macro"] = float(report["macro"][key])
+        figures |= {f"{prefix}_class_{c}_{name}": float(values[key]) for c, values in report.get("classes", {}).items()}
     return figures

@@ -34,6 +34,7 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
         hidden = config.optimizer == "muon" and any(parameter is matrix for matrix in matrices[1:-1])
         group = groups.setdefault((own, hidden), {"params": [], "lr": lr, "weight_decay": decays.get(own, config.weight_decay)})
         group["initial_lr"] = lr  # as torch's schedulers call it
+        group["metric"] = f"train/lr/{own}" if own else "train/lr"
         group["params"].append(parameter)
         if hidden:
             group["orthogonal"] = True
@@ -47,16 +48,21 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, lr=config.lr, fused=True)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set every group's learning rate to its own peak times `factor`; return the first group's."""
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
+    """Set every group's learning rate to its own peak times `factor`; return them as `train/lr` and `train/lr/<layer>`."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
-    return float(optimizer.param_groups[0]["lr"])
+    return {group["metric"]: group["lr"] for group in optimizer.param_groups}
+
+
+def warmup_steps(config: RunConfig, total_steps: int) -> int:
+    """Return the number of optimizer steps in which the learning rate rises."""
+    return round(config.warmup * total_steps)
 
 
 def lr_factor(step: int, config: RunConfig, *, total_steps: int, steps_per_epoch: int) -> float:
     """Return the learning rate in optimiser step `step` (from 0) as a share of `lr`: a function of the step alone."""
-    warm = round(config.warmup * total_steps)
+    warm = warmup_steps(config, total_steps)
     if step < warm:
         risen = (step + 1) / (warm + 1)
         if config.scheduler == "one_cycle":

@@ -1,4 +1,7 @@
-"""Pictures that need no run, for `python -m pipeline plot --picture NAME`: each function returns a figure."""
+"""Pictures that need no run, for `python -m pipeline plot --picture NAME`: each function returns a figure.
+
+What a picture shows stands beside its name in `PICTURES`, and above it in the file.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pipeline.data import sources
 from pipeline.data.catalog import DATASETS
 
 NOISES = (0.0, 0.2, 0.5)
+_ACTIVATIONS = "Activation functions and their derivatives"
 
 
 def activations() -> Figure:
@@ -29,15 +33,15 @@ def activations() -> Figure:
         x = torch.linspace(-10, 10, 10_000, requires_grad=True)
         y = function(x)
         (slope,) = torch.autograd.grad(y.sum(), x)
-        axes.plot(x.detach().numpy(), y.detach().numpy(), color=blue, linewidth=2, label="function f(x)")
-        axes.plot(x.detach().numpy(), slope.numpy(), "--", color=orange, linewidth=1.5, label="derivative f'(x)")
+        axes.plot(x.detach().numpy(), y.detach().numpy(), color=blue, linewidth=2, label="f(x)")
+        axes.plot(x.detach().numpy(), slope.numpy(), "--", color=orange, linewidth=1.5, label="f'(x)")
         axes.set_title(name, fontsize=11)
         axes.grid(alpha=0.3)
     for axes in grid.ravel()[len(ACTIVATIONS) :]:
         axes.set_axis_off()
     figure.supxlabel("x", fontsize=10)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    grid[0, 0].legend(loc="upper left", fontsize=9)
+    figure.suptitle(_ACTIVATIONS)
     return figure
 
 
@@ -58,7 +62,9 @@ def tsne() -> Figure:
     """Draw t-SNE of the raw pixels of scikit-learn's digits 0 to 5."""
     images, labels = _digits()
     kept = labels < 6
-    return plots.tsne(images[kept].reshape(kept.sum(), -1), labels=labels[kept], classes=DATASETS["digits"].classes[:6])
+    return plots.tsne(
+        images[kept].reshape(kept.sum(), -1), labels=labels[kept], classes=DATASETS["digits"].classes[:6], of="images"
+    )
 
 
 def samples() -> Figure:
@@ -80,6 +86,9 @@ def _digits() -> plots.Part:
     return x, y
 
 
-PICTURES: dict[str, Callable[[], Figure]] = {
-    "activations": activations, "scatter": scatter, "tsne": tsne, "samples": samples,
-}  # fmt: skip
+PICTURES: dict[str, tuple[str, Callable[[], Figure]]] = {
+    "activations": (_ACTIVATIONS, activations),
+    "scatter": (f"{DATASETS['moons'].num_train} points of the data set moons, with less and more noise", scatter),
+    "tsne": ("Raw pixels of scikit-learn's digits 0 to 5", tsne),
+    "samples": ("Five images of each of scikit-learn's digits", samples),
+}

@@ -6,7 +6,8 @@ that need no run are in `pipeline.pictures`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pipeline.store import atomic
@@ -26,108 +26,127 @@ Array = NDArray[Any]
 Part = tuple[Array, Array]
 
 MAX_TILES = 25
+MAX_COUNTS = 30  # classes, beyond which the cells of a confusion matrix are too small for their counts
 MAX_TSNE_SAMPLES = 500
 GRID = 200  # points along each axis of the decision regions
 _MARGIN = 0.15  # around them, so that a point on the edge is not cut
 _DPI = 120
+_LETTERS_PER_INCH = 11  # of the heading
+_LONGEST_NAME = 24  # letters of a class name
+_LEGEND_ROWS = 25
+_WRONG = "#a01010"
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
-_Best = Callable[[Array], Any] | None
-_PANELS: tuple[tuple[str, tuple[str, ...], _Best], ...] = (  # label, series, which validation value is best
-    ("loss", ("train/loss", "val/loss"), np.min),
-    ("accuracy", ("train/accuracy", "val/accuracy"), np.max),
-    ("RMSE", ("train/rmse", "val/rmse"), np.min),
-    ("learning rate", ("lr",), None),
-)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG, atomically. The same picture gives the same bytes, also when saved again."""
+def save(figure: Figure, path: Path, *, about: str) -> None:
+    """Write the figure as PNG, atomically, with what it is `about` above its own title: model, data set and run.
+
+    The same picture gives the same bytes, also when saved again.
+    """
+    encodable = about.encode(errors="replace").decode()  # folders may have names that no text has
+    heading = textwrap.fill(encodable, int(figure.get_figwidth() * _LETTERS_PER_INCH))
+    if not figure.get_suptitle().startswith(heading):
+        figure.suptitle(f"{heading}\n{figure.get_suptitle()}".strip(), fontsize=10, parse_math=False)
     with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None, "Title": encodable})
     figure.set_layout_engine("none")  # run again, it would start from its own result and move things a little
 
 
-def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw loss, metric and learning rate over optimiser steps; the best validation point of each is marked.
-
-    `rows` are the lines of metrics.jsonl: each has `step` and some of `train/loss`, `val/loss`,
-    `train/accuracy`, `val/accuracy`, `train/rmse`, `val/rmse` and `lr`. The learning rate is left out where
-    it never changes.
-    """
-    panels = []
-    for label, names, best in _PANELS:
-        series = {name: _series(rows, name) for name in names if any(name in row for row in rows)}
-        if series and (best or len(np.unique(series["lr"][1])) > 1):
-            panels.append((label, series, best))
-    if not panels:
-        return _note("No loss was logged.")
-    figure = Figure(figsize=(8, 0.6 + 2.9 * len(panels)), layout="constrained")
-    grid = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
-    for axes, (label, series, best) in zip(grid, panels, strict=True):
-        _draw_series(axes, series, best=best)
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
-    grid[-1].set_xlabel("optimiser step")
-    whole = MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1)
-    grid[-1].xaxis.set_major_locator(whole)
-    figure.align_ylabels()
-    return figure
-
-
-def confusion_matrix(counts: Array, *, classes: Sequence[str]) -> Figure:
+def confusion_matrix(counts: Array, *, classes: Sequence[str], split: str) -> Figure:
     """Draw counts (C, C), rows true and columns predicted; a cell's colour is its share of the true class."""
     num_classes = len(classes)
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
-    size = max(3.2, 0.48 * num_classes)
+    size = min(max(3.2, 0.48 * num_classes), 16.0)
     figure = Figure(figsize=(size + 1.8, size + 1), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    for i, j in np.ndindex(num_classes, num_classes):
-        color = "white" if shares[i, j] > 0.55 else "black" if counts[i, j] else "0.5"
-        axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=color, fontsize=9)
-    long = max(map(len, classes)) > 3
-    slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(num_classes), classes, **(slanted if long else {}))
-    axes.set_yticks(range(num_classes), classes)
+    if num_classes <= MAX_COUNTS:
+        for i, j in np.ndindex(num_classes, num_classes):
+            color = "white" if shares[i, j] > 0.55 else "black" if counts[i, j] else "0.5"
+            axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=color, fontsize=9)
+    names = [_short(name) for name in classes]
+    fits = max(map(len, names)) * num_classes < size * _LETTERS_PER_INCH
+    slanted: dict[str, Any] = {} if fits else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    fontsize = 10 if num_classes <= MAX_COUNTS else 7
+    axes.set_xticks(range(num_classes), names, fontsize=fontsize, **slanted)
+    axes.set_yticks(range(num_classes), names, fontsize=fontsize)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    axes.set_title(f"{np.trace(counts)} of {counts.sum()} right")
+    axes.set_title(f"{np.trace(counts)} of {counts.sum()} {split} samples right", fontsize=11)
     return figure
 
 
-def wrongest(images: Array, *, true: Array, predicted: Array, confidence: Array, classes: Sequence[str]) -> Figure:
-    """Draw the first 25 of images (K, C, H, W) uint8, titled with classes (K,) and confidence (K,) in [0, 1].
+def top_losses(
+    images: Array, *, true: Array, predicted: Array, probability: Array, loss: Array, classes: Sequence[str], title: str
+) -> Figure:
+    """Draw the first 25 of images (K, C, H, W) uint8, with what each is and was taken for, in red where that is wrong.
 
-    `true` and `predicted` are class numbers. Without an image, the figure says that none was wrong.
+    `true` and `predicted` (K,) are class numbers, `probability` (K,) that of the true class, in [0, 1].
     """
-    if not len(images):
-        return _note("No test image was wrong.")
     num_tiles = min(len(images), MAX_TILES)
     num_columns = min(num_tiles, 5)
     num_rows = -(-num_tiles // num_columns)
-    separator, height = (",\n", 2.4) if max(map(len, classes)) > 3 else (", ", 2.2)
-    figure = Figure(figsize=(max(1.9 * num_columns, 2.4), height * num_rows), layout="constrained")
+    figure = Figure(figsize=(max(2.2 * num_columns, 4.4), 2.7 * num_rows + 0.7), layout="constrained")
+    figure.suptitle(title)
     grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
-    for axes, image, t, p, c in zip(grid, images, true, predicted, confidence, strict=False):
+    for axes, image, t, k, p, value in zip(grid, images, true, predicted, probability, loss, strict=False):
         show_image(axes, image)
-        axes.set_title(f"true {classes[t]}{separator}said {classes[p]} ({100 * c:.0f} %)", fontsize=9)
+        names = [_short(classes[i]) for i in (t, k)]
+        text = f"true: {names[0]}\npredicted: {names[1]}\nloss {value:.3g}, p(true) {p:.3g}"
+        axes.set_title(text, fontsize=8, color="black" if t == k else _WRONG, parse_math=False)
     for axes in grid[num_tiles:]:
         axes.set_axis_off()
     return figure
 
 
-def tsne(features: Array, *, labels: Array, classes: Sequence[str], seed: int = 0) -> Figure:
+def roc_pr(margin: Array, *, is_positive: Array, positive: str, split: str) -> Figure:
+    """Draw the ROC and the precision-recall curve of a ranking `margin` (N,) of samples that belong to a class or not.
+
+    The decision is at a margin of 0. `is_positive` (N,) is bool, `positive` the name of that class.
+    """
+    from sklearn import metrics
+
+    if len(np.unique(is_positive)) < 2:
+        return note(f"ROC and precision-recall need {split} samples of both classes.")
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    roc, pr = figure.subplots(1, 2)
+    blue, orange = class_colors(2)
+    share, said = is_positive.mean(), margin > 0
+    right = (said & is_positive).sum()
+    recall, false_alarms = right / is_positive.sum(), (said & ~is_positive).sum() / (~is_positive).sum()
+    x, y, _ = metrics.roc_curve(is_positive, margin, drop_intermediate=False)
+    roc.plot(x, y, color=blue, linewidth=2, label=f"AUC {metrics.roc_auc_score(is_positive, margin):.4f}")
+    roc.plot([0, 1], [0, 1], "--", color="0.6", linewidth=1, label="chance")
+    roc.plot([false_alarms], [recall], "o", color=orange, label="decision taken", zorder=3)
+    y, x, _ = metrics.precision_recall_curve(is_positive, margin)
+    average = metrics.average_precision_score(is_positive, margin)
+    pr.plot(x, y, color=blue, linewidth=2, drawstyle="steps-post", label=f"average precision {average:.4f}")
+    pr.axhline(share, linestyle="--", color="0.6", linewidth=1, label="share of that class")
+    if said.any():
+        pr.plot([recall], [right / said.sum()], "o", color=orange, label="decision taken", zorder=3)
+    roc.set(xlabel="false positive rate", ylabel="true positive rate (recall)", title="ROC")
+    pr.set(xlabel="recall", ylabel="precision", title="Precision and recall")
+    for axes in (roc, pr):
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right" if axes is roc else "lower left")
+    figure.suptitle(f"{len(margin)} {split} samples, {is_positive.sum()} of them {positive}, the positive class")
+    return figure
+
+
+def tsne(features: Array, *, labels: Array, classes: Sequence[str], of: str, seed: int = 0) -> Figure:
     """Draw 500 of features (N, D) float32 in the plane, as class names or, where those are long, as points.
 
-    van der Maaten and Hinton, "Visualizing data using t-SNE", JMLR 9, 2008. Takes about 5 s for 500 samples.
+    `of` says what they are: "test samples". van der Maaten and Hinton, "Visualizing data using t-SNE", JMLR 9, 2008. Takes
+    about 5 s for 500 samples.
     """
     features, labels = features[:MAX_TSNE_SAMPLES], labels[:MAX_TSNE_SAMPLES]
     if len(features) < 4:
-        return _note(f"t-SNE needs more than {len(features)} samples.")
+        return note(f"t-SNE needs more than {len(features)} samples.")
     if not np.ptp(features, axis=0).any():  # scikit-learn divides by zero here and crashes the process
-        return _note("All samples have the same features.")
+        return note("All samples have the same features.")
     points = _embed(features, seed=seed)
     figure = Figure(figsize=(7.5, 6.5), layout="constrained")
     axes = figure.subplots()
@@ -140,24 +159,30 @@ def tsne(features: Array, *, labels: Array, classes: Sequence[str], seed: int = 
         for (x, y), label in zip(points, labels, strict=True):
             axes.text(x, y, classes[label], color=colors[label], **style)
     else:
-        for k in np.unique(labels):
+        present = np.unique(labels)
+        for k in present:
             x, y = points[labels == k].T
             marker = _MARKERS[k // 10 % len(_MARKERS)]  # the colours repeat after ten classes
-            axes.scatter(x, y, s=22, color=colors[k], marker=marker, label=classes[k])
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+            axes.scatter(x, y, s=22, color=colors[k], marker=marker, label=_short(classes[k]))
+        num_columns = -(-len(present) // _LEGEND_ROWS)
+        column = max(len(_short(classes[k])) for k in present) / _LETTERS_PER_INCH + 0.5
+        figure.set_figwidth(6 + column * num_columns)
+        axes.legend(
+            loc="upper left", bbox_to_anchor=(1, 1), frameon=False, ncols=num_columns, fontsize=10 if num_columns == 1 else 8
+        )
     axes.set_xlabel("t-SNE dimension 1")
     axes.set_ylabel("t-SNE dimension 2")
-    axes.set_title(f"t-SNE of {len(features)} samples")
+    axes.set_title(f"t-SNE of {len(features)} {of}", fontsize=11)
     return figure
 
 
-def scatter(splits: Mapping[str, Part], *, classes: Sequence[str], title: str = "") -> Figure:
+def scatter(splits: Mapping[str, Part], *, classes: Sequence[str]) -> Figure:
     """Draw points x (N, 2) of classes y (N,): colour tells the class, marker the split."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     draw_points(axes, splits, classes=classes)
     point_legend(axes, splits, classes=classes)
-    axes.set_title(title)
+    axes.set_title("Samples", fontsize=11)
     return figure
 
 
@@ -192,18 +217,18 @@ def decision_regions(predict: Callable[[Array], Array], splits: Mapping[str, Par
             axes.contour(horizontal, vertical, answers, levels=[0.5], colors="black", linewidths=1.5)
     draw_points(axes, splits, classes=classes)
     point_legend(axes, splits, classes=classes)
-    axes.set_title("Decision regions")
+    axes.set_title("Decision regions", fontsize=11)
     return figure
 
 
-def fitted_curve(x: Array, y: Array, *, predicted: Array, formula: str = "") -> Figure:
+def fitted_curve(x: Array, y: Array, *, predicted: Array, split: str, formula: str = "") -> Figure:
     """Draw targets (N, 1) and predictions (N, 1) over x (N, 1), in any order; below, what the fit leaves."""
     order = np.argsort(x[:, 0], kind="stable")
     x, y, predicted = x[order, 0], y[order, 0], predicted[order, 0]  # each (N,)
     figure = Figure(figsize=(8, 6), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     data, fit = class_colors(2)
-    top.plot(x, y, ".", color=data, markersize=5, label="data")
+    top.plot(x, y, ".", color=data, markersize=5, label=f"{split} data")
     top.plot(x, predicted, color=fit, linewidth=2, label="fit")
     top.set_ylabel("y")
     top.set_title(formula, fontsize=11, loc="right")
@@ -245,40 +270,20 @@ def point_legend(axes: Axes, splits: Mapping[str, Part], *, classes: Sequence[st
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
+def legend_above(axes: Axes) -> None:
+    """List the lines of `axes` above it, in as many columns as its figure is wide."""
+    handles, labels = axes.get_legend_handles_labels()
+    width = max(map(len, labels)) / 13 + 0.4  # inches of one entry, in small letters
+    num_columns = max(1, int((axes.figure.get_figwidth() - 0.8) / width))  # type: ignore[union-attr]
+    axes.legend(
+        handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=num_columns, frameon=False, fontsize=9, columnspacing=1
+    )
+
+
 def show_image(axes: Axes, image: Array) -> None:
     """Draw an image (C, H, W) uint8 of one or three channels, without axes."""
     axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)  # (H, W, C)
     axes.set_axis_off()
-
-
-def _series(rows: Iterable[Mapping[str, Any]], name: str) -> Part:
-    """Return the steps (N,) and values (N,) of one series, float64."""
-    pairs = np.array([(row["step"], row[name]) for row in rows if name in row], dtype=float).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1]
-
-
-def _draw_series(axes: Axes, series: Mapping[str, Part], *, best: _Best) -> None:
-    blue, orange = class_colors(2)
-    for name, (steps, values) in series.items():
-        is_val = name.startswith("val/")
-        style: dict[str, Any] = {"color": orange if is_val else blue, "linewidth": 1.6}
-        if len(steps) <= 40:
-            style |= {"marker": "o", "markersize": 3.5}
-        elif not is_val:  # many noisy points must not hide the validation curve
-            style |= {"linewidth": 0.8, "alpha": 0.7}
-        axes.plot(steps, values, label=name, **style)
-        finite = values[np.isfinite(values)]
-        if best and is_val and len(finite):
-            value = best(finite)
-            step = steps[values == value][0]
-            label = f"best: {value:.4g} at step {step:.0f}"
-            axes.plot([step], [value], "o", color="black", markerfacecolor="none", markersize=10, label=label)
-    drawn = np.concatenate([values for _, values in series.values()])
-    positive = drawn[np.isfinite(drawn) & (drawn > 0)]
-    if best is np.min and len(positive) and positive.max() > 100 * positive.min():
-        axes.set_yscale("log")
-    if best:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
 
 
 def _embed(features: Array, *, seed: int) -> Array:
@@ -292,7 +297,12 @@ def _embed(features: Array, *, seed: int) -> Array:
         return TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(features)
 
 
-def _note(text: str) -> Figure:
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+
+
+def note(text: str) -> Figure:
+    """Return a figure that says why there is nothing to be seen."""
     figure = Figure(figsize=(5, 1.5))
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=13)
     return figure

@@ -27,19 +27,19 @@ class _Lines(Progress):
     def __init__(self, epochs: int, tell: Callable[[str], None] = say) -> None:
         self.tell = tell
         self.epochs, self.every = epochs, 1 if epochs <= 100 else -(-epochs // _MAX_LINES)
-        self.loss, self.started, self.first = float("nan"), time.perf_counter(), -1
-
-    def step(self, step: int, loss: float) -> None:
-        self.loss = loss
+        self.started, self.first, self.due = time.perf_counter(), -1, 0
 
     def epoch(self, epoch: int, row: Mapping[str, float]) -> None:
         if self.first < 0:
             self.first = epoch - 1
-        if epoch % self.every and epoch != self.epochs and epoch != self.first + 1:
+        if epoch < self.due or "train/epoch_loss" not in row:  # of many short epochs, not each one's loss is looked at
             return
+        self.due = epoch - epoch % self.every + self.every
+        if epoch < self.epochs < self.due:
+            self.due = self.epochs
         spent = time.perf_counter() - self.started
         left = spent / (epoch - self.first) * (self.epochs - epoch)
-        self.note(f"epoch {epoch}/{self.epochs}  {_describe(self.loss, row)}  {left:.0f} s left")
+        self.note(f"epoch {epoch}/{self.epochs}  {_describe(row['train/epoch_loss'], row)}  {left:.0f} s left")
 
     def note(self, text: str) -> None:
         self.tell(text)
@@ -74,8 +74,8 @@ def _describe(loss: float, row: Mapping[str, float]) -> str:
         "val/rmse": "val rmse",
     }
     figures = [f"{text} {row[key]:.4f}" for key, text in names.items() if key in row]
-    if "perf/samples_per_second" in row:
-        figures.append(f"{row['perf/samples_per_second']:,.0f} samples/s".replace(",", " "))
+    if "train/samples_per_second" in row:
+        figures.append(f"{row['train/samples_per_second']:,.0f} samples/s".replace(",", " "))
     return "  ".join([f"loss {loss:.4f}", *figures])
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from models import MODELS, ModelSpec
 from pipeline.data.catalog import DATASETS
+from pipeline.recipe import num_epochs
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -43,34 +44,26 @@ def broken_rules(
             f"preprocess=scale needs images, dataset={c.dataset} has {_shape(data.sample_shape)} "
             "without a fixed range. Use --preprocess standardize.",
         )
-    for name in ("hidden", "dropout", "gradient"):
-        if name in given and name not in spec.options:
-            yield (name,), f"{name}={getattr(c, name)} has no effect on model={c.model}. Leave --{name} out."
-    if "noise" in given and "noise" not in data.fields:
-        yield ("dataset", "noise"), f"noise={c.noise} has no effect on dataset={c.dataset}. Leave --noise out."
-    if c.momentum and c.optimizer not in ("sgd", "rmsprop"):
-        yield ("momentum",), f"momentum={c.momentum} has no effect on {c.optimizer}. Use --optimizer sgd or rmsprop."
-    if c.nesterov and not (c.optimizer == "sgd" and c.momentum):
-        yield (
-            ("nesterov", "momentum", "optimizer"),
-            "nesterov=true needs sgd with momentum. Add --optimizer sgd --momentum 0.9.",
-        )
-    for name in ("augment_shift", "augment_affine"):
-        if (value := getattr(c, name)) and not data.is_image:
-            yield (name, "dataset"), f"{name}={value} changes images, and dataset={c.dataset} has none. Leave it out."
-    if c.init == "patches" and not data.is_image:
-        yield ("init", "dataset"), f"init=patches needs images, and dataset={c.dataset} has none. Leave it out."
-    if c.label_smoothing and c.loss != "cross_entropy":
-        yield (
-            ("label_smoothing", "loss"),
-            f"label_smoothing={c.label_smoothing} has no effect on loss={c.loss}. Use --loss cross_entropy, or leave it out.",
-        )
+    for name, (without, others) in without_effect(c, spec).items():
+        value = getattr(c, name)
+        if name in given and value and value != "random":  # an explicit 0 or false says what is so
+            text = str(value).lower() if isinstance(value, bool) else value
+            yield (name, *others), f"{name}={text} has no effect {without}. Leave --{name} out{_instead(name)}."
+    if not c.epochs and not c.max_steps:
+        yield ("epochs", "max_steps"), "epochs=0 leaves it to --max_steps when to end, which is 0 too. Give one of the two."
     if c.monitor == "accuracy" and data.task == "regression":
         yield ("dataset", "monitor"), f"monitor=accuracy does not fit regression data ({c.dataset}). Use --monitor loss."
-    if c.early_stopping and not c.holdout:
+    if c.scheduler == "one_cycle" and not c.warmup:
         yield (
-            ("early_stopping", "holdout"),
-            f"early_stopping={c.early_stopping} needs validation samples. Use --holdout true, or leave it out.",
+            ("scheduler", "warmup"),
+            "scheduler=one_cycle rises and falls, and warmup=0 leaves nothing of the rise. Use --warmup 0.3, or "
+            "--scheduler cosine.",
+        )
+    if c.scheduler == "step" and 1 < num_epochs(vars(c)) <= c.step_size:
+        yield (
+            ("scheduler", "step_size", "epochs", "max_steps"),
+            f"step_size={c.step_size} never cuts the learning rate within {num_epochs(vars(c))} epochs. Use a smaller "
+            "--step_size, or --scheduler constant.",
         )
     if not re.fullmatch(r"epoch|[1-9][0-9]{0,8}m?", c.checkpoint_every):
         yield (
@@ -105,6 +98,43 @@ def broken_rules(
         )
     if c.resume != "false" and not c.output_dir:
         yield ("resume",), f"resume={c.resume} was given without a run folder. Add --output_dir FOLDER."
+
+
+def without_effect(c: RunConfig, spec: ModelSpec) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return the fields that have no effect on a training: why, and because of which other fields."""
+    data = DATASETS[c.dataset]
+    idle: dict[str, tuple[str, tuple[str, ...]]] = {}
+
+    def is_idle(when: bool, why: str, because: str, *names: str) -> None:
+        idle.update({name: (why, (because,)) for name in names if when})
+
+    for name in ("hidden", "dropout", "gradient"):
+        is_idle(name not in spec.options, f"on model={c.model}", "model", name)
+    for name in ("noise", "data_dir"):
+        is_idle(name not in data.fields, f"on dataset={c.dataset}", "dataset", name)
+    no_images = f"on dataset={c.dataset}, which has no images"
+    is_idle(not data.is_image, no_images, "dataset", "augment_shift", "augment_affine", "init")
+    is_idle(
+        not data.is_random(holdout=c.holdout), f"on dataset={c.dataset}, which is not split at random", "holdout", "split_seed"
+    )
+    is_idle(c.optimizer not in ("sgd", "rmsprop"), f"on optimizer={c.optimizer}", "optimizer", "momentum")
+    is_idle(c.optimizer != "sgd", f"on optimizer={c.optimizer}", "optimizer", "nesterov")
+    is_idle(c.optimizer == "sgd" and not c.momentum, "without momentum", "momentum", "nesterov")
+    is_idle(c.loss != "cross_entropy", f"on loss={c.loss}", "loss", "label_smoothing")
+    is_idle(c.scheduler != "step", f"on scheduler={c.scheduler}", "scheduler", "step_size", "gamma")
+    is_idle(not c.holdout, "without validation samples (holdout=false)", "holdout", "early_stopping", "monitor")
+    is_idle(not c.epochs, "while max_steps decides", "max_steps", "epochs")
+    is_idle(not c.max_steps, "while epochs decide", "epochs", "max_steps")
+    return idle
+
+
+_USE = {"momentum": "use --optimizer sgd or rmsprop", "nesterov": "use --optimizer sgd --momentum 0.9",
+        "label_smoothing": "use --loss cross_entropy", "step_size": "use --scheduler step", "gamma": "use --scheduler step",
+        "early_stopping": "use --holdout true", "monitor": "use --holdout true"}  # fmt: skip
+
+
+def _instead(name: str) -> str:
+    return f", or {_USE[name]}" if name in _USE else ""
 
 
 def _layer_problems(name: str, text: str, spec: ModelSpec) -> Iterator[str]:

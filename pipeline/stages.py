@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline import distributed, store
+import torch
+
+from pipeline import distributed, manifest, precision, store
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import EvaluateConfig, Failure, RunConfig, StageConfig, UserError, VerifyConfig
-from pipeline.data.loader import open_split
+from pipeline.data.catalog import DATASETS
+from pipeline.data.loader import evaluation_split, open_split
 from pipeline.data.prepare import prepare, prepared_folder, read_manifest
 from pipeline.distributed import Ranks
 from pipeline.output import log_to
 from pipeline.output import say as _say
 from pipeline.stopping import Stopped
 from pipeline.store import Run
+from pipeline.tracking import connection, runs
 from pipeline.tracking import onnx as onnx_model
-from pipeline.tracking import runs
 from pipeline.tracking import tracker as tracking
 from pipeline.tracking.tracker import HostTracker, NullTracker, Tracker
 
@@ -28,11 +32,12 @@ if TYPE_CHECKING:
 
 
 def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
-    """Prepare, train and evaluate on all ranks; with `export`, export and verify on rank 0, all in one MLflow run."""
-    from pipeline.evaluate import evaluate
-    from pipeline.progress import show
-    from pipeline.train import Training, parameter_table
+    """Prepare, train and evaluate on all ranks; with `export`, export and verify on rank 0, all in one MLflow run.
 
+    A run that is gone on with does what it has not done yet.
+    """
+    if distributed.broadcast(distributed.together(lambda: _is_finished(config, export=export), on=ranks.is_main)):
+        return
     data = _prepare_everywhere(config, ranks)
     with ExitStack() as stack:
         begun = distributed.together(lambda: _begin(config, ranks, data, stack), on=ranks.is_main)
@@ -40,44 +45,135 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
         if ranks.local_rank == 0 and not begun:
             tracker = stack.enter_context(closing(HostTracker()))
         run: Run = distributed.broadcast(begun[0] if begun else None)
-        found = distributed.together(lambda: newest_checkpoint(run.folder), on=config.resume == "true" and ranks.is_main)
-        checkpoint = distributed.broadcast(found)
-        training = Training(run, ranks, tracker, open_split(data, "train"), open_split(data, "val"))
-        if checkpoint:
-            training.restore(checkpoint[1])
-        if isinstance(tracker, Tracker):
-            with store.atomic(run.folder / "parameters.md") as path:
-                path.write_text("\n".join(parameter_table(training.model)) + "\n")
-        with show(
-            epochs=training.num_epochs, steps_per_epoch=len(training.batches), first_step=training.state.step,
-            is_main=ranks.is_main,
-        ) as progress:  # fmt: skip
-            try:
-                with distributed.impatient(config.timeout):
-                    training.fit(progress)
-            except Failure:
-                training.keep_best()
-                raise
-            except Stopped:
-                if ranks.is_main:
-                    _say(f"stopped at step {training.state.step}; the checkpoint is written. Go on with:")
-                    _say(f"python -m pipeline train --output_dir {run.folder} --resume true")
-                raise
-        if isinstance(tracker, Tracker) and export:
+        missing = distributed.broadcast(_missing(run, export=export) if begun else None)
+        if "train" in missing:
+            _fit(run, config, ranks, tracker, data, command="run" if export else "train")
+        probes = None
+        if begun and "verify" in missing:
             from export.probing import FORMATS, Probes
 
             probes = stack.enter_context(Probes(FORMATS))  # these import their runtimes while the model is exported
-        figures, draw = evaluate(run, ranks, data)
-        if isinstance(tracker, Tracker):
-            _say(f"best weights: epoch {training.state.best_epoch or training.state.epoch} of {training.state.epoch}")
-            _summary(run, figures)
-            if not export:
-                draw()
-            _close(run, tracker, figures)
-            if export:
-                _export_and_verify(run, tracker, data, probes, draw)
+        draw = _nothing
+        if "evaluate" in missing:
+            draw = _evaluate(run, ranks, tracker, data)
+        if begun:
+            _finish(run, begun[1], data, missing, probes, draw)
             _say(_where(run))
+            if export:
+                _say_where_served(begun[1])
             _say(f"next: {_next(run, exported=export)}")
+
+
+def _nothing() -> None: ...
+
+
+def _fit(run: Run, config: RunConfig, ranks: Ranks, tracker: NullTracker, data: Path, *, command: str) -> None:
+    """Train on all ranks, from the newest checkpoint on if there is one."""
+    from pipeline.progress import show
+    from pipeline.train import Training, parameter_table
+
+    if ranks.is_main:
+        manifest.unseal(run, *manifest.REPLACES["train"])
+    found = distributed.together(
+        lambda: newest_checkpoint(run.folder, run_id=run.mlflow_run_id), on=config.resume == "true" and ranks.is_main
+    )
+    checkpoint = distributed.broadcast(found)
+    training = Training(run, ranks, tracker, open_split(data, "train"), open_split(data, "val"))
+    if checkpoint:
+        training.restore(checkpoint[1])
+    if ranks.is_main and run.config.optimizer == "muon" and not training.has_matrices():
+        _say("muon finds no matrix between the first and the last layer here: every step is AdamW's")
+    if ranks.is_main:
+        with store.atomic(run.folder / "parameters.md") as path:
+            path.write_text("\n".join(parameter_table(training.model)) + "\n")
+    with show(
+        epochs=training.num_epochs, steps_per_epoch=len(training.batches), first_step=training.state.step,
+        is_main=ranks.is_main,
+    ) as progress:  # fmt: skip
+        try:
+            with distributed.impatient(config.timeout):
+                training.fit(progress)
+        except Failure:
+            training.keep_best()
+            raise
+        except Stopped:
+            if ranks.is_main:
+                _say(f"stopped at step {training.state.step}; the checkpoint is written. Go on with:")
+                _say(f"python -m pipeline {command} --output_dir {run.folder} --resume true")
+            raise
+    if ranks.is_main:
+        manifest.seal(run, *manifest.FILES["train"])
+        _say(f"best weights: epoch {training.state.best_epoch or training.state.epoch} of {training.state.epoch}")
+
+
+def _evaluate(run: Run, ranks: Ranks, tracker: NullTracker, data: Path) -> Callable[[], None]:
+    """Evaluate on all ranks and log the figures. Return what draws the pictures on rank 0, and seals all of it."""
+    from pipeline.evaluate import evaluate
+
+    if ranks.is_main:
+        manifest.unseal(run, *manifest.REPLACES["evaluate"])
+    figures, draw = evaluate(run, ranks, data)
+    if not isinstance(tracker, Tracker):
+        return _nothing
+    _summary(run, figures)
+    _log(run, tracker, figures)
+
+    def finish() -> None:
+        draw()
+        manifest.seal(run, *manifest.FILES["evaluate"])
+
+    return finish
+
+
+def _finish(
+    run: Run, tracker: Tracker, data: Path, missing: Sequence[str], probes: Probes | None, draw: Callable[[], None]
+) -> None:
+    """Do what is left after the evaluation. The proof comes before the pictures, as it is what is waited for."""
+    if "export" in missing:
+        try:
+            _export(run, tracker)
+        except Failure:
+            draw()
+            tracker.upload()
+            raise
+    if "verify" in missing:
+        _verify(run, tracker, data, probes=probes, meanwhile=_import_plots, draw=draw)
+    else:
+        draw()
+        tracker.upload()
+
+
+def _missing(run: Run, *, export: bool) -> list[str]:
+    """Return the stages that a run has not done yet, of those that its command does; a proof that failed is none."""
+    wanted = ("train", "evaluate", *(("export", "verify") if export else ()))
+    missing = [stage for stage in wanted if not manifest.is_whole(run.folder, stage)]
+    if "train" in missing:  # whatever stands on other weights
+        return list(wanted)
+    if export and "verify" not in missing:
+        report = json.loads((run.folder / manifest.FILES["verify"][0]).read_text())
+        missing += [] if report["passed"] else ["verify"]
+    if "export" in missing and "verify" not in missing:
+        missing.append("verify")
+    return missing
+
+
+def _is_finished(config: RunConfig, *, export: bool) -> bool:
+    """Tell whether nothing is left to do for a run that is to be gone on with, and say so. Raises UserError."""
+    if config.resume != "true":
+        return False
+    run = store.open_run(Path(config.output_dir), check=False)
+    missing = _missing(run, export=export)
+    if "train" in missing and manifest.is_sealed(run.folder, "train") and not any((run.folder / "checkpoints").glob("*.json")):
+        manifest.check(run.folder)  # damaged, and nothing to make it anew from
+    if missing or not tracking.is_told(run):
+        return False
+    connection.configure(check=False)
+    runs.nest_wrapper(run.mlflow_run_id)
+    tracking.send_rest(run)
+    rows = store.parse_rows((run.folder / store.METRICS).read_bytes(), run.folder / store.METRICS)
+    epochs = max((row.get("epoch", 0) for row in rows), default=0)
+    _say(f"run {run.folder} is finished ({epochs:g} epochs): nothing to do")
+    return True
 
 
 def _prepare_everywhere(config: RunConfig, ranks: Ranks) -> Path:
@@ -88,59 +184,84 @@ def _prepare_everywhere(config: RunConfig, ranks: Ranks) -> Path:
 
 def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tuple[Run, Tracker]:
     """Open the MLflow run and the run folder, on rank 0: nothing exists before this, and it refuses to overwrite."""
-    manifest = read_manifest(data)
+    prepared = read_manifest(data)
     commit, dirty = tracking.git_state()
-    runs.configure(check=config.resume == "false")  # a run that goes on need not wait for a server
+    connection.configure(check=config.resume == "false")  # a run that goes on need not wait for a server
     dataset = None
     if config.resume == "true":
         run = store.open_run(Path(config.output_dir), check=False)
-        _same_data(run, manifest)
-        store.make_folder(run.folder, num_bytes=store.num_bytes(config, manifest))
+        _same_data(run, prepared)
+        store.make_folder(run.folder, num_bytes=store.num_bytes(config, prepared))
         runs.nest_wrapper(run.mlflow_run_id)
         run = dataclasses.replace(run, config=config)
     else:
+        runs.check_experiment(config.dataset)
+        config = _settle_precision(config, ranks, data, prepared)
         if config.output_dir:
             store.refuse_existing(Path(config.output_dir))
-        store.make_folder(Path(config.output_dir or "runs"), num_bytes=store.num_bytes(config, manifest))
-        run_id = runs.begin()
+        parent = Path(config.output_dir or "runs")
+        is_new = not parent.exists()
+        store.make_folder(parent, num_bytes=store.num_bytes(config, prepared))
+        try:
+            run_id = runs.begin(dataset=config.dataset, output_dir=config.output_dir)
+        except BaseException:
+            if is_new:
+                parent.rmdir()
+            raise
         folder = Path(config.output_dir or f"runs/{config.model}-{run_id[:8]}")
         try:
-            run = store.create(folder, config=config, mlflow_run_id=run_id, git_commit=commit, data=manifest)
-        except UserError:
-            runs.give_up(run_id)
+            run = store.create(folder, config=config, mlflow_run_id=run_id, git_commit=commit, data=prepared)
+        except BaseException as error:
+            runs.give_up(run_id, "KILLED" if isinstance(error, Stopped) else "FAILED")
             raise
         source = f"pipeline.data.sources.{config.dataset}"
-        dataset = {"name": config.dataset, "digest": manifest["data_sha256"], "source": source}
-    tags = tracking.environment_tags(run, world_size=ranks.world_size, device=str(ranks.device), dirty=dirty)
+        dataset = {"name": config.dataset, "digest": prepared["data_sha256"], "source": source}
+    tags = tracking.environment_tags(run, world_size=ranks.world_size, device=ranks.device.type, dirty=dirty)
+    tags["evaluated_on"] = evaluation_split(data)
     tracker = stack.enter_context(tracking.training_run(run, tags, dataset=dataset))
     log_to(run.folder / store.LOG)
-    computing = f"{ranks.world_size} x {ranks.device.type}, {run.config.precision}"
-    _say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}, {computing}")
+    _say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}")
     return run, tracker
 
 
-def _same_data(run: Run, manifest: Mapping[str, object]) -> None:
-    if manifest["data_sha256"] != run.data["data_sha256"]:
+def _settle_precision(config: RunConfig, ranks: Ranks, data: Path, prepared: Mapping[str, Any]) -> RunConfig:
+    """Say what is trained on and how it is computed; return the configuration with `precision=auto` decided."""
+    run = Run(folder=Path(), config=config, mlflow_run_id="", git_commit="", data=prepared)
+    settled, why = precision.choose(run, open_split(data, "train"), ranks)
+    numbers = {name: parts["x"]["shape"][0] for name, parts in prepared["splits"].items()}
+    samples = ", ".join(f"{number:,} {name}".replace(",", " ") for name, number in numbers.items() if number)
+    classes = f" of {len(prepared['classes'])} classes" if prepared["classes"] else ""
+    threads = f", {torch.get_num_threads()} threads each" if ranks.device.type == "cpu" else ""
+    _say(
+        f"{samples} samples{classes}; {ranks.world_size} x {ranks.device.type}{threads}, {settled.precision}"
+        + (f" ({why})" if why else "")
+    )
+    if "test" not in numbers:
+        _say("no samples are held out for a test: the final figures are of the training samples, and called train/final/...")
+    return settled
+
+
+def _same_data(run: Run, prepared: Mapping[str, object]) -> None:
+    if prepared["data_sha256"] != run.data["data_sha256"]:
         raise UserError(
             f"dataset={run.config.dataset}: the tensors prepared here are not those of the training (SHA-256 "
-            f"{str(manifest['data_sha256'])[:12]}, not {run.data['data_sha256'][:12]}). Point --data_dir to the same raw "
+            f"{str(prepared['data_sha256'])[:12]}, not {run.data['data_sha256'][:12]}). Point --data_dir to the same raw "
             "files, and use the same versions (see README)."
         )
 
 
 def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
-    """Evaluate a run's best weights on its test split, on all ranks, and write the figures into its MLflow run."""
-    from pipeline.evaluate import evaluate as evaluate_pass
-
+    """Evaluate a run's best weights on its test split (without one, on its training samples) and log the figures to MLflow."""
     data = _data_of(run, config, ranks)
-    figures, draw = evaluate_pass(run, ranks, data)
-    if ranks.is_main:
-        draw()
-        with tracking.attached(run) as tracker:
+    with ExitStack() as stack:
+        attached = distributed.together(lambda: stack.enter_context(tracking.attached(run)), on=ranks.is_main)
+        if attached:
             log_to(run.folder / store.LOG)
-            _close(run, tracker, figures)
-        _summary(run, figures)
-        _say(_where(run))
+        draw = _evaluate(run, ranks, attached or NullTracker(), data)
+        if attached:
+            draw()
+            attached.upload()
+            _say(_where(run))
 
 
 def export(config: StageConfig, run: Run) -> None:
@@ -156,15 +277,21 @@ def verify(config: VerifyConfig, run: Run) -> None:
     onnx = Path(config.onnx) if config.onnx else None
     if onnx and not onnx.is_file():
         raise UserError(f"onnx={onnx} is not a file. Give the path of an .onnx file.")
-    if not onnx and not (run.folder / "export" / "model.onnx").is_file():
-        raise UserError(f"run={run.folder} has no export/ yet. Make it: python -m pipeline export --run {run.folder}")
+    if onnx:  # somebody else's file: nothing of it belongs into the run that is tracked
+        with tracking.beside(run):
+            log_to(run.folder / store.LOG)
+            return _verify(run, None, _data_of(run, config, distributed.single_process()), onnx=onnx)
     with tracking.attached(run) as tracker:
+        manifest.need(run.folder, "export")
         log_to(run.folder / store.LOG)
-        _verify(run, tracker, _data_of(run, config, distributed.single_process()), onnx=onnx)
+        _verify(run, tracker, _data_of(run, config, distributed.single_process()))
+        _say_where_served(tracker)
 
 
 def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> Path:
-    """Prepare the data that a run was trained on, from where it lies on this machine."""
+    """Prepare the data that a run was trained on, from where it lies on this machine. Raises UserError."""
+    if config.data_dir != StageConfig().data_dir and "data_dir" not in DATASETS[run.config.dataset].fields:
+        raise UserError(f"data_dir={config.data_dir} has no effect on dataset={run.config.dataset}. Leave --data_dir out.")
     here = dataclasses.replace(run.config, data_dir=config.data_dir, cache_dir=config.cache_dir)
     data = _prepare_everywhere(here, ranks)
     _same_data(run, read_manifest(data))
@@ -175,20 +302,11 @@ def _export(run: Run, tracker: Tracker) -> None:
     from export.stage import export_run
 
     figures = export_run(run)
-    _close(run, tracker, {k: v for k, v in figures.items() if isinstance(v, int | float)})
-    names = ", ".join(sorted(p.name for p in (run.folder / "export").iterdir()))
+    manifest.seal(run, *manifest.FILES["export"])
+    _log(run, tracker, {k: v for k, v in figures.items() if isinstance(v, int | float)})
+    tracker.upload()
+    names = ", ".join(Path(name).name for name in manifest.FILES["export"])
     _say(f"exported to {run.folder / 'export'}: {names}")
-
-
-def _export_and_verify(run: Run, tracker: Tracker, data: Path, probes: Probes, draw: Callable[[], None]) -> None:
-    """Export and verify, and then draw the pictures, as the proof is what is waited for; also where it cannot be had."""
-    try:
-        _export(run, tracker)
-    except Failure:
-        draw()
-        _close(run, tracker, {})
-        raise
-    _verify(run, tracker, data, probes=probes, meanwhile=_import_plots, draw=draw)
 
 
 def _import_plots() -> None:
@@ -199,22 +317,25 @@ def _import_plots() -> None:
 
 
 def _verify(
-    run: Run, tracker: Tracker, data: Path, *, onnx: Path | None = None,
-    probes: Probes | None = None, meanwhile: Callable[[], None] = lambda: None, draw: Callable[[], None] = lambda: None,
+    run: Run, tracker: Tracker | None, data: Path, *, onnx: Path | None = None,
+    probes: Probes | None = None, meanwhile: Callable[[], None] = _nothing, draw: Callable[[], None] = _nothing,
 ) -> None:  # fmt: skip
-    from export.verify import verify_run
+    from export.verify import report_files, verify_run
 
     verdict = verify_run(run, data=data, onnx=onnx, probes=probes, meanwhile=meanwhile)
-    report = run.folder / "export" / (f"parity-{onnx.stem}.md" if onnx else "parity.md")
+    written = report_files(onnx)
+    report = run.folder / written[1]
     if verdict.passed:  # otherwise the last words say what differs
         _say(report.read_text().partition("\n## Each batch size")[0])
         _say(f"report: {report}")
     draw()
-    if onnx is None:
+    if tracker:
         if verdict.passed and tracker.upload():
-            example = open_split(data, "test").x[:7].numpy().copy()
-            difference = onnx_model.log_onnx_model(run.mlflow_run_id, run.folder / "export" / "model.onnx", example)
-            verdict.figures["export/pyfunc/max_abs_diff"] = difference
+            example = open_split(data, evaluation_split(data)).x[:7].numpy().copy()
+            path, name = run.folder / "export" / "model.onnx", f"{run.config.model}-{run.config.dataset}"
+            address, difference = onnx_model.log_onnx_model(run.mlflow_run_id, path, example, name=name)
+            tracker.set_tags({"model_uri": address})
+            verdict.figures["verify/pyfunc/max_abs_diff"] = difference
             _say(f"MLflow model logged and loaded back with pyfunc: max abs diff {difference:.1e}")
             if difference > 0:
                 verdict.problems.append(f"MLflow's pyfunc answers otherwise than onnxruntime, by {difference:.1e}")
@@ -223,28 +344,35 @@ def _verify(
                 f"the ONNX file is not logged as an MLflow model: do it later with python -m pipeline verify --run {run.folder}"
             )
         tracker.set_tags({"parity": "failed" if verdict.problems else "passed"})
-    _close(run, tracker, verdict.figures)
+    manifest.seal(run, *written)
+    if tracker:
+        _log(run, tracker, verdict.figures)
+        tracker.upload()
     if verdict.problems:
         raise Failure("\n".join(["the artifacts do not answer as the model does:", *verdict.problems, f"See {report}."]))
 
 
-def _close(run: Run, tracker: Tracker, figures: Mapping[str, float]) -> None:
-    """Seal the folder after a stage, and mirror it and its figures to MLflow."""
-    store.seal(run.folder)
+def _log(run: Run, tracker: Tracker, figures: Mapping[str, float]) -> None:
+    """Write the figures of a stage into the run's journal, from where they go to MLflow."""
     tracker.log_figures(figures)
     if text := _formula(run):
         tracker.set_tags({"formula": text})
-    tracker.upload()
 
 
 def _summary(run: Run, figures: Mapping[str, float]) -> None:
-    _say("  ".join(f"{name} {value:.4f}" for name, value in figures.items() if "/class/" not in name))
+    _say("  ".join(f"{name} {value:.4f}" for name, value in figures.items() if "_class_" not in name))
     if text := _formula(run):
         _say(text)
 
 
+def _say_where_served(tracker: Tracker) -> None:
+    if address := tracker.outbox.value("tags", {}).get("model_uri"):
+        _say(f"MLflow model: {address} (serve it: mlflow models serve -m {address} --env-manager local)")
+
+
 def _where(run: Run) -> str:
-    return f"run folder: {run.folder} (figures in test.json, pictures in plots/)"
+    figures = next(name for name in store.EVALUATIONS if (run.folder / name).exists())
+    return f"run folder: {run.folder} (figures in {figures}, pictures in plots/)"
 
 
 def _formula(run: Run) -> str:

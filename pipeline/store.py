@@ -1,16 +1,16 @@
 """The run folder: what a training leaves behind, and the only hand-off between stages.
 
-Every file appears under its name only when it is complete. `manifest.json`, written last, holds the SHA-256 of each, and a
-stage checks what it is about to read against it.
+Every file appears under its name only when it is complete, and a stage checks what it is about to read against the manifest. A
+folder belongs to one MLflow run, and what says that it is of another one is refused.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models import build_model
-from pipeline import __version__
+from pipeline import __version__, manifest
 from pipeline.config import RunConfig, UserError, from_json, to_json
 from pipeline.data.catalog import DATASETS
-from pipeline.data.prepare import digest_of, read_json, sha256
+from pipeline.data.prepare import digest_of, read_json, sha256  # noqa: F401, taken from here too
+from pipeline.files import atomic, write_json
+from pipeline.manifest import EVALUATIONS, JOURNALS, LAST_WEIGHTS, LOCK, LOG, METRICS, TRACKING, WEIGHTS  # noqa: F401, the same
 from pipeline.output import say
 
 if TYPE_CHECKING:
@@ -31,15 +33,6 @@ if TYPE_CHECKING:
 
     from models.preprocess import Model
 
-WEIGHTS = "weights.safetensors"
-LAST_WEIGHTS = "last.safetensors"
-METRICS = "metrics.jsonl"
-SYSTEM = "system.jsonl"
-JOURNALS = (METRICS, SYSTEM)  # they grow, so no manifest holds them
-LOG = "run.log"  # what the run has said; it grows too
-TRACKING = "tracking.json"
-TEST = "test.json"
-_LOCK = ".lock"
 _LOCK_WAIT = 5.0  # s: the process that a launcher has just ended may still hold it
 _MARGIN = 20_000_000  # bytes
 _DATA_KEYS = ("task", "classes", "input_shape", "input_dtype", "input_range", "statistics", "data_sha256")
@@ -75,39 +68,52 @@ class Run:
         )
 
     def load_model(self, weights: str = WEIGHTS) -> Model:
-        """Return the trained model in evaluation mode, float32, on the CPU. Raises UserError where it does not fit."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        """Return the trained model in evaluation mode, float32, on the CPU.
 
-        model = self.build_model()
+        Raises UserError for weights that do not fit it, or that another run has learnt.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        model, path = self.build_model(), self.folder / weights
         try:
-            model.load_state_dict(load_file(self.folder / weights))
+            with safe_open(path, framework="pt") as file:
+                owner = (file.metadata() or {}).get("mlflow_run_id")
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            model.load_state_dict(state)
         except (OSError, SafetensorError, RuntimeError) as error:
+            raise UserError(f"{path} does not hold the weights of model={self.config.model}: {error}") from error
+        if owner != self.mlflow_run_id:
             raise UserError(
-                f"{self.folder / weights} does not hold the weights of model={self.config.model}: {error}"
-            ) from error
+                f"{path} holds the weights of MLflow run {owner or 'unknown'}, and not those of {self.mlflow_run_id}. "
+                "Put the file back that was there."
+            )
         return model.eval()
 
 
 def holds_run(folder: Path) -> bool:
-    return (folder / "config.json").exists() or (folder / "manifest.json").exists()
+    return (folder / "config.json").exists() or (folder / manifest.MANIFEST).exists()
 
 
-def refuse_existing(folder: Path) -> None:
-    """Raise UserError if `folder` already holds a run."""
+def refuse_existing(folder: Path, *, but: tuple[str, ...] = ()) -> None:
+    """Raise UserError if `folder` is there and holds anything `but` some names: a run's folder is for its files alone."""
     if holds_run(folder):
         raise UserError(f"output_dir={folder} already holds a run. Give another folder, or go on with that run: --resume true.")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir={folder} is a file. Give a folder, one that is empty or that does not exist yet.")
+    if found := [name for name in manifest.foreign(folder) if name not in but]:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UserError(
+            f"output_dir={folder} holds something else ({', '.join(found[:3])}{more}). A run needs a folder of its own: give "
+            "one that is empty or that does not exist yet."
+        )
 
 
 def create(folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: str, data: Mapping[str, Any]) -> Run:
-    """Make a run folder and write its `config.json`, where `precision=auto` becomes what it stands for on this machine.
+    """Make a run folder and write its `config.json`.
 
-    Raises UserError if the folder already holds a run or cannot be written.
+    Raises UserError if the folder holds anything already or cannot be written.
     """
-    from pipeline.distributed import resolve_precision  # torch, which drawing needs not
-
     refuse_existing(folder)
-    config = dataclasses.replace(config, precision=resolve_precision(config.precision, config.device))
     run = Run(
         folder=folder,
         config=config,
@@ -120,7 +126,9 @@ def create(folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: s
         "config": to_json(config),
     }  # fmt: skip
     make_folder(folder)
-    write_json(folder / "config.json", values | {"sha256": digest_of(values)})
+    with locked(folder):
+        refuse_existing(folder)  # another process may have been faster
+        write_json(folder / "config.json", values | {"sha256": digest_of(values)})
     return run
 
 
@@ -150,12 +158,16 @@ def num_bytes(config: RunConfig, data: Mapping[str, Any]) -> int:
     return 3 * 4 * weights + 8 * weights + _MARGIN
 
 
-def open_run(folder: Path, *, check: bool = True) -> Run:
-    """Return the run in `folder`. `check` holds every file against the manifest (a run that never ended has none).
+def open_run(folder: Path, *, check: bool = True, stage: str = "") -> Run:
+    """Return the run in `folder`.
 
-    Raises UserError if the folder holds no run, or a file that is missing or was changed.
+    `check` holds every file that the manifest names against it, but those that `stage` is about to make anew; a run whose
+    training never ended has none. Raises UserError if the folder holds no run, a file that is missing or was changed, a link in
+    the place of a file, or files of another run.
     """
     try:
+        if not stat.S_ISREG((folder / "config.json").lstat().st_mode):
+            raise FileNotFoundError
         values = read_json(folder / "config.json")
         if values.pop("sha256") != digest_of(values):
             raise ValueError("its SHA-256 differs, so it was changed")
@@ -166,37 +178,18 @@ def open_run(folder: Path, *, check: bool = True) -> Run:
             git_commit=values["git_commit"],
             data=values["data"],
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"run={folder} is not a run folder: it has no config.json. Give a folder that `train` wrote, or an MLflow run id."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"run={folder} has a config.json that cannot be read: {error}") from error
+    manifest.refuse_links(folder)
+    manifest.refuse_strangers(folder, run.mlflow_run_id)
     if check:
-        _check(folder)
+        manifest.need(folder, "train")
+        manifest.check(folder, but=manifest.REPLACES.get(stage, ()))
     return run
-
-
-def _check(folder: Path) -> None:
-    if not (folder / "manifest.json").is_file():
-        raise UserError(f"run={folder} has no manifest.json: its training did not end. Finish it: --resume true.")
-    try:
-        digests = read_json(folder / "manifest.json")["sha256"]
-        if not (isinstance(digests, dict) and digests.get("config.json") and all(map(_is_below, digests))):
-            raise ValueError("it does not name the files of a run")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"run={folder} has a manifest.json that cannot be read: {error}") from error
-    for name, digest in digests.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"run={folder}: {name} is missing. Fetch it again, or repeat the stage that makes it.")
-        if sha256(path) != digest:
-            raise UserError(f"run={folder}: {name} is not the file that was written (its SHA-256 differs). Fetch it again.")
-
-
-def _is_below(name: str) -> bool:
-    """Tell whether a manifest's name of a file stays within the run folder."""
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def parse_rows(lines: bytes, path: Path) -> list[dict[str, Any]]:
@@ -212,23 +205,13 @@ def parse_rows(lines: bytes, path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def seal(folder: Path) -> None:
-    """Write `manifest.json` over all files of the run that do not change any more; checkpoints carry hashes of their own."""
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    changing = {"manifest.json", TRACKING, LOG, *JOURNALS}
-    kept = [n for n in names if n not in changing and not n.startswith("checkpoints/") and not Path(n).name.startswith(".")]
-    write_json(folder / "manifest.json", {"sha256": {name: sha256(folder / name) for name in kept}})
-
-
-def sealed_files(folder: Path) -> list[str]:
-    """Return the names that the manifest holds, relative to the run folder."""
-    return list(read_json(folder / "manifest.json")["sha256"])
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the system lets go of it however the process ends. Raises UserError if it is held."""
-    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    """Hold a run folder for this process; the system lets go of it however the process ends. Raises UserError if it is held.
+
+    What the killed write of an earlier holder has left is removed.
+    """
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + _LOCK_WAIT
     try:
         while True:
@@ -241,6 +224,7 @@ def locked(folder: Path) -> Iterator[None]:
                         f"output_dir={folder} is in use by another process. Wait for its end, or give another folder."
                     ) from None
                 time.sleep(0.1)
+        manifest.sweep(folder)
         yield
     finally:
         os.close(handle)
@@ -249,7 +233,7 @@ def locked(folder: Path) -> Iterator[None]:
 def in_use(folder: Path) -> bool:
     """Tell whether another process holds a run folder. Never ask for one that this process holds: it would let go of it."""
     try:
-        handle = os.open(folder / _LOCK, os.O_RDWR)
+        handle = os.open(folder / LOCK, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
@@ -261,37 +245,10 @@ def in_use(folder: Path) -> bool:
     return False
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what is written there takes its name at the end, or is removed on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, values: object) -> None:
-    """Write JSON that a person can read, atomically. NaN and infinity are refused: they are not JSON."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
-
-
-def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a state dict as safetensors, atomically, from the CPU."""
+def save_weights(path: Path, state: Mapping[str, Tensor], *, run_id: str) -> None:
+    """Write a state dict as safetensors, atomically, from the CPU; it says which MLflow run it is of."""
     from safetensors.torch import save
 
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with atomic(path) as temporary:
-        temporary.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in state.items()}))
+        temporary.write_bytes(save(tensors, {"mlflow_run_id": run_id}))

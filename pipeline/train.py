@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -27,9 +27,10 @@ from pipeline.data.catalog import DATASETS
 from pipeline.data.loader import Batches, Part, Split, fits_on
 from pipeline.distributed import Ranks
 from pipeline.evaluate import figures_of, measure
-from pipeline.losses import loss_sum, normaliser
+from pipeline.losses import MeanLoss, loss_sum, normaliser
 from pipeline.metrics import merit, merit_name, merit_sum
-from pipeline.optimizers import build_optimizer, lr_factor, set_lr
+from pipeline.optimizers import build_optimizer, lr_factor, set_lr, warmup_steps
+from pipeline.precision import autocast
 from pipeline.progress import Progress
 from pipeline.recording import Recorded, record_step, record_sums
 from pipeline.stopping import Stopped
@@ -37,7 +38,6 @@ from pipeline.store import Run
 from pipeline.tracking.tracker import NullTracker
 
 _PATCH_IMAGES = 512  # training images whose patches `init=patches` looks at
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -49,6 +49,8 @@ class State:
     cursor: int = 0  # samples of the current epoch already used, over all ranks
     best_epoch: int = 0
     best: tuple[float, ...] = (-math.inf,)  # what `monitor` names, larger is better
+    window: MeanLoss = field(default_factory=MeanLoss)  # since the last point of the curve
+    epoch_loss: MeanLoss = field(default_factory=MeanLoss)  # of the current epoch
 
 
 class Training:
@@ -72,10 +74,9 @@ class Training:
             loss_sum(c.loss, task=self.task, label_smoothing=smoothing, network=self.model.network)
             for smoothing in (c.label_smoothing, 0.0)
         )
-        self.total_steps = c.epochs * len(self.batches)
-        if c.max_steps:
-            self.total_steps = min(self.total_steps, c.max_steps)
+        self.total_steps = min(n for n in (c.epochs * len(self.batches), c.max_steps) if n)
         self.num_epochs = math.ceil(self.total_steps / len(self.batches))  # the last one may be cut short
+        self.patient_until = math.ceil(warmup_steps(c, self.total_steps) / len(self.batches))  # epochs with too small a step
         if c.init == "patches":
             images = self.model.standardised(train.x[:_PATCH_IMAGES].to(ranks.device))
             set_patches(next(m for m in self.model.modules() if isinstance(m, nn.Conv2d)), images)
@@ -96,17 +97,16 @@ class Training:
         self.gradients: list[Tensor] = []  # what a recorded step's are copied into
         self.sums_record: Recorded | None = None
         self.best_weights: dict[str, Tensor] = {}
-        self.window: list[Tensor] = []  # this rank's losses that nobody has looked at; empty at every checkpoint
+        self.unseen: list[Tensor] = []  # this rank's losses that nobody has looked at; empty at every checkpoint
         self.hits = torch.zeros((), device=ranks.device, dtype=torch.float64)  # this rank's, in the current epoch
         self.state = State()
         self.saved_at = time.monotonic()
         self.writer = Writer(tracker.checkpoint_written)
         torch.manual_seed(c.seed + 1_000_003 * (ranks.rank + 1))  # dropout: another stream on each rank
 
-    def autocast(self) -> Any:
-        if self.config.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.ranks.device.type, dtype=_DTYPES[self.config.precision])
+    def has_matrices(self) -> bool:
+        """Tell whether muon's optimizer has a matrix to make orthogonal steps for."""
+        return any(group.get("orthogonal") for group in self.optimizer.param_groups)
 
     def fit(self, progress: Progress) -> None:
         """Train to the last epoch, or until validation has not improved for `early_stopping` epochs.
@@ -123,15 +123,17 @@ class Training:
                 ended = self.state.epoch == self.num_epochs or self._out_of_patience()
                 if ended or self.config.checkpoint_every == "epoch":
                     self.save_checkpoint()
+            if len(self.val) and not self.state.best_epoch:
+                raise self._diverged("the validation loss was not finite after any epoch")
             if self._out_of_patience():
                 progress.note(f"stopped: no better validation result for {self.config.early_stopping} epochs")
 
     def _out_of_patience(self) -> bool:
         patience = self.config.early_stopping
-        return patience > 0 and self.state.epoch - self.state.best_epoch >= patience
+        return patience > 0 and self.state.epoch - max(self.state.best_epoch, self.patient_until) >= patience
 
     def _epoch(self, progress: Progress) -> dict[str, float]:
-        """Run the optimiser steps of one epoch; return its accuracy (or rmse) and speed.
+        """Run the optimiser steps of one epoch; return its mean loss, accuracy (or rmse) and speed.
 
         Nothing of an epoch with fewer steps than `log_every` is looked at, unless a window ends with it, or each epoch
         ends with a checkpoint or the question of early stopping.
@@ -148,7 +150,7 @@ class Training:
         for step, parts in enumerate(batches.epoch(state.epoch, first_step=first, end=end), start=first):
             factor = lr_factor(state.step, c, total_steps=self.total_steps, steps_per_epoch=len(batches))
             lr = set_lr(self.optimizer, factor)
-            self.window.append(self._step(parts, batches.num_in_step(step), pass_over=pass_over))
+            self.unseen.append(self._step(parts, batches.num_in_step(step), pass_over=pass_over))
             state.step += 1
             state.cursor += batches.num_in_step(step)
             if self._window_ends(state.step) or (step + 1 == end and not pass_over):
@@ -159,9 +161,12 @@ class Training:
             total = distributed.all_reduce_sum(self.hits).item()
             count = min(batches.num_samples, end * c.batch_size)
             used = max(0, count - first * c.batch_size)
-            row = {f"train/{merit_name(self.task)}": merit(self.task, total, count), "perf/samples_per_second": used / seconds}
+            row = {
+                "train/epoch_loss": state.epoch_loss.over_samples(c.loss),
+                f"train/{merit_name(self.task)}": merit(self.task, total, count), "train/samples_per_second": used / seconds,
+            }  # fmt: skip
         self.hits.zero_()
-        state.epoch, state.cursor = state.epoch + 1, 0
+        state.epoch, state.cursor, state.epoch_loss = state.epoch + 1, 0, MeanLoss()
         return row
 
     def _window_ends(self, step: int) -> bool:
@@ -171,11 +176,18 @@ class Training:
         every = self.config.checkpoint_every
         return every.isdigit() and step % int(every) == 0
 
-    def _look(self, lr: float, progress: Progress) -> None:
-        """Log the mean loss of the steps since the last look; save a checkpoint or stop, where that is asked for."""
-        loss, stop, late, broken = self._check()
-        self._log({"train/loss": loss, "lr": lr})
-        progress.step(self.state.step, loss)
+    def _look(self, lr: Mapping[str, float], progress: Progress) -> None:
+        """Add up the losses since the last look, and log those of a full window; save a checkpoint or stop, where asked to.
+
+        Every point of the curve stands for `log_every` steps, also across the end of an epoch. What is left over at the end
+        of the training has no point: it is in the last epoch's mean.
+        """
+        stop, late, broken = self._check()
+        window = self.state.window
+        progress.step(self.state.step, window.over_steps(self.config.loss))
+        if self.state.step % self.config.log_every == 0:
+            self._log({"samples": window.samples, "train/loss": window.over_steps(self.config.loss), **lr})
+            self.state.window = MeanLoss()
         if stop or late or broken or self._checkpoint_due(self.state.step):
             self.save_checkpoint()
         if broken:
@@ -195,7 +207,7 @@ class Training:
         losses = []
         for k, (x, y) in enumerate(parts):
             with self._synchronised(k == len(parts) - 1):
-                with self.autocast():
+                with autocast(self.config.precision, self.ranks.device):
                     scores, _ = self.wrapped(x)
                 scores = scores.float()
                 loss = self.loss_sum(scores, y)
@@ -234,8 +246,8 @@ class Training:
             return self.wrapped.no_sync()
         return nullcontext()
 
-    def _check(self) -> tuple[float, bool, bool, bool]:
-        """Return the mean global loss of the window, and for all ranks: stop? save? is tracking broken?
+    def _check(self) -> tuple[bool, bool, bool]:
+        """Add the global losses that are unseen to the sums, and return for all ranks: stop? save? is tracking broken?
 
         Any rank may have been asked to stop; rank 0's clock says when minutes are over, and it alone tracks. Raises Failure on
         every rank if a loss is not finite.
@@ -246,19 +258,28 @@ class Training:
             [float(stopping.noted() > 0), float(late), float(bool(self.tracker.problem))],
             device=self.ranks.device, dtype=torch.float64,
         )  # fmt: skip
-        losses = torch.stack(self.window).double()
-        self.window.clear()
-        *window, stop, save, broken = distributed.all_reduce_sum(torch.cat([losses, flags])).tolist()
-        for step, loss in enumerate(window, start=self.state.step - len(window) + 1):
+        losses = torch.stack(self.unseen).double()
+        self.unseen.clear()
+        *seen, stop, save, broken = distributed.all_reduce_sum(torch.cat([losses, flags])).tolist()
+        first_of_epoch = self.state.epoch * len(self.batches)
+        for step, loss in enumerate(seen, start=self.state.step - len(seen)):
+            epoch, within = divmod(step, len(self.batches))
             if not math.isfinite(loss):
-                c = self.config
-                kept = f"The best weights so far, of epoch {self.state.best_epoch}, are kept." if self.best_weights else ""
-                raise Failure(
-                    f"loss={loss} in step {step} (epoch {self.state.epoch + 1}): the training diverged. Lower --lr (now "
-                    f"{c.lr:g}), limit the gradient (--grad_clip 1)"
-                    + (", or use --precision fp32. " if c.precision != "fp32" else ". ") + kept
-                )  # fmt: skip
-        return sum(window) / len(window), stop > 0, save > 0, broken > 0
+                raise self._diverged(f"loss={loss} in step {step + 1} (epoch {epoch + 1})")
+            count = self.batches.num_in_step(within)
+            self.state.window.add(loss, count)
+            if step >= first_of_epoch:
+                self.state.epoch_loss.add(loss, count)
+        return stop > 0, save > 0, broken > 0
+
+    def _diverged(self, what: str) -> Failure:
+        """Return the failure to raise, on every rank alike, for what is not finite."""
+        c = self.config
+        advice = f"Lower --lr (now {c.lr:g}), limit the gradient (--grad_clip 1)"
+        if c.precision != "fp32":
+            advice += ", or use --precision fp32"
+        kept = f" The best weights so far, of epoch {self.state.best_epoch}, are kept." if self.best_weights else ""
+        return Failure(f"{what}: the training diverged. {advice}.{kept}")
 
     def _validate(self) -> dict[str, float]:
         """Measure the validation split, if there is one, and keep the weights if they are the best so far."""
@@ -287,18 +308,24 @@ class Training:
     def keep_best(self) -> None:
         """Write the best weights so far, if validation has found any."""
         if self.ranks.is_main and self.best_weights:
-            store.save_weights(self.run.folder / store.WEIGHTS, self.best_weights)
+            self._save_weights(store.WEIGHTS, self.best_weights)
+
+    def _save_weights(self, name: str, state: dict[str, Tensor]) -> None:
+        store.save_weights(self.run.folder / name, state, run_id=self.run.mlflow_run_id)
 
     def save_checkpoint(self) -> None:
         """Have everything that a resumed run needs written in the background.
 
-        What is written is a copy, made here: training goes on meanwhile. Only one is written at a time.
+        What is written is a copy, made here: training goes on meanwhile. Only one is written at a time. Weights that are not
+        finite, of an update that no later loss has shown to be bad, are not saved: raises Failure on every rank.
         """
+        if not torch.stack(torch._foreach_norm([*self.all_parameters], math.inf)).isfinite().all():
+            raise self._diverged(f"weights are not finite after step {self.state.step}")
         per_rank = distributed.gather({"hits": self.hits.cpu(), "system": self.tracker.hand_over()} | self._generators())
         self.tracker.take([row for entry in per_rank for row in entry.pop("system")])
         if self.ranks.is_main:
             content = {
-                "state": vars(self.state), "model": self.model.state_dict(), "best_weights": self.best_weights,
+                "state": asdict(self.state), "model": self.model.state_dict(), "best_weights": self.best_weights,
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "ranks": per_rank,
                 "mlflow_run_id": self.run.mlflow_run_id,
             }  # fmt: skip
@@ -313,14 +340,17 @@ class Training:
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Take up where `save_checkpoint` was called. With another number of ranks, dropout draws other numbers."""
-        self.state = State(**checkpoint["state"])
+        values = dict(checkpoint["state"])
+        for name in ("window", "epoch_loss"):
+            values[name] = MeanLoss(**values[name])
+        self.state = State(**values)
         self.model.load_state_dict(checkpoint["model"])
         self.best_weights = {k: v.to(self.ranks.device) for k, v in checkpoint["best_weights"].items()}
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         if self.ranks.is_main:  # the files beside the checkpoint may be of a later step, or on another host's disk
-            store.save_weights(self.run.folder / store.LAST_WEIGHTS, checkpoint["model"])
-            store.save_weights(self.run.folder / store.WEIGHTS, checkpoint["best_weights"] or checkpoint["model"])
+            self._save_weights(store.LAST_WEIGHTS, checkpoint["model"])
+            self._save_weights(store.WEIGHTS, checkpoint["best_weights"] or checkpoint["model"])
         per_rank, rank = checkpoint["ranks"], self.ranks.rank
         if len(per_rank) == self.ranks.world_size:
             self.hits.copy_(per_rank[rank]["hits"])

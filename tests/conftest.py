@@ -108,3 +108,11 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def all_runs(address: str | None = None) -> list[Any]:
+    """Return the runs of all experiments of an MLflow store, the newest first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(address)
+    return list(client.search_runs([each.experiment_id for each in client.search_experiments()]))

@@ -10,16 +10,17 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [  # a module may import its own floor and those before it
-    {"models", "pipeline", "pipeline.data", "pipeline.data.catalog", "pipeline.output", "pipeline.stopping"},
-
-    {"pipeline.config", "pipeline.environment", "pipeline.places", "pipeline.rules"},
+    {"models", "pipeline", "pipeline.data", "pipeline.data.catalog", "pipeline.files", "pipeline.output",
+     "pipeline.stopping"},
+    {"pipeline.config", "pipeline.environment", "pipeline.places", "pipeline.recipe", "pipeline.rules"},
     {"pipeline.data.sources", "pipeline.data.prepare", "pipeline.data.loader", "pipeline.data.augment",
-     "pipeline.data.scratch", "pipeline.distributed", "pipeline.store",
+     "pipeline.data.scratch", "pipeline.distributed", "pipeline.store", "pipeline.manifest",
      "pipeline.checkpoint", "pipeline.metrics", "pipeline.losses", "pipeline.muon", "pipeline.optimizers",
-     "pipeline.plots", "pipeline.pictures", "pipeline.progress", "pipeline.recording",
-     "pipeline.skeleton"},
-    {"pipeline.tracking", "pipeline.tracking.journal", "pipeline.tracking.monitor", "pipeline.tracking.onnx",
-     "pipeline.tracking.runs", "pipeline.tracking.sender", "pipeline.tracking.takeover", "pipeline.tracking.tracker"},
+     "pipeline.plots", "pipeline.curves", "pipeline.pictures", "pipeline.progress", "pipeline.recording",
+     "pipeline.precision", "pipeline.skeleton"},
+    {"pipeline.tracking", "pipeline.tracking.connection", "pipeline.tracking.journal", "pipeline.tracking.monitor",
+     "pipeline.tracking.onnx", "pipeline.tracking.runs", "pipeline.tracking.sender",
+     "pipeline.tracking.takeover", "pipeline.tracking.tracker"},
     {"pipeline.train", "pipeline.evaluate"},
     {"export"},
     {"pipeline.stages", "pipeline.settle"},

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from pipeline import checkpoint, distributed, store
 from pipeline.config import RunConfig
@@ -14,7 +18,7 @@ from pipeline.progress import Progress
 from pipeline.tracking.tracker import NullTracker, Row
 from pipeline.train import Training
 
-CLOCKS = ("time", "perf/samples_per_second")
+CLOCKS = ("time", "train/samples_per_second")
 
 
 class Recorder(NullTracker):
@@ -28,7 +32,12 @@ class Recorder(NullTracker):
 
 
 def begin(config: RunConfig, folder: Path, *, ranks: Ranks | None = None, run_id: str = "") -> Training:
-    """Return a training in `folder`: a new one, or the one that is there, from its newest checkpoint if it has one."""
+    """Return a training in `folder`: a new one, or the one that is there, from its newest checkpoint if it has one.
+
+    `precision=auto` is fp32 here: the command measures it, and no test's numbers may hang on a clock.
+    """
+    if config.precision == "auto":
+        config = dataclasses.replace(config, precision="fp32")
     ranks = ranks or single_process()
     data = prepare(config)
 
@@ -55,6 +64,12 @@ def curve(training: Training) -> list[Any]:
     """Return what a training has told since it began or went on, without what the clock says."""
     assert isinstance(training.tracker, Recorder)
     return [{k: v for k, v in row.items() if k not in CLOCKS} for row in training.tracker.rows]
+
+
+def same_weights(path: Path, other: Path) -> bool:
+    """Tell whether two weight files hold the same tensors, bit for bit, whatever runs they are of."""
+    (first, second) = (load_file(file) for file in (path, other))
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def losses(training: Training) -> list[float]:

@@ -33,6 +33,10 @@ class DatasetSpec:
     def is_image(self) -> bool:
         return len(self.sample_shape) == 3
 
+    def is_random(self, *, holdout: bool) -> bool:
+        """Tell whether chance makes or splits it, so that `split_seed` matters; `holdout` is whether samples are held out."""
+        return holdout or "noise" in self.fields
+
     @property
     def num_outputs(self) -> int:
         return len(self.classes) if self.task == "multiclass" else 1

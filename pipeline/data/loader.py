@@ -36,6 +36,11 @@ class Split:
         return Split(self.x.to(device), self.y.to(device))
 
 
+def evaluation_split(folder: Path) -> str:
+    """Return the split that a model is evaluated on: `test`, or `train` where a prepared folder has no samples held out."""
+    return "test" if "test" in read_manifest(folder)["splits"] else "train"
+
+
 def open_split(folder: Path, name: str) -> Split:
     """Return split `name` of a prepared folder, memory-mapped: pages are read when used and shared by all processes."""
     parts = read_manifest(folder)["splits"][name]

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,27 @@ from pipeline.data import sources
 from pipeline.data.catalog import DATASETS, IMAGE_RANGE, DatasetSpec
 from pipeline.rules import input_shape
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "val", "test")
 
 
 def prepare(config: RunConfig) -> Path:
     """Return the folder with the prepared tensors and `manifest.json`, making it if it is not there or is damaged.
 
-    Raises UserError where the data cannot be had or the cache cannot be written.
+    Raises UserError where the data cannot be had, the cache cannot be written, or other data lies there.
     """
     folder, identity = _locate(config)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
         with _lock(folder.parent / f"{folder.name}.lock"):
+            _refuse_other_data(folder, identity)
             if not is_intact(folder):
                 _make(folder, config, identity)
     except OSError as error:
         raise UserError(
-            f"cache_dir={config.cache_dir} cannot be used ({error.strerror}). Give a writable folder with --cache_dir."
+            f"cache_dir={config.cache_dir} cannot be used ({error.strerror or error}). Make room, or give a folder that can be "
+            "written with --cache_dir."
         ) from error
     return folder
 
@@ -68,6 +71,22 @@ def _locate(config: RunConfig) -> tuple[Path, dict[str, Any]]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the description of a prepared folder: shapes, dtypes, hashes, statistics, classes."""
     return read_json(folder / "manifest.json")
+
+
+def _refuse_other_data(folder: Path, identity: dict[str, Any]) -> None:
+    """Raise UserError if a whole manifest says that a folder was prepared from other data, or otherwise."""
+    try:
+        manifest = read_manifest(folder)
+        whole = manifest.pop("sha256") == digest_of(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or damaged: made anew
+        return
+    found = manifest.get("identity") or {}
+    differing = [f"{name}={found.get(name)}, not {value}" for name, value in identity.items() if found.get(name) != value]
+    if whole and differing:
+        raise UserError(
+            f"cache_dir={folder.parent}: {folder.name} holds other data than its name says ({'; '.join(differing)[:200]}). "
+            "Take it away, or give another --cache_dir."
+        )
 
 
 def is_intact(folder: Path) -> bool:
@@ -108,12 +127,31 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
+def _sweep(cache_dir: Path) -> None:
+    """Remove what killed processes have left of data sets that nobody prepares now."""
+    for leftover in cache_dir.glob("*.tmp-*"):
+        with suppress(OSError), (cache_dir / f"{leftover.name.partition('.tmp-')[0]}.lock").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(leftover)
+
+
 def _make(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
-    spec, shape = DATASETS[config.dataset], tuple(identity["input_shape"])
     for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a process that was killed; we hold the lock
         shutil.rmtree(leftover)
     temporary = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
     temporary.mkdir()
+    try:
+        _fill(temporary, config, identity)
+        if folder.exists():  # damaged: `is_intact` said so
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
+    """Write the arrays of a data set and their manifest into a folder."""
+    spec, shape = DATASETS[config.dataset], tuple(identity["input_shape"])
     samples = getattr(sources, spec.source)(config)
     for x, y in (samples[:2], samples[2:]):
         if x is not None:
@@ -121,23 +159,17 @@ def _make(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     splits = _split(samples, config, spec)
     entries: dict[str, dict[str, Any]] = {}
     for name, (x, y) in splits.items():
-        if name == "test" and x is splits["train"][0]:
-            entries["test"] = entries["train"]
-            continue
         x = _resize(x, shape) if spec.is_image else x
         if name == "train":
             mean, std = _statistics(x, is_image=spec.is_image)
-        entries[name] = {axis: _save(temporary / f"{name}_{axis}.npy", array) for axis, array in (("x", x), ("y", y))}
+        entries[name] = {axis: _save(folder / f"{name}_{axis}.npy", array) for axis, array in (("x", x), ("y", y))}
     manifest = {
         "identity": identity, "task": spec.task, "classes": list(spec.classes), "input_shape": list(shape),
         "input_dtype": "uint8" if spec.is_image else "float32", "input_range": list(IMAGE_RANGE) if spec.is_image else None,
         "statistics": {"mean": mean, "std": std}, "splits": entries,
         "data_sha256": digest_of(entries),
     }  # fmt: skip
-    (temporary / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1))
-    if folder.exists():  # damaged: `is_intact` said so
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1))
 
 
 def _check(x: sources.Array, y: sources.Array, spec: DatasetSpec) -> None:
@@ -158,24 +190,42 @@ def _check(x: sources.Array, y: sources.Array, spec: DatasetSpec) -> None:
 
 
 def _split(samples: sources.Samples, config: RunConfig, spec: DatasetSpec) -> dict[str, tuple[sources.Array, sources.Array]]:
-    """Cut the samples into train, val and test; without holdout, val is empty and test may be train itself."""
+    """Cut the samples into train, val and test; without holdout, val is empty and test is only there if the data has one."""
     from sklearn.model_selection import train_test_split
 
     x, y, test_x, test_y = samples
     num_val, num_test = round(len(x) * spec.val_fraction), round(len(x) * spec.test_fraction)
 
-    def cut(x: sources.Array, y: sources.Array, size: int) -> list[sources.Array]:
+    def cut(x: sources.Array, y: sources.Array, size: int, part: str) -> list[sources.Array]:
+        _refuse_if_too_few(y, size, part, config, spec)
         strata = None if spec.task == "regression" else y
         rest_x, part_x, rest_y, part_y = train_test_split(x, y, test_size=size, random_state=config.split_seed, stratify=strata)
         return [rest_x, rest_y, part_x, part_y]
 
     if not config.holdout:
-        test = (x, y) if test_x is None or test_y is None else (test_x, test_y)
-        return {"train": (x, y), "val": (x[:0], y[:0]), "test": test}
+        own_test = {} if test_x is None or test_y is None else {"test": (test_x, test_y)}
+        return {"train": (x, y), "val": (x[:0], y[:0])} | own_test
     if test_x is None or test_y is None:
-        x, y, test_x, test_y = cut(x, y, num_test)
-    x, y, val_x, val_y = cut(x, y, num_val)
+        x, y, test_x, test_y = cut(x, y, num_test, "test")
+    x, y, val_x, val_y = cut(x, y, num_val, "validation")
     return {"train": (x, y), "val": (val_x, val_y), "test": (test_x, test_y)}
+
+
+def _refuse_if_too_few(y: sources.Array, size: int, part: str, config: RunConfig, spec: DatasetSpec) -> None:
+    """Raise UserError where `size` of the samples cannot be held out, each class having its share of them."""
+    labels = np.zeros(len(y), int) if spec.task == "regression" else y
+    classes, counts = np.unique(labels, return_counts=True)
+    if min(size, len(y) - size) >= len(classes) and counts.min() > 1:
+        return
+    needs = ""
+    if spec.classes:
+        rare = [spec.classes[k] for k, count in zip(classes, counts, strict=True) if count == 1]
+        needs = f" with {len(classes)} classes" + (f", of which {', '.join(rare)} has a single sample" if rare else "")
+        needs += ". It takes two samples of each class, and a place for each in both parts"
+    raise UserError(
+        f"dataset={config.dataset} is too small to hold samples out: {size} of {len(y)} would be for {part}{needs}. Add "
+        "samples, or train on every one: --holdout false."
+    )
 
 
 def _resize(images: sources.Array, shape: tuple[int, ...]) -> sources.Array:
@@ -205,7 +255,9 @@ def _statistics(x: sources.Array, *, is_image: bool) -> tuple[list[float], list[
 
 def _save(path: Path, array: sources.Array) -> dict[str, Any]:
     with path.open("wb") as file:
-        np.save(file, np.ascontiguousarray(array))
+        array = np.ascontiguousarray(array)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data.cast("B") if array.size else b"")  # np.save would not say why a disk takes no more
         file.flush()
         os.fsync(file.fileno())
     return {"file": path.name, "dtype": str(array.dtype), "shape": list(array.shape), "sha256": sha256(path)}

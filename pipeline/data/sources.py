@@ -1,4 +1,4 @@
-"""Where the samples come from: scikit-learn, a formula, or torchvision. Everything is returned as numpy arrays.
+"""Where the samples come from: scikit-learn, a formula, or files. Everything is returned as numpy arrays.
 
 Images are uint8 (N, C, H, W), vectors float32 (N, D), labels int64 (N,), regression targets float32 (N, 1).
 """
@@ -6,7 +6,9 @@ Images are uint8 (N, C, H, W), vectors float32 (N, D), labels int64 (N,), regres
 from __future__ import annotations
 
 import hashlib
+import math
 import socket
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,24 +59,39 @@ def sine(config: RunConfig) -> Samples:
 
 
 def mnist(config: RunConfig) -> Samples:
-    from torchvision.datasets import MNIST
-
-    folder = _mnist_folder(config)
-    try:
-        parts = [MNIST(config.data_dir.expanduser(), train=train) for train in (True, False)]
-    except (ValueError, RuntimeError, AssertionError, OSError) as error:
-        raise UserError(
-            f"data_dir={config.data_dir} holds MNIST files in {folder} that cannot be read ({error}). Delete them to have "
-            "them downloaded anew, or use --dataset digits, which is embedded."
-        ) from error
-    arrays = [a for part in parts for a in (part.data.numpy()[:, None], part.targets.numpy().astype(np.int64))]
-    for x, y in (arrays[:2], arrays[2:]):
-        if len(x) != len(y) or not len(x) or y.min() < 0 or y.max() > 9:
+    """Return what the four raw files hold, and nothing else: torchvision's class would prefer an old `processed/` folder."""
+    arrays = []
+    for file in raw_files(config):
+        try:
+            values = read_idx(file, ndim=3 if "images" in file.name else 1)
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"data_dir={config.data_dir}: the MNIST files in {folder} have {len(x)} images and {len(y)} labels "
-                f"from {y.min(initial=0)} to {y.max(initial=0)}. Delete them to have them downloaded anew."
+                f"data_dir={config.data_dir} holds MNIST files in {file.parent} that cannot be read ({error}). Delete them to "
+                "have them downloaded anew, or use --dataset digits, which is embedded."
+            ) from error
+        arrays.append(values[:, None] if values.ndim == 3 else values.astype(np.int64))
+    for x, y in (arrays[:2], arrays[2:]):
+        if len(x) != len(y) or not len(x) or y.max() > 9:
+            raise UserError(
+                f"data_dir={config.data_dir}: the MNIST files in {_mnist_folder(config)} have {len(x)} images and {len(y)} "
+                f"labels from {y.min(initial=9)} to {y.max(initial=0)}. Delete them to have them downloaded anew."
             )
     return Samples(*arrays)
+
+
+def read_idx(path: Path, *, ndim: int) -> NDArray[np.uint8]:
+    """Return the bytes of an IDX file (LeCun's format) as an array of `ndim` axes, read-only.
+
+    Raises ValueError where its header is another, or promises more or less than there is.
+    """
+    content = path.read_bytes()
+    start = 4 + 4 * ndim
+    if content[:4] != bytes((0, 0, 8, ndim)) or len(content) < start:
+        raise ValueError(f"{path.name} does not begin as an IDX file of bytes with {ndim} axes does")
+    shape = struct.unpack(f">{ndim}I", content[4:start])
+    if math.prod(shape) != len(content) - start:
+        raise ValueError(f"{path.name} says that it holds {' x '.join(map(str, shape))} bytes, and has {len(content) - start}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def _mnist_folder(config: RunConfig) -> Path:
@@ -92,18 +109,21 @@ def raw_files(config: RunConfig) -> list[Path]:
 
 
 def _download_mnist(config: RunConfig) -> None:
+    """Fetch and unpack the files that are missing, or unpack their archives that are there; what is there stays as it is."""
     from torchvision.datasets import MNIST
 
     folder = _mnist_folder(config)
-    missing = [f for f in (folder, folder.parent, folder.parent.parent) if not f.exists()]
+    made = [f for f in (folder, folder.parent, folder.parent.parent) if not f.exists()]
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
-        MNIST(config.data_dir.expanduser(), download=True)
+        for archive, md5 in MNIST.resources:
+            if not (folder / archive.removesuffix(".gz")).is_file():
+                _fetch(archive, md5, mirrors=MNIST.mirrors, folder=folder)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong MD5 is a RuntimeError
-        for made in missing:
-            if made.is_dir() and not any(made.iterdir()):
-                made.rmdir()
+        for empty in made:
+            if empty.is_dir() and not any(empty.iterdir()):
+                empty.rmdir()
         raise UserError(
             f"dataset=mnist: its files are not in {folder} and cannot be downloaded "
             f"({str(error).strip().splitlines()[-1]}). Put {', '.join(MNIST_FILES)} there, or use --dataset digits, "
@@ -113,7 +133,22 @@ def _download_mnist(config: RunConfig) -> None:
         socket.setdefaulttimeout(before)
 
 
+def _fetch(archive: str, md5: str, *, mirrors: list[str], folder: Path) -> None:
+    """Have an archive from the first mirror that gives it. Raises what the last one does."""
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    for mirror in mirrors:
+        try:
+            return download_and_extract_archive(f"{mirror}{archive}", str(folder), filename=archive, md5=md5)
+        except (OSError, RuntimeError):
+            if mirror == mirrors[-1]:
+                raise
+
+
 def fingerprint(files: list[Path]) -> str:
-    """Return a digest of the files' names, sizes and times: a cache made from others must not be used for them."""
-    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    """Return a digest of the files' names, sizes and times: a cache made from others must not be used for them.
+
+    The time of change is among them, which a copy that keeps the time of modification cannot keep.
+    """
+    stats = [(f.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f in files for s in [f.stat()]]
     return hashlib.sha256(repr(stats).encode()).hexdigest()

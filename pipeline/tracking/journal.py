@@ -122,6 +122,14 @@ class Outbox:
             known = self._state["parts"].get(part)
             return (known["value"], known["version"]) if known and known["sent"] < known["version"] else None
 
+    def is_behind(self) -> bool:
+        """Tell whether a part or a row waits."""
+        with self._lock:
+            sizes = {name: path.stat().st_size for name in store.JOURNALS if (path := self.folder / name).exists()}
+            return any(part["sent"] < part["version"] for part in self._state["parts"].values()) or any(
+                self._state["sent_bytes"].get(name, 0) < size for name, size in sizes.items()
+            )
+
     def sent(self, part: str, version: int) -> None:
         with self._lock:
             self._state["parts"][part]["sent"] = version

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Failure
+from pipeline.tracking import connection
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-def log_onnx_model(run_id: str, path: Path, example: np.ndarray) -> float:
-    """Log the ONNX file as an MLflow model, load it back and return the largest difference of its answers.
+def log_onnx_model(run_id: str, path: Path, example: np.ndarray, *, name: str) -> tuple[str, float]:
+    """Log the ONNX file as an MLflow model and load it back; return its `models:/` address and how far its answers differ.
 
-    `example` (B, *input_shape) becomes the input example; the answers are held against onnxruntime on the file itself.
+    The model is called `name`, less what MLflow does not take in one. `example` (B, *input_shape) becomes the input example;
+    the answers are held against onnxruntime on the file itself.
     """
     import mlflow.onnx
     import numpy as np
     import onnx
     import onnxruntime
-    from mlflow.exceptions import MlflowException
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
@@ -35,7 +37,7 @@ def log_onnx_model(run_id: str, path: Path, example: np.ndarray) -> float:
         with _active(run_id):
             info = mlflow.onnx.log_model(
                 onnx.load(path),  # a copy of its own: log_model changes what it is given
-                name="model",
+                name=re.sub(r"[^\w-]+", "-", name),
                 signature=signature,
                 input_example={"input": example},
                 pip_requirements=[f"{m.__name__}=={m.__version__}" for m in (onnx, onnxruntime, np)],
@@ -43,9 +45,11 @@ def log_onnx_model(run_id: str, path: Path, example: np.ndarray) -> float:
                 save_as_external_data=False,
             )
         answers = mlflow.pyfunc.load_model(info.model_uri).predict({"input": example})
-    except MlflowException as error:
-        raise Failure(f"MLflow does not take the ONNX model ({str(error).splitlines()[0]}). Verify again.") from error
-    return max(float(np.abs(answers[name] - value).max()) for name, value in expected.items())
+    except Exception as error:  # whatever a server, a proxy, a store or its disk raises
+        raise Failure(
+            f"MLflow at {connection.shown()} does not take the ONNX model ({connection.first_line(error)}). Verify again."
+        ) from error
+    return str(info.model_uri), max(float(np.abs(answers[name] - value).max()) for name, value in expected.items())
 
 
 @contextmanager

@@ -1,127 +1,205 @@
-"""MLflow runs: choose the store, begin a run, find one again, fetch its files, close those that a kill left open."""
+"""MLflow runs: begin one, find one again, fetch its files, close those that a kill left open."""
 
 from __future__ import annotations
 
-import logging
+import fcntl
 import os
-import shutil
+import re
 import socket
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+import psutil
+
+from pipeline import manifest, store
 from pipeline.config import UserError
 from pipeline.data.prepare import read_json
+from pipeline.files import remove, written_as
 from pipeline.output import say
 from pipeline.store import Run
+from pipeline.tracking.connection import ask, first_line, is_missing, no_answer, redacted, shown
+from pipeline.tracking.connection import configure as configure
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{7,63}")  # MLflow's are 32 hexadecimal digits; a folder is named by the first eight
+_EXPERIMENT_ID = re.compile(r"\w[\w-]{0,63}")
+_LONGEST_NAME = 250  # characters of an experiment's, so that every database takes it
+_CLOCK = 2.0  # s by which the time of birth of one and the same process may seem to differ
 
 
-def uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+def owner() -> dict[str, str]:
+    """Return the tags that tell which process works on a run: a process id is given again, with another time of birth."""
+    started = psutil.Process().create_time()
+    return {"host": socket.gethostname(), "pid": str(os.getpid()), "process_started": f"{started:.2f}"}
 
 
-def configure(*, check: bool = True) -> None:
-    """Choose the store explicitly, and have a dead server answer in seconds.
+def begin(*, dataset: str = "Default", output_dir: str = "") -> str:
+    """Return the id of the run that `mlflow run` opened for this process, or else of a new one.
 
-    `check` asks it something, and raises UserError if it does not answer.
+    Whose it is goes to MLflow in the one call that begins it: a process that is killed after that leaves nothing RUNNING that
+    a later start could not close. The run gets the name of its folder later, unless it has one that somebody gave it.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
-    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # or a logged model would carry uv.lock and its hosts
-    os.environ.setdefault("MLFLOW_LOG_UV_FILES", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the last words are ours: what to do next
-    os.environ.setdefault("MLFLOW_TRACKING_URI", uri())
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    from mlflow import MlflowClient
+    from mlflow.entities import RunTag
+    from mlflow.tracking.context.registry import resolve_tags
 
-    for name in ("mlflow", "alembic"):  # after the import, which sets them
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # it misses pip, which uv environments do without
-    mlflow.set_tracking_uri(uri())
-    if not check:
-        return
+    folder = {"output_dir": str(Path(output_dir).resolve())} if output_dir else {}
+    tags = {key: redacted(str(value)) for key, value in resolve_tags().items()} | owner() | folder
+    if name := os.environ.get("MLFLOW_RUN_NAME"):
+        tags["mlflow.runName"] = name
+    wrapper = os.environ.pop("MLFLOW_RUN_ID", None)
+
+    def open_run() -> str:
+        client = MlflowClient()
+        if wrapper:
+            found = client.get_run(wrapper).data.tags  # `mlflow run` notes where the project came from, with the password
+            clean = {k: redacted(v) for k, v in found.items() if redacted(v) != v}
+            client.log_batch(wrapper, tags=[RunTag(k, v) for k, v in (clean | owner() | folder).items()])
+            return wrapper
+        run_id = client.create_run(_experiment(client, dataset), tags=tags).info.run_id
+        if not _RUN_ID.fullmatch(str(run_id)):
+            raise no_answer(f"it names a new run {str(run_id)[:80]!r}, which is no id")
+        return str(run_id)
+
+    return ask(open_run)
+
+
+def give_up(run_id: str, status: str = "FAILED") -> None:
+    """Close a run that could not even begin. Where MLflow does not let it, a later start will."""
+    from mlflow import MlflowClient
+
     try:
-        if wrapper := os.environ.get("MLFLOW_RUN_ID"):
-            mlflow.MlflowClient().get_run(wrapper)
-        else:
-            mlflow.MlflowClient().search_experiments(max_results=1)
-    except MlflowException as error:
-        if os.environ.get("MLFLOW_RUN_ID") and uri().startswith("sqlite:///") and not uri().startswith("sqlite:////"):
-            raise UserError(
-                f"MLFLOW_TRACKING_URI={uri()} is relative, and `mlflow run` started this in another folder. Give an absolute "
-                "path (sqlite:////...), or unset it."
-            ) from error
-        raise no_answer(error) from error
+        ask(lambda: MlflowClient().set_terminated(run_id, status))
+    except UserError as error:
+        say(f"MLflow run {run_id} could not be closed: {error}", error=True)
 
 
-def no_answer(error: Exception) -> UserError:
-    """Return what to tell the user when the server does not answer."""
-    return UserError(
-        f"MLFLOW_TRACKING_URI={uri()} does not answer ({str(error).splitlines()[0][:200]}). Start the server, or unset "
-        "the variable to track in ./mlflow.db."
+def is_made_up(name: str) -> bool:
+    """Tell whether MLflow made up a run's name, as `fun-hare-638`, because nobody gave it one."""
+    from mlflow.utils import name_utils
+
+    words = name.lower().split("-")
+    if len(words) != 3 or not words[2].isdigit():
+        return False
+    return all(
+        word in {known.lower() for known in getattr(name_utils, names, [word])}
+        for word, names in zip(words, ("_GENERATOR_PREDICATES", "_GENERATOR_NOUNS"), strict=False)
     )
 
 
-def begin() -> str:
-    """Return the id of the run that `mlflow run` opened for this process, or else of a new one."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking.context.registry import resolve_tags
-
-    if wrapper := os.environ.pop("MLFLOW_RUN_ID", None):
-        return wrapper
-    client = mlflow.MlflowClient()
-    try:
-        return str(client.create_run(experiment(client), tags=resolve_tags()).info.run_id)
-    except MlflowException as error:
-        raise no_answer(error) from error
-
-
-def give_up(run_id: str) -> None:
-    """Close a run that could not even begin."""
+def check_experiment(dataset: str) -> None:
+    """Raise UserError where MLflow's variables, or the name of the data set, lead to no experiment; nothing is created."""
     from mlflow import MlflowClient
 
-    MlflowClient().set_terminated(run_id, "FAILED")
+    if not os.environ.get("MLFLOW_RUN_ID"):
+        ask(lambda: _experiment(MlflowClient(), dataset, create=False))
 
 
-def experiment(client: Any) -> str:
-    """Return the id of the experiment that MLflow's variables name; the default one otherwise."""
-    if number := os.environ.get("MLFLOW_EXPERIMENT_ID"):
-        return number
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
-    found = client.get_experiment_by_name(name)
-    return str(found.experiment_id if found else client.create_experiment(name))
+def _experiment(client: Any, dataset: str, *, create: bool = True) -> str:
+    """Return the id of the experiment that MLflow's variables name, or else of the one that is named like the data set.
 
-
-def nest_wrapper(run_id: str) -> None:
-    """Show the run that `mlflow run` opened for this stage under the training's run, and write nothing else into it."""
-    wrapper = os.environ.pop("MLFLOW_RUN_ID", None)
-    if wrapper and wrapper != run_id:
-        from mlflow import MlflowClient
-
-        MlflowClient().set_tag(wrapper, "mlflow.parentRunId", run_id)
-
-
-def close_abandoned(*, but: str = "", status: str = "KILLED") -> None:
-    """Close the runs of this host that are still RUNNING though no process holds their folder any more.
-
-    Their own `tracking.json` may know a better status than `status`: a job that ended while no server could be reached.
+    "" where it is not there and need not be created. Raises UserError where there cannot be one.
     """
+    from mlflow import MlflowException
+
+    number, named = (os.environ.get(f"MLFLOW_EXPERIMENT_{which}") for which in ("ID", "NAME"))
+    name = named or dataset
+    given = f"MLFLOW_EXPERIMENT_ID={number[:80]}" if number else f"MLFLOW_EXPERIMENT_NAME={named[:80]}" if named else ""
+    other = "Give another, or unset it." if given else "Name another: MLFLOW_EXPERIMENT_NAME."
+    if not number and len(name) > _LONGEST_NAME:
+        raise UserError(f"{given or name[:80]}... is a name of {len(name)} characters. Give one of at most {_LONGEST_NAME}.")
+    try:
+        found = client.get_experiment(number) if number else client.get_experiment_by_name(name)
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
+        if not number:
+            found = None
+        else:
+            raise UserError(f"{given} is not an experiment at {shown()}. {other}") from error
+    if not found:
+        return str(client.create_experiment(name)) if create else ""
+    if not _EXPERIMENT_ID.fullmatch(str(found.experiment_id)):
+        raise no_answer(f"it names an experiment {str(found.experiment_id)[:80]!r}, which is no id")
+    if found.lifecycle_stage == "deleted":
+        raise UserError(
+            f"{given or 'the experiment ' + name} is an experiment that was deleted. {other} Or restore it: "
+            f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+    if number and named and found.name != named:
+        raise UserError(
+            f"MLFLOW_EXPERIMENT_ID={number[:80]} is the experiment {found.name}, and MLFLOW_EXPERIMENT_NAME says "
+            f"{named[:80]}. Unset one of them."
+        )
+    return str(found.experiment_id)
+
+
+def search(query: str) -> Iterator[Any]:
+    """Yield the MLflow runs that a filter finds, in whatever experiment, the newest first."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    experiments = [experiment(client)]
-    host = socket.gethostname()
-    for run in client.search_runs(experiments, f"attributes.status = 'RUNNING' and tags.host = '{host}'"):
-        folder = Path(run.data.tags.get("output_dir", ""))
-        if run.info.run_id == but or not _is_folder_of(folder, run.info.run_id) or store.in_use(folder):
+    experiments, token = [], None
+    while True:
+        page = client.search_experiments(page_token=token)
+        experiments += [each.experiment_id for each in page]
+        if not (token := page.token):
+            break
+    while True:
+        runs = client.search_runs(experiments, query, order_by=["attributes.start_time DESC"], page_token=token)
+        yield from runs
+        if not (token := runs.token):
+            return
+
+
+def nest_wrapper(run_id: str) -> None:
+    """Show the run that `mlflow run` opened for this stage under the training's run, and write no figures into it.
+
+    It is told whose it is, as a training's is, so that it too is closed if this process and `mlflow run` are killed.
+    """
+    wrapper = os.environ.pop("MLFLOW_RUN_ID", None)
+    if wrapper and wrapper != run_id:
+        from mlflow import MlflowClient
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(key, value) for key, value in (owner() | {"mlflow.parentRunId": run_id}).items()]
+        ask(lambda: MlflowClient().log_batch(wrapper, tags=tags))
+
+
+def close_abandoned(*, but: str = "", status: str = "KILLED") -> None:
+    """Close the runs of this host that are still RUNNING though nobody works on them any more.
+
+    That is: no process holds their folder, or, where there is no such folder, the process that began them is gone. One that
+    lives after all, on a host of the same name, reopens its run. Their own `tracking.json` may know a better status than
+    `status`: a job that ended while no server could be reached.
+    """
+    from mlflow import MlflowClient
+
+    for run in list(search(f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'")):
+        run_id, tags = run.info.run_id, run.data.tags
+        folder = Path(tags["output_dir"]) if tags.get("output_dir") else None
+        begun = folder is not None and _is_folder_of(folder, run_id)
+        if run_id == but or (store.in_use(folder) if folder and begun else not _is_gone(tags)):
             continue
-        parts = _read(folder / store.TRACKING).get("parts", {})
+        parts = _read(folder / store.TRACKING).get("parts", {}) if folder and begun else {}
         ended = parts.get("status", {}).get("value") or status
-        client.set_terminated(run.info.run_id, ended)
-        say(f"MLflow run {run.info.run_id} ({folder}) was left RUNNING by a process that is gone: now {ended}", error=True)
+        MlflowClient().set_terminated(run_id, ended)
+        where = folder if begun else "which had not begun"
+        say(f"MLflow run {run_id} ({where}) was left RUNNING by a process that is gone: now {ended}", error=True)
+
+
+def _is_gone(tags: Mapping[str, str]) -> bool:
+    """Tell whether the process of this host that `owner` noted has ended; False where none was noted."""
+    try:
+        pid, started = int(tags["pid"]), float(tags["process_started"])
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) > _CLOCK or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except (KeyError, ValueError, OverflowError, psutil.Error):
+        return False
 
 
 def close_after_failure() -> None:
@@ -130,7 +208,7 @@ def close_after_failure() -> None:
         configure(check=False)
         close_abandoned(status="FAILED")
     except Exception as error:  # whatever a server, a proxy or a store raises: the job has failed for another reason
-        say(f"MLflow at {uri()} cannot be told that the run failed ({str(error)[:200]})", error=True)
+        say(f"MLflow at {shown()} cannot be told that the run failed ({first_line(error)})", error=True)
 
 
 def _is_folder_of(folder: Path, run_id: str) -> bool:
@@ -145,51 +223,91 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def find_run(text: str) -> Run:
+def find_run(text: str, *, stage: str = "") -> Run:
     """Return the run that `--run` names: a run folder, or an MLflow run id whose artifacts are fetched if not here.
 
-    They are laid in `runs/<model>-<first 8 of the id>`. Raises UserError where there is no such run.
+    They are laid in `runs/<id>`. What `stage` makes anew is not checked. Raises UserError where there is no such run.
     """
     if not text:
         raise UserError("run: nothing was given. Add --run FOLDER or --run MLFLOW_RUN_ID.")
-    if Path(text).exists() or os.sep in text:
-        return store.open_run(Path(text))
+    if os.path.exists(text) or os.sep in text:
+        return store.open_run(Path(text), stage=stage)
+    if not re.fullmatch("[0-9a-f]{32}", text):  # it becomes the name of a folder
+        raise UserError(
+            f"run={text[:100]} is neither a folder nor an MLflow run id (32 digits from 0 to f). Look it up with `mlflow ui`."
+        )
     configure()
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    try:
-        found = mlflow.MlflowClient().get_run(text)
-    except MlflowException as error:
-        raise UserError(
-            f"run={text} is neither a folder nor a run at {mlflow.get_tracking_uri()}. "
-            "Look it up with `mlflow ui`, or set MLFLOW_TRACKING_URI to where it was trained."
-        ) from error
-    folder = Path(found.data.tags.get("output_dir", ""))
-    here = Path("runs") / f"{found.data.params.get('model', 'run')}-{text[:8]}"
-    for candidate in (folder, here):
-        if (candidate / "manifest.json").is_file():
-            run = store.open_run(candidate)
-            if run.mlflow_run_id == text:
-                return run
+    def get() -> Any:
+        try:
+            return mlflow.MlflowClient().get_run(text)
+        except MlflowException as error:
+            if not is_missing(error):
+                raise
+            raise UserError(
+                f"run={text} is neither a folder nor a run at {shown()}. "
+                "Look it up with `mlflow ui`, or set MLFLOW_TRACKING_URI to where it was trained."
+            ) from error
+
+    trained = Path(ask(get).data.tags.get("output_dir", ""))  # a hint that anybody may have written: the folder has to agree
+    here = Path("runs") / text
+    for candidate in (trained, here):
+        if _is_folder_of(candidate, text):
+            return store.open_run(candidate, stage=stage)
     return _fetch(text, here)
 
 
 def _fetch(run_id: str, folder: Path) -> Run:
-    import mlflow
+    """Download what the run's manifest names, and nothing else, and give it its name when it is whole."""
     from mlflow.exceptions import MlflowException
 
-    if folder.exists():
-        raise UserError(f"run={run_id} would be fetched into {folder}, which holds something else. Move that away.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        mlflow.artifacts.download_artifacts(run_id=run_id, dst_path=str(temporary))
-        store.open_run(temporary)  # whole and unchanged, before it gets its name
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    except MlflowException as error:
-        raise UserError(f"run={run_id} has no artifacts that can be fetched: {str(error).splitlines()[0]}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _alone_in(folder.parent):
+        if _is_folder_of(folder, run_id):  # another process has fetched it meanwhile
+            return store.open_run(folder)
+        if folder.exists():
+            raise UserError(f"run={run_id} would be fetched into {folder}, which holds something else. Move that away.")
+        for path in folder.parent.iterdir():
+            if written_as(path.name) == folder.name:  # left by a process that was killed
+                remove(path)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            _download(run_id, temporary)
+            if (fetched := store.open_run(temporary).mlflow_run_id) != run_id:
+                raise UserError(f"its config.json is of MLflow run {fetched}")
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+        except (MlflowException, OSError) as error:
+            raise UserError(f"run={run_id} has no artifacts that can be fetched: {first_line(error)}") from error
+        except UserError as error:
+            raise UserError(f"run={run_id}: what was fetched of it from {shown()} cannot be used: {error}") from error
+        finally:
+            remove(temporary)
     return store.open_run(folder)
+
+
+def _download(run_id: str, folder: Path) -> None:
+    """Fetch the manifest of a run, what it names, and the journals."""
+    import mlflow
+
+    there = {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)}
+    if manifest.MANIFEST not in there:
+        raise UserError(f"it has no {manifest.MANIFEST} there, so it was not trained to the end, or not by this program")
+    mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=manifest.MANIFEST, dst_path=str(folder))
+    for name in (*manifest.read(folder)[1], *(there & set(store.JOURNALS))):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(path.parent))
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process fetches into a folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

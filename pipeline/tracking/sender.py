@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import manifest, store
 from pipeline.output import say
-from pipeline.tracking import runs
+from pipeline.tracking import connection, runs
 from pipeline.tracking.journal import Journal, Outbox
 
 _PAUSE = 2.0  # seconds between two looks at what waits
@@ -21,7 +21,7 @@ _LONGEST_PAUSE = 30.0  # after failures
 _BATCH = 1000  # metrics that MLflow takes in one call
 _SHARE = 0.02  # of the time in which a backlog is computed on: what it holds Python for, the training waits for
 _LONGEST_REST = 3.0  # seconds: the first call imports, and curves and checkpoints must not wait for minutes after it
-NOT_METRICS = ("step", "epoch", "time")
+NOT_METRICS = ("step", "epoch", "time", "samples")  # what a row says of the figures in it
 _SLOTS = 2  # checkpoints kept at the server: one is whole while the other is replaced
 
 
@@ -33,7 +33,7 @@ def send(outbox: Outbox, journals: Sequence[Journal], *, rest: Callable[[float],
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    for part in ("reopened", "params", "dataset", "tags"):
+    for part in ("tags", "reopened", "name", "params", "dataset"):  # whose it is now, before it is RUNNING again
         _send_part(client, outbox, part)
     number = sum(_send_rows(client, outbox, journal, rest) for journal in journals)
     for part in ("checkpoint", "artifacts", "status"):
@@ -77,6 +77,12 @@ def _reopen(client: Any, outbox: Outbox, _: Any) -> None:
     client.update_run(outbox.run_id, status="RUNNING")
 
 
+def _send_name(client: Any, outbox: Outbox, name: str) -> None:
+    """Name the run like its folder, unless somebody has named it."""
+    if runs.is_made_up(client.get_run(outbox.run_id).info.run_name or ""):
+        client.update_run(outbox.run_id, name=name)
+
+
 def _send_status(client: Any, outbox: Outbox, status: str) -> None:
     client.set_terminated(outbox.run_id, status)
 
@@ -111,7 +117,7 @@ def _send_artifacts(client: Any, outbox: Outbox, _: Any) -> None:
     """Mirror the files that the run folder's manifest names, its journals, and the manifest last."""
     folder = outbox.folder
     _upload_journals(client, outbox)
-    for name in [*store.sealed_files(folder), "manifest.json"]:
+    for name in [*manifest.read(folder)[1], manifest.MANIFEST]:
         parent = Path(name).parent.as_posix()
         client.log_artifact(outbox.run_id, str(folder / name), None if parent == "." else parent)
 
@@ -149,7 +155,7 @@ def _send_slot(client: Any, outbox: Outbox) -> int:
 
 
 _SEND: dict[str, Any] = {
-    "reopened": _reopen, "params": _send_params, "dataset": _send_dataset, "tags": _send_tags,
+    "reopened": _reopen, "name": _send_name, "params": _send_params, "dataset": _send_dataset, "tags": _send_tags,
     "checkpoint": _send_checkpoint, "artifacts": _send_artifacts, "status": _send_status,
 }  # fmt: skip
 
@@ -210,10 +216,10 @@ class Sender:
                 runs.close_abandoned(but=self._outbox.run_id)
                 self._first_done = True
         except Exception as error:  # whatever a server, a proxy or a store raises: it is told, and must not end the training
-            problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+            problem = f"{type(error).__name__}: {connection.first_line(error)}"
             if not self.problem:
                 say(
-                    f"MLflow at {runs.uri()} does not take the figures ({problem}); {self._then}, and they "
+                    f"MLflow at {connection.shown()} does not take the figures ({problem}); {self._then}, and they "
                     f"wait in {self._outbox.folder}",
                     error=True,
                 )  # fmt: skip

@@ -14,9 +14,11 @@ from typing import Any
 from pipeline import store
 from pipeline.config import UserError
 from pipeline.output import say
-from pipeline.tracking import runs
+from pipeline.tracking import connection, runs
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.sender import NOT_METRICS
+
+_FETCHED = ("checkpoints", *store.JOURNALS)  # what a takeover that was cut off may have left, before config.json
 
 
 def take_over(folder: Path, *, job_id: str) -> None:
@@ -26,32 +28,30 @@ def take_over(folder: Path, *, job_id: str) -> None:
     """
     from mlflow.exceptions import MlflowException
 
-    runs.configure(check=False)
+    connection.configure(check=False)
     try:
         found = _find(job_id, str(folder))
         if not found:
             return
         run_id, step = found.info.run_id, int(found.data.tags["checkpoint_step"])
-        if store.holds_run(folder) and (store.open_run(folder, check=False).mlflow_run_id != run_id or _newest(folder) >= step):
+        if not store.holds_run(folder):
+            store.refuse_existing(folder, but=_FETCHED)
+        elif store.open_run(folder, check=False).mlflow_run_id != run_id or _newest(folder) >= step:
             return
         _fetch(folder, run_id)
     except MlflowException as error:
         if not store.holds_run(folder):
-            raise runs.no_answer(error) from error
-        say(f"MLflow at {runs.uri()} does not answer; going on from the checkpoints in {folder}")
+            raise connection.no_answer(error) from error
+        say(f"MLflow at {connection.shown()} does not answer; going on from the checkpoints in {folder}")
         return
     say(f"run {run_id} was taken over from MLflow into {folder}, at step {step}")
 
 
 def _find(job_id: str, output_dir: str) -> Any:
     """Return the newest MLflow run of a job with this run folder that has uploaded something, or None."""
-    from mlflow import MlflowClient
-
     if not job_id or "'" in job_id:
         return None
-    client = MlflowClient()
-    order = ["attributes.start_time DESC"]
-    for run in client.search_runs([runs.experiment(client)], f"tags.job_id = '{job_id}'", order_by=order):
+    for run in runs.search(f"tags.job_id = '{job_id}'"):
         if run.data.params.get("output_dir") == output_dir and "checkpoint_step" in run.data.tags:
             return run
     return None
@@ -63,28 +63,37 @@ def _newest(folder: Path) -> int:
 
 
 def _fetch(folder: Path, run_id: str) -> None:
+    store.make_folder(folder)
+    with store.locked(folder):
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".takeover."))
+        try:
+            _download(run_id, temporary)
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            for note in (temporary / "checkpoints").glob("slot-*.json"):
+                path = folder / "checkpoints" / f"step-{int(json.loads(note.read_text())['step']):09d}.pt"
+                if note.with_suffix(".pt").exists() and not path.with_suffix(".json").exists():
+                    note.with_suffix(".pt").rename(path)
+                    note.rename(path.with_suffix(".json"))
+            for name in (*store.JOURNALS, "config.json"):  # it is a run once its config.json is there
+                if (temporary / name).exists() and not (folder / name).exists():
+                    (temporary / name).rename(folder / name)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"output_dir={folder}: the checkpoints of run {run_id} cannot be fetched ({error}).") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _add_rows(folder / store.METRICS, run_id)
+
+
+def _download(run_id: str, folder: Path) -> None:
+    """Fetch what a resumed run needs. Raises ValueError if some of it names another run than `run_id`."""
     import mlflow
 
-    store.make_folder(folder)
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".takeover."))
-    try:
-        names = {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)}
-        for name in sorted(names & {"config.json", "checkpoints", *store.JOURNALS}):
-            mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(temporary))
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        for note in (temporary / "checkpoints").glob("slot-*.json"):
-            path = folder / "checkpoints" / f"step-{int(json.loads(note.read_text())['step']):09d}.pt"
-            if note.with_suffix(".pt").exists() and not path.with_suffix(".json").exists():
-                note.with_suffix(".pt").rename(path)
-                note.rename(path.with_suffix(".json"))
-        for name in (*store.JOURNALS, "config.json"):  # it is a run once its config.json is there
-            if (temporary / name).exists() and not (folder / name).exists():
-                (temporary / name).rename(folder / name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"output_dir={folder}: the checkpoints of run {run_id} cannot be fetched ({error}).") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _add_rows(folder / store.METRICS, run_id)
+    names = {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)}
+    for name in sorted(names & {"config.json", "checkpoints", *store.JOURNALS}):
+        mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(folder))
+    for path in (folder / "config.json", *(folder / "checkpoints").glob("slot-*.json")):
+        if (owner := json.loads(path.read_text())["mlflow_run_id"]) != run_id:
+            raise ValueError(f"its {path.relative_to(folder)} is of run {owner}")
 
 
 def _add_rows(path: Path, run_id: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, distributed, stopping, store
-from pipeline.config import Failure, RunConfig, to_json
+from pipeline.config import Failure, RunConfig, UserError, applicable
 from pipeline.output import say
 from pipeline.stopping import Stopped
 from pipeline.store import Run
-from pipeline.tracking import monitor, runs
+from pipeline.tracking import connection, monitor, runs
 from pipeline.tracking.journal import Journal, Outbox
 from pipeline.tracking.sender import NOT_METRICS, Sender, send
 
@@ -47,7 +46,7 @@ class HostTracker(NullTracker):
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
-        runs.configure(check=False)
+        connection.configure(check=False)
         self._monitor = monitor.start(self._rows.append)
 
     def hand_over(self) -> list[Row]:
@@ -69,7 +68,7 @@ class Tracker(NullTracker):
         self.metrics, self.system = (Journal(folder / name) for name in store.JOURNALS)
         rows = self.metrics.all_rows()
         self.last_step = max((int(row["step"]) for row in rows), default=0)
-        self._known = {(row["step"], name) for row in rows for name in row if name not in NOT_METRICS}
+        self._known = {(row["step"], name): value for row in rows for name, value in row.items() if name not in NOT_METRICS}
         self._sender = Sender(self.outbox, (self.metrics, self.system), strict=strict)
 
     @property
@@ -84,9 +83,15 @@ class Tracker(NullTracker):
             self.metrics.append(new)
 
     def log_figures(self, figures: Mapping[str, float]) -> None:
-        """Write figures of the finished model, at the step of the last row."""
+        """Write figures of the finished model; those that stand there already are left out.
+
+        They are of step 0: of no step, MLflow shows a bar with the value and not a dot.
+        """
         now = time.time_ns() // 1_000_000
-        self.metrics.append({"step": self.last_step, "time": now} | {k: float(v) for k, v in figures.items()})
+        new = {k: float(v) for k, v in figures.items() if self._known.get((0, k)) != v}
+        if new:
+            self.metrics.append({"step": 0, "time": now} | new)
+            self._known |= {(0, name): value for name, value in new.items()}
 
     def take(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -104,13 +109,18 @@ class Tracker(NullTracker):
         self.outbox.want("artifacts", True)
         sent = self._sender.send_now()
         if self.strict and not sent:
-            raise Failure(f"strict_tracking=true, and MLflow at {runs.uri()} fails: {self._sender.problem}")
+            raise Failure(f"strict_tracking=true, and MLflow at {connection.shown()} fails: {self._sender.problem}")
         return sent
 
     def begin(self, config: RunConfig, tags: Mapping[str, object], *, dataset: Mapping[str, str] | None) -> None:
-        """Have parameters, tags and the data set sent, and start to read system metrics."""
+        """Have parameters, tags and the data set sent, and start to read system metrics.
+
+        The parameters are those that have an effect, with what `auto` became on these ranks.
+        """
         if dataset:
-            self.outbox.want("params", {k: str(v) for k, v in to_json(config).items()})
+            became = {name: tags[tag] for name, tag in (("device", "device"), ("nproc", "world_size")) if tag in tags}
+            self.outbox.want("params", {k: str(became.get(k, v)) for k, v in applicable(config).items()})
+            self.outbox.want("name", self.folder.resolve().name)
             self.outbox.want("dataset", dict(dataset))
             self.checkpoint_written(0)
         self.outbox.clear("status")
@@ -124,7 +134,7 @@ class Tracker(NullTracker):
         self.outbox.want("status", status)
         if not self._sender.send_now(_CLOSING[status]):
             say(
-                f"MLflow at {runs.uri()} has not taken everything; it is kept in {self.folder}. Send it later: "
+                f"MLflow at {connection.shown()} has not taken everything; it is kept in {self.folder}. Send it later: "
                 f"python -m pipeline sync --run {self.folder}",
                 error=True,
             )  # fmt: skip
@@ -164,9 +174,19 @@ def training_run(run: Run, tags: Mapping[str, object], *, dataset: Mapping[str, 
 
 
 @contextmanager
+def beside(run: Run) -> Iterator[None]:
+    """Hold a run's folder for a stage that has nothing to tell its MLflow run. No server is needed, but for `mlflow run`."""
+    if os.environ.get("MLFLOW_RUN_ID"):
+        connection.configure()
+        runs.nest_wrapper(run.mlflow_run_id)
+    with store.locked(run.folder):
+        yield
+
+
+@contextmanager
 def attached(run: Run) -> Iterator[Tracker]:
     """Write a later stage's figures into the training's run."""
-    runs.configure()
+    connection.configure()
     runs.nest_wrapper(run.mlflow_run_id)
     with store.locked(run.folder):
         tracker = Tracker(run.folder, run.mlflow_run_id)
@@ -176,18 +196,33 @@ def attached(run: Run) -> Iterator[Tracker]:
             tracker.close()
 
 
+def is_told(run: Run) -> bool:
+    """Tell whether how a training ended was noted, as the last thing that a training does."""
+    outbox = Outbox(run.folder, run.mlflow_run_id)
+    return not outbox.value("reopened") or outbox.value("status", "KILLED") != "KILLED"
+
+
+def send_rest(run: Run) -> None:
+    """Send what MLflow has not taken of a run that has ended; says so if it still does not take it."""
+    if Outbox(run.folder, run.mlflow_run_id).is_behind():
+        try:
+            sync(run.folder)
+        except (Failure, UserError) as error:
+            say(str(error), error=True)
+
+
 def sync(folder: Path) -> int:
     """Send what a run could not send while it ran; return the number of figures. Raises Failure where MLflow refuses it."""
     run = store.open_run(folder, check=False)
     with store.locked(folder):
-        runs.configure()
+        connection.configure()
         outbox = Outbox(folder, run.mlflow_run_id)
         if outbox.value("reopened") and not outbox.value("status"):
             outbox.want("status", "KILLED")  # nobody holds the folder, and nobody said how it ended
         try:
             return send(outbox, [Journal(folder / name) for name in store.JOURNALS])
         except Exception as error:  # whatever a server, a proxy or a store raises
-            raise Failure(f"MLflow at {runs.uri()} has not taken everything: {str(error).splitlines()[0]}") from error
+            raise Failure(f"MLflow at {connection.shown()} has not taken everything: {connection.first_line(error)}") from error
 
 
 def git_state() -> tuple[str, bool]:
@@ -211,7 +246,7 @@ def environment_tags(run: Run, *, world_size: int, device: str, dirty: bool) -> 
     """Return the tags that tell where a run's files came from."""
     return {
         "git_commit": run.git_commit or "unknown", "git_dirty": str(dirty).lower(), "data_sha256": run.data["data_sha256"],
-        "host": socket.gethostname(), "world_size": world_size, "device": device,
+        **runs.owner(), "world_size": world_size, "device": device,
         "restarts": distributed.num_restarts(), "job_id": os.environ.get("TORCHELASTIC_RUN_ID", ""),
         "output_dir": run.folder.resolve(), "trainyard_version": __version__,
     }  # fmt: skip

@@ -47,7 +47,7 @@ def make_run(cache_dir: Path) -> MakeRun:
             folder, config=config, mlflow_run_id="0123456789abcdef" * 2, git_commit="a" * 40, data=read_manifest(data)
         )
         torch.manual_seed(1)
-        store.save_weights(folder / store.WEIGHTS, run.build_model().state_dict())
+        store.save_weights(folder / store.WEIGHTS, run.build_model().state_dict(), run_id=run.mlflow_run_id)
         return Trained(run, data)
 
     return make

@@ -136,7 +136,7 @@ def test_exporting_again_in_the_same_process_gives_the_same_bytes_and_prints_not
     assert not recwarn.list
     for name in FILES.values():
         assert sha256(tmp_path / "run" / FOLDER / name) == sha256(first.folder / FOLDER / name), name
-    assert figures["export/onnx/size_bytes"] == (first.folder / FOLDER / "model.onnx").stat().st_size
+    assert figures["verify/onnx/size_bytes"] == (first.folder / FOLDER / "model.onnx").stat().st_size
 
 
 def test_torchscript_keeps_its_weights_as_buffers_that_can_be_moved(exported: Trained) -> None:

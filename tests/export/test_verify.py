@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from export import onnx_model, probe, probing, pt2, torchscript
+from export import onnx_model, probe, probing, pt2, torchscript, verify
 from export.deployed import OUTPUTS, Deployed, deployed, example_input, metadata
 from export.probing import FORMATS, Probes
 from export.stage import FILES, FOLDER
@@ -53,11 +54,11 @@ def test_every_format_answers_as_torch_in_a_fresh_process(verdicts: Callable[[st
     assert set(verdict.report["artifacts"]) == set(FORMATS)
     classifies = verdict.report["metric"] == "accuracy"
     names = FIGURES | ({"argmax_flips", "accuracy_diff"} if classifies else {"rmse_diff"})
-    assert set(verdict.figures) == {f"export/{kind}/{name}" for kind in FORMATS for name in names}
+    assert set(verdict.figures) == {f"verify/{kind}/{name}" for kind in FORMATS for name in names}
     for kind in FORMATS:
-        assert verdict.figures[f"export/{kind}/max_abs_diff"] < 1e-5
-        assert verdict.figures[f"export/{kind}/latency_ms_b1"] > 0
-        assert list(verdict.report["artifacts"][kind]["cases"]) == ["1", "2", "7", "64", "test"]
+        assert verdict.figures[f"verify/{kind}/max_abs_diff"] < 1e-5
+        assert verdict.figures[f"verify/{kind}/latency_ms_b1"] > 0
+        assert list(verdict.report["artifacts"][kind]["cases"]) == ["1", "2", "7", "64", "all"]
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in ONE_EACH])
@@ -74,7 +75,7 @@ def test_the_report_is_a_table_under_the_verdict(exports: Exports, verdicts: Cal
     assert "| format | runtime | max abs diff | mean abs diff | argmax flips (n = 359) | accuracy |" in text
     assert "| onnx | onnxruntime " in text
     for kind in FORMATS:
-        assert all(f"| {kind} | {case} | " in text for case in (1, 2, 7, 64, "test"))
+        assert all(f"| {kind} | {case} | " in text for case in (1, 2, 7, 64, "all"))
     assert json.loads((exports("cnn").run.folder / FOLDER / "parity.json").read_text()) == verdict.report
 
 
@@ -327,11 +328,60 @@ def test_a_probe_ends_when_nobody_gives_it_a_file(kind: str, tmp_path: Path) -> 
     assert (ended.returncode, ended.stderr) == (1, "nobody waits for the answer\n") and not list(tmp_path.iterdir())
 
 
-def test_probes_of_all_formats_can_wait_for_the_files_and_something_else_is_done_while_they_work(exports: Exports) -> None:
-    trained, done = exports("mlp"), []
-    with Probes(FORMATS) as probes:
-        verdict = verify_run(trained.run, data=trained.data, probes=probes, meanwhile=lambda: done.append(probes._deadline > 0))
-    assert verdict.passed and done == [True] and set(verdict.report["artifacts"]) == set(FORMATS)
+def test_a_probe_measures_when_the_others_are_idle_and_nothing_of_ours_works(
+    exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, events, tell, answers = exports("mlp"), [], Probes._tell, verify._answers
+
+    def note_and_tell(probes: Probes, kind: str, line: str) -> None:
+        if line == "measure\n":
+            assert all(probes._file(k, "facts.json").exists() for k in FORMATS), "another probe still works"
+            measured = FORMATS[: FORMATS.index(kind)]
+            assert all(probes._processes[k].poll() == 0 for k in measured), "another probe still measures"
+        events.append(f"{line.strip()} {kind}")
+        tell(probes, kind, line)
+
+    def note_and_answer(*arguments: Any) -> Any:
+        events.append("begin to answer")
+        result = answers(*arguments)
+        events.append("end to answer")
+        return result
+
+    monkeypatch.setattr(Probes, "_tell", note_and_tell)
+    monkeypatch.setattr(verify, "_answers", note_and_answer)
+    with Probes(FORMATS) as probes:  # all can wait for their files before these are there
+        verdict = verify_run(trained.run, data=trained.data, probes=probes, meanwhile=lambda: events.append("meanwhile"))
+    assert verdict.passed and set(verdict.report["artifacts"]) == set(FORMATS)
+    work = [*(f"load {k}" for k in FORMATS), "meanwhile", "begin to answer", "end to answer"]
+    assert events == [*work, *(f"measure {k}" for k in FORMATS)]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_probe_computes_on_one_thread_as_two_would_wait_for_each_other_on_busy_cores(kind: str, exports: Exports) -> None:
+    script = (
+        f"import os, runpy; from pathlib import Path; import numpy as np\n"
+        f"names = runpy.run_path({probe.__file__!r}); names['import_runtime']({kind!r})\n"
+        f"count = lambda: len(os.listdir('/proc/self/task')); before = count()\n"
+        f"call, *_ = names['load']({kind!r}, Path({str(exports('cnn').run.folder / FOLDER / FILES[kind])!r}))\n"
+        f"call(np.zeros((64, 1, 28, 28), np.uint8)); print(count() - before)\n"
+        f"import torch; print(torch.get_num_threads() if {kind!r} != 'onnx' else 1)"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "4"}
+    ended = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert ended.stdout.split() == ["0", "1"]
+
+
+def test_torchs_own_answers_are_computed_on_as_many_threads_as_a_probes(
+    exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, seen, answers, before = exports("mlp"), [], verify._answers, torch.get_num_threads()
+    monkeypatch.setattr(verify, "_answers", lambda *a: (seen.append(torch.get_num_threads()), answers(*a))[1])
+    torch.set_num_threads(3)
+    try:
+        verify_run(trained.run, data=trained.data, onnx=trained.run.folder / FOLDER / FILES["onnx"])
+        assert seen == [probe.NUM_THREADS] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_answers_that_are_not_finite_in_torch_either_fail(exports: Exports, tmp_path: Path) -> None:
@@ -341,7 +391,7 @@ def test_answers_that_are_not_finite_in_torch_either_fail(exports: Exports, tmp_
     model = run.load_model()
     with torch.no_grad():
         model.get_parameter("network.output.bias").fill_(torch.nan)
-    store.save_weights(run.folder / store.WEIGHTS, model.state_dict())
+    store.save_weights(run.folder / store.WEIGHTS, model.state_dict(), run_id=run.mlflow_run_id)
     program = pt2.capture(deployed(run), example_input(run))
     path = tmp_path / "nan.onnx"
     path.write_bytes(onnx_model.build(program, metadata(run), outputs=OUTPUTS[run.task]))

@@ -33,7 +33,7 @@ def _open(folder: Path) -> None:
 def _newest(folder: Path) -> None:
     """A damaged newest checkpoint is passed over; that another one is taken counts as found."""
     newest = max(int(path.stem[5:]) for path in (folder / "checkpoints").glob("step-*.*"))
-    found = checkpoint.newest_checkpoint(folder)
+    found = checkpoint.newest_checkpoint(folder, run_id=store.open_run(folder, check=False).mlflow_run_id)
     if found is None or found[1]["state"]["step"] < newest:
         raise UserError("the newest one is damaged")
 
@@ -76,7 +76,7 @@ def exported(trained: Callable[[str], Run], session_folder: Path) -> Path:
     older = torch_content(newest)
     older["state"]["step"] = 1
     checkpoint.save_checkpoint(folder, 1, older)
-    assert checkpoint.newest_checkpoint(folder)
+    assert checkpoint.newest_checkpoint(folder, run_id=run.mlflow_run_id)
     return folder
 
 

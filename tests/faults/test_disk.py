@@ -81,6 +81,20 @@ def test_no_room_for_the_order_of_many_samples_is_told(disk: Path, monkeypatch: 
     assert len(scratch((5_000_000,), torch.int32)) == 5_000_000
 
 
+def test_a_full_disk_under_the_cache_says_so_and_keeps_no_half_of_it(disk: Path, capsys: Any) -> None:
+    (disk / "ballast").write_bytes(bytes(24_000_000))
+    flags = ["prepare", "--model", "cnn", "--cache_dir", str(disk / "cache")]
+    assert main(flags) == 2
+    told = capsys.readouterr().err
+    assert told == (
+        f"cache_dir={disk / 'cache'} cannot be used (No space left on device). Make room, or give a folder that can be written "
+        "with --cache_dir.\n"
+    )
+    assert [path.name for path in (disk / "cache").iterdir() if not path.name.endswith(".lock")] == []
+    (disk / "ballast").unlink()
+    assert main(flags) == 0
+
+
 @pytest.mark.slow
 def test_a_disk_that_fills_up_in_mid_run_fails_the_save_and_keeps_the_checkpoint_before(disk: Path, cache_dir: Path) -> None:
     """The training goes on in memory; what could not be saved in the end is a failure; with room again, it goes on."""
@@ -97,7 +111,7 @@ def test_a_disk_that_fills_up_in_mid_run_fails_the_save_and_keeps_the_checkpoint
     assert process.returncode == 1 and "Traceback" not in told, told
     assert "No space left on device); the one before it is kept, and training goes on" in told
     assert "Make room or mend the access, and go on: --resume true." in " ".join(told.split())
-    before = newest_checkpoint(run)
+    before = newest_checkpoint(run, run_id=store.open_run(run, check=False).mlflow_run_id)
     assert before and 100 <= before[1]["state"]["step"] < 3200
     (disk / "ballast").unlink()
     assert main(["train", "--output_dir", str(run), "--resume", "true", "--cache_dir", str(cache_dir)]) == 0

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline import store
-from tests.conftest import read_rows
+from tests.conftest import all_runs, read_rows
 from tests.hosts import GATEWAY, Host, two_hosts
 from tests.servers import mlflow_server
 
@@ -55,7 +55,7 @@ def _c10d(first: Host, nodes: str) -> tuple[str, ...]:
 
 
 def _assert_one_whole_run(server: str, folder: Path) -> str:
-    (found,) = MlflowClient(server).search_runs(["0"])
+    (found,) = all_runs(server)
     run = store.open_run(folder)
     assert run.mlflow_run_id == found.info.run_id and found.info.status == "FINISHED"
     for name in ("train/loss", "val/loss", "test/accuracy"):
@@ -94,7 +94,7 @@ def test_a_host_cut_off_in_mid_run_is_gone_on_without_and_joins_again(hosts: tup
         _wait_for(lambda: first.said("log").count("2 x cpu") == 2, first, "log", 150)
     jobs[0].terminate()
     assert jobs[0].wait(timeout=60) != 0
-    (found,) = MlflowClient(server).search_runs(["0"])
+    (found,) = all_runs(server)
     steps = [row["step"] for row in read_rows(first.folder / "run") if "train/loss" in row]
     assert steps == sorted(set(steps)) and steps == list(range(10, steps[-1] + 1, 10))
     assert found.info.status in ("KILLED", "FAILED")
@@ -111,10 +111,9 @@ def test_rank_0_moves_to_the_other_host_and_goes_on_from_mlflow(hosts: tuple[Hos
     first, second = hosts
     for rank, host in enumerate(hosts):
         host.torchrun(*flags, torchrun=static(rank, first, 2), log="log")
-    client = MlflowClient(server)
 
     def uploaded() -> int:
-        found = client.search_runs(["0"])
+        found = all_runs(server)
         return int(found[0].data.tags.get("checkpoint_step", 0)) if found else 0
 
     _wait_for(lambda: uploaded() >= 200, first, "log")
@@ -125,5 +124,5 @@ def test_rank_0_moves_to_the_other_host_and_goes_on_from_mlflow(hosts: tuple[Hos
     assert again.wait(timeout=150) == 0, second.said("log2")
     assert "was taken over from MLflow into run, at step " in second.said("log2")
     _assert_one_whole_run(server, second.folder / "run")
-    tags = client.search_runs(["0"])[0].data.tags
+    tags = all_runs(server)[0].data.tags
     assert tags["host"] == second.name and json.loads((second.folder / "run" / "test.json").read_text())

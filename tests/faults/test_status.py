@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -19,27 +20,45 @@ from pipeline import store
 from pipeline.cli import main
 from pipeline.tracking import runs
 from tests.conftest import read_rows
+from tests.faults.beginning import PLACES
 
 pytestmark = pytest.mark.timeout(200)
 
 
+FLAGS = ["--model", "moons", "--batch_size", "4", "--output_dir", "run", "--checkpoint_every", "100"]
+
+_STRUCK = """
+from pipeline.cli import main
+from tests.faults.inject import arm
+arm("step", 700, after=False, kind="SIGKILL")  # in the fifth epoch
+main({words})
+"""
+
+
 @pytest.fixture
-def killed(cache_dir: Path, request: pytest.FixtureRequest) -> Iterator[tuple[int, str]]:
-    """Train with `nproc` ranks and kill rank 0 with SIGKILL in mid-epoch; yield the exit status and the MLflow run's id."""
-    nproc = str(request.param)
-    words = ["--model", "moons", "--batch_size", "4", "--epochs", "30", "--output_dir", "run", "--checkpoint_every", "100"]
+def killed(cache_dir: Path) -> str:
+    """Train in a process that SIGKILL ends in mid-epoch; return the MLflow run's id."""
+    words = ["train", *FLAGS, "--epochs", "30", "--cache_dir", str(cache_dir)]
+    done = subprocess.run([sys.executable, "-c", _STRUCK.format(words=words)], capture_output=True, timeout=180, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return store.open_run(Path("run"), check=False).mlflow_run_id
+
+
+@pytest.fixture
+def killed_rank(cache_dir: Path) -> Iterator[tuple[int, str]]:
+    """Train with two ranks, far longer than this takes, and kill rank 0; yield the exit status and the MLflow run's id."""
+    words = [*FLAGS, "--epochs", "100000", "--nproc", "2", "--cache_dir", str(cache_dir)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "train", *words, "--nproc", nproc, "--cache_dir", str(cache_dir)],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "pipeline", "train", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
         assert process.stdout
         for line in process.stdout:
-            if line.startswith("epoch 4/30"):
+            if line.startswith("epoch 4/"):
                 break
         ranks = {c.environ().get("RANK"): c for c in psutil.Process(process.pid).children()}
-        ranks.get("0", psutil.Process(process.pid)).send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        ranks["0"].send_signal(signal.SIGKILL)
+        process.communicate(timeout=120)
     finally:
         process.kill()
     yield process.returncode, store.open_run(Path("run"), check=False).mlflow_run_id
@@ -49,11 +68,10 @@ def _status(run_id: str) -> str:
     return str(MlflowClient().get_run(run_id).info.status)
 
 
-@pytest.mark.parametrize("killed", [1], indirect=True)
 def test_a_later_start_closes_a_run_that_sigkill_left_running_and_it_resumes_without_doubles(
-    killed: tuple[int, str], cache_dir: Path, capfd: Any
+    killed: str, cache_dir: Path, capfd: Any
 ) -> None:
-    _, run_id = killed
+    run_id = killed
     assert _status(run_id) == "RUNNING"
     kept = len(read_rows(Path("run")))
     assert main(["train", "--model", "polynomial", "--epochs", "1", "--cache_dir", str(cache_dir)]) == 0
@@ -71,9 +89,8 @@ def test_a_later_start_closes_a_run_that_sigkill_left_running_and_it_resumes_wit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [2], indirect=True)
-def test_the_launcher_closes_the_run_of_a_rank_0_that_was_killed(killed: tuple[int, str]) -> None:
-    status, run_id = killed
+def test_the_launcher_closes_the_run_of_a_rank_0_that_was_killed(killed_rank: tuple[int, str]) -> None:
+    status, run_id = killed_rank
     assert status == 1 and _status(run_id) == "FAILED"
 
 
@@ -106,7 +123,18 @@ def test_only_a_run_whose_folder_nobody_holds_is_closed() -> None:
 
 @pytest.mark.slow
 def test_a_run_that_another_process_still_works_on_is_left_alone(cache_dir: Path) -> None:
-    words = ["--model", "moons", "--batch_size", "2", "--epochs", "300", "--output_dir", "run", "--cache_dir", str(cache_dir)]
+    words = [
+        "--model",
+        "moons",
+        "--batch_size",
+        "2",
+        "--epochs",
+        "100000",
+        "--output_dir",
+        "run",
+        "--cache_dir",
+        str(cache_dir),
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "train", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -121,3 +149,51 @@ def test_a_run_that_another_process_still_works_on_is_left_alone(cache_dir: Path
     finally:
         process.kill()
         process.communicate(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def struck_while_beginning(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> dict[str, str]:
+    """Kill a training at each place of its beginning; return {place: its MLflow run's id}."""
+    folder = tmp_path_factory.mktemp("beginning")
+    wrapper = MlflowClient().create_run("0").info.run_id
+    words = ["-m", "tests.faults.beginning", str(cache_dir), wrapper]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_a_run_that_was_killed_anywhere_in_its_beginning_is_closed_by_the_next_start(
+    struck_while_beginning: dict[str, str], capfd: Any
+) -> None:
+    assert len(set(struck_while_beginning.values())) == len(PLACES) + 1
+    assert {place: _status(run_id) for place, run_id in struck_while_beginning.items()} == dict.fromkeys(
+        struck_while_beginning, "RUNNING"
+    )
+    runs.close_abandoned()
+    assert {place: _status(run_id) for place, run_id in struck_while_beginning.items()} == dict.fromkeys(
+        struck_while_beginning, "KILLED"
+    )
+    assert "(which had not begun) was left RUNNING" in capfd.readouterr().err
+
+
+def test_a_process_is_known_by_its_time_of_birth_too() -> None:
+    me = runs.owner()
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    zombie = me | {"pid": str(child.pid), "process_started": str(psutil.Process(child.pid).create_time())}
+    assert runs._is_gone(zombie)
+    child.wait(timeout=20)
+    assert runs._is_gone(zombie)
+    assert not runs._is_gone(me)
+    assert runs._is_gone(me | {"process_started": str(float(me["process_started"]) - 60)}), "the id was given again"
+    for unknown in ({}, {"pid": "1"}, me | {"pid": "x"}, me | {"process_started": "long ago"}):
+        assert not runs._is_gone(unknown)
+
+
+def test_a_run_of_another_process_that_lives_and_has_not_begun_is_left_alone() -> None:
+    run_id = runs.begin()
+    runs.close_abandoned()
+    assert _status(run_id) == "RUNNING"
+    runs.give_up(run_id)
+    assert _status(run_id) == "FAILED"

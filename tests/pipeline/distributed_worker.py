@@ -81,7 +81,15 @@ def difference_of_means(ranks: Ranks, *, width: int) -> float:
     return largest
 
 
-STOPPED = {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "batch_size": "101", "epochs": "2", "precision": "fp32"}
+STOPPED = {
+    "model": "cnn",
+    "optimizer": "sgd",
+    "momentum": "0",
+    "lr": "0.05",
+    "batch_size": "101",
+    "epochs": "2",
+    "precision": "fp32",
+}
 STOP_AT = 7  # of the 11 steps of the first epoch
 
 

@@ -169,6 +169,8 @@ def test_stopped_at_any_step_a_run_resumes_bit_for_bit(make_config: Make, tmp_pa
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, resumed.model.state_dict()[name]), (position, name)
         ours, theirs = snapshot(resumed.optimizer.state_dict()), snapshot(whole.optimizer.state_dict())
+        names = [[group.pop("metric") for group in state["param_groups"]] for state in (ours, theirs)]
+        assert names[0] == names[1] == ["train/lr"]
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
         assert vars(resumed.state) == vars(whole.state)
         tail = curve(resumed)

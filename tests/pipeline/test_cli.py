@@ -242,3 +242,29 @@ def test_the_overview_of_flags_is_the_configuration() -> None:
         "model", "dataset", "data_dir", "epochs", "batch_size", "lr", "optimizer", "weight_decay", "loss", "scheduler",
         "seed", "device", "precision", "nproc", "workers", "checkpoint_every", "output_dir", "resume",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("flag", "own"), [("nproc", "--nproc-per-node"), ("max_restarts", "--max-restarts")])
+def test_what_torchrun_decides_is_refused_in_its_ranks(
+    flag: str, own: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    assert main(["train", "--model", "mlp", "--output_dir", "run", f"--{flag}", "2"]) == 2
+    told = capsys.readouterr().err
+    assert f"{flag}=2 has no effect under torchrun" in told and own in told and list(tmp_path.iterdir()) == []
+
+
+def test_a_single_worker_is_restarted_too(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
+    launched: list[tuple[int, int]] = []
+
+    def launch(command: list[str], nproc: int, *, max_restarts: int) -> int:
+        launched.append((nproc, max_restarts))
+        return 0
+
+    monkeypatch.setattr("pipeline.distributed.launch", launch)
+    flags = ["--model", "mlp", "--output_dir", "run", "--cache_dir", str(cache_dir), "--nproc", "1", "--device", "cpu"]
+    assert main(["train", *flags, "--max_restarts", "2"]) == 0
+    assert launched == [(1, 2)]

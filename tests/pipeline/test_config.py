@@ -37,12 +37,12 @@ def test_every_field_has_a_meaning(name: str) -> None:
         ({"lr": "nan"}, ["lr=nan", "not a finite number"]),
         ({"lr": "inf"}, ["lr=inf", "not a finite number"]),
         ({"lr": "fast"}, ["lr=fast", "not a number"]),
-        ({"epochs": "0"}, ["epochs=0", "at least 1"]),
+        ({"epochs": "0"}, ["epochs=0 leaves it to --max_steps", "Give one of the two"]),
         ({"epochs": "2.5"}, ["epochs=2.5", "not a whole number"]),
         ({"dropout": "1"}, ["dropout=1", "below 1"]),
-        ({"model": "mlp", "augment_shift": "2"}, ["augment_shift=2", "breast_cancer has none"]),
-        ({"model": "moons", "augment_affine": "0.1"}, ["augment_affine=0.1", "dataset=moons has none"]),
-        ({"model": "mlp", "init": "patches"}, ["init=patches", "breast_cancer has none"]),
+        ({"model": "mlp", "augment_shift": "2"}, ["augment_shift=2 has no effect on dataset=breast_cancer", "no images"]),
+        ({"model": "moons", "augment_affine": "0.1"}, ["augment_affine=0.1 has no effect on dataset=moons"]),
+        ({"model": "mlp", "init": "patches"}, ["init=patches has no effect on dataset=breast_cancer"]),
         ({"model": "mlp", "recipe": "fast"}, ["recipe=fast is not there for model=mlp", "default, seed"]),
         ({"compile": "yes"}, ["compile=yes", "true or", "false"]),
         ({"nproc": "many"}, ["nproc=many", "not a whole number"]),
@@ -55,10 +55,17 @@ def test_every_field_has_a_meaning(name: str) -> None:
         ({"model": "mlp", "preprocess": "scale"}, ["preprocess=scale", "--preprocess standardize"]),
         ({"model": "cnn", "hidden": "9"}, ["hidden=9 has no effect on model=cnn"]),
         ({"model": "cnn", "noise": "0.1"}, ["noise=0.1 has no effect on dataset=digits"]),
-        ({"momentum": "0.9"}, ["momentum=0.9 has no effect on adamw"]),
-        ({"nesterov": "true"}, ["nesterov=true needs sgd with momentum"]),
+        ({"momentum": "0.9"}, ["momentum=0.9 has no effect on optimizer=adamw", "use --optimizer sgd or rmsprop"]),
+        ({"nesterov": "true"}, ["nesterov=true has no effect on optimizer=adamw", "--optimizer sgd --momentum 0.9"]),
         ({"model": "mlp", "label_smoothing": "0.1"}, ["label_smoothing=0.1 has no effect on loss=bce"]),
-        ({"holdout": "false", "early_stopping": "3"}, ["early_stopping=3 needs validation samples"]),
+        ({"holdout": "false", "early_stopping": "3"}, ["early_stopping=3 has no effect without validation samples", "true"]),
+        ({"holdout": "false", "monitor": "accuracy"}, ["monitor=accuracy has no effect without validation samples"]),
+        ({"gamma": "0.5"}, ["gamma=0.5 has no effect on scheduler=one_cycle", "use --scheduler step"]),
+        ({"step_size": "3"}, ["step_size=3 has no effect on scheduler=one_cycle"]),
+        ({"scheduler": "step", "step_size": "10"}, ["step_size=10 never cuts the learning rate within 10 epochs"]),
+        ({"scheduler": "one_cycle", "warmup": "0"}, ["warmup=0 leaves nothing of the rise", "--scheduler cosine"]),
+        ({"data_dir": "photos"}, ["data_dir=photos has no effect on dataset=digits"]),
+        ({"model": "mlp", "recipe": "seed", "split_seed": "3"}, ["split_seed=3 has no effect", "not split at random"]),
         ({"layer_lr": "fc9=0.1"}, ["'fc9'", "conv1, conv2, fc1, fc2"]),
         ({"layer_weight_decay": "fc2=x"}, ["'x' for fc2"]),
         ({"precision": "fp16", "device": "cpu"}, ["precision=fp16 needs a GPU"]),
@@ -89,12 +96,6 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults() -> None:
     assert resolve({"model": "moons", "recipe": "seed"}).seed == 0
 
 
-def test_what_a_recipe_sets_for_its_optimizer_or_loss_goes_with_them() -> None:
-    assert resolve({"model": "polynomial"}).momentum == 0.9
-    assert resolve({"model": "polynomial", "optimizer": "adam"}).momentum == 0
-    assert resolve({"model": "lenet", "loss": "mse"}).label_smoothing == 0
-
-
 def test_a_recipe_may_differ_by_data_set() -> None:
     small, real = resolve({"model": "cnn"}), resolve({"model": "cnn", "dataset": "mnist"})
     assert small.dataset == "digits" and real.epochs != small.epochs
@@ -113,7 +114,7 @@ def test_json_of_another_version_is_refused() -> None:
 
 def test_a_resumed_run_keeps_its_configuration_but_for_where_it_runs() -> None:
     stored = resolve({"model": "mlp"})
-    changed = resume({"nproc": "2", "model": "mlp", "data_dir": "/elsewhere"}, stored)
+    changed = resume({"nproc": "2", "model": "mlp", "cache_dir": "/elsewhere"}, stored)
     assert changed.nproc == 2 and changed.lr == stored.lr
     with pytest.raises(UserError, match=r"lr=0\.5 differs from the run's"):
         resume({"lr": "0.5"}, stored)

@@ -34,8 +34,8 @@ def test_the_classification_report_is_complete_also_for_a_class_that_never_occur
     assert report["accuracy"] == 0.75 and report["confusion_matrix"] == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert report["classes"]["a"]["precision"] == 1 and report["classes"]["a"]["recall"] == pytest.approx(2 / 3)
     figures = metrics.flat_figures(report, "test")
-    assert figures["test/class/a/precision"] == 1 and len([f for f in figures if f.startswith("test/class/")]) == 9
-    assert figures["test/accuracy"] == 0.75 and {"test/precision_macro", "test/recall_macro", "test/f1_macro"} <= set(figures)
+    assert figures["test_class_a_precision"] == 1 and len([f for f in figures if f.startswith("test_class_")]) == 9
+    assert figures["test/accuracy"] == 0.75 and {"test_precision_macro", "test_recall_macro", "test_f1_macro"} <= set(figures)
 
 
 def test_roc_auc_is_reported_for_binary_data_with_both_classes() -> None:

@@ -38,9 +38,9 @@ def test_one_cycle_rises_from_a_25th_and_falls_again() -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["constant", "step", "cosine", "one_cycle"])
-@pytest.mark.parametrize("warmup", ["0", "0.1", "0.5", "0.99"])
+@pytest.mark.parametrize("warmup", ["0.1", "0.5", "0.99"])
 def test_every_course_is_defined_for_trainings_of_any_length(scheduler: str, warmup: str) -> None:
-    for epochs in ("1", "2", "10"):
+    for epochs in ("1", "2", "20"):
         assert all(0 <= f <= 1 for f in _course(1, scheduler=scheduler, warmup=warmup, epochs=epochs))
 
 
@@ -54,7 +54,7 @@ def test_optimizers_take_the_fields_of_the_configuration(optimizer: str) -> None
 
 
 def test_sgd_is_the_texts_update_by_hand() -> None:
-    model, config = _model("mlp", optimizer="sgd", lr="0.5", weight_decay="0")
+    model, config = _model("mlp", optimizer="sgd", lr="0.5", weight_decay="0", momentum="0")
     before = [p.detach().clone() for p in model.parameters()]
     model(torch.randn(4, 30))[0].sum().backward()
     build_optimizer(model, config).step()
@@ -71,7 +71,7 @@ def test_layers_have_rates_and_decays_of_their_own() -> None:
     assert by_name["network.conv1.weight"] == (0.002, config.weight_decay)
     assert by_name["network.fc1.weight"] == (config.lr, config.weight_decay) and len(by_name) == 8
     peaks = [group["lr"] for group in optimizer.param_groups]
-    assert set_lr(optimizer, 0.5) == peaks[0] / 2
+    assert set_lr(optimizer, 0.5) == {"train/lr/conv1": 0.001, "train/lr": config.lr / 2, "train/lr/fc2": 0.25}
     assert [group["lr"] for group in optimizer.param_groups] == [peak / 2 for peak in peaks]  # the schedule moves every group
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from pipeline.progress import show
 
-ROW = {"val/loss": 0.25, "val/accuracy": 0.5, "perf/samples_per_second": 12345.6}
+ROW = {"train/epoch_loss": 0.5, "val/loss": 0.25, "val/accuracy": 0.5, "train/samples_per_second": 12345.6}
 _SCRIPT = """
 from pipeline.progress import show
 with show(epochs=2, steps_per_epoch=3, first_step=0, is_main=True) as progress:
     for step in range(1, 7):
         progress.step(step, 1 / step)
         if step % 3 == 0:
-            progress.epoch(step // 3, {"val/accuracy": 0.5, "perf/samples_per_second": 100.0})
+            progress.epoch(step // 3, {"train/epoch_loss": 1 / step, "val/accuracy": 0.5, "train/samples_per_second": 100.0})
     progress.note("stopped: a reason")
 """
 

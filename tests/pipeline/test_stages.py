@@ -12,17 +12,18 @@ from typing import Any
 import onnx
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from export import stage
 from export.deployed import ExportError
 from export.probing import Probes
 from models import MODELS
-from pipeline import store
+from pipeline import manifest, store
 from pipeline.cli import main
 from pipeline.data.catalog import DATASETS
 from pipeline.data.prepare import digest_of
 from pipeline.store import Run
-from tests.conftest import read_rows
+from tests.conftest import all_runs, read_rows
 
 Trained = Callable[[str], Run]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -36,10 +37,14 @@ def test_a_training_leaves_a_sealed_folder_with_its_report_and_pictures(trained:
     assert names >= {"config.json", "metrics.jsonl", "weights.safetensors", "last.safetensors", "test.json", "parameters.md"}
     pictures = {Path(n).stem for n in names if n.startswith("plots/")}
     expected = {"curves"} | ({"fitted_curve"} if run.task == "regression" else {"confusion_matrix", "tsne"})
-    expected |= {"wrongest"} if DATASETS[run.config.dataset].is_image else set()
+    expected |= {"top_losses"} if DATASETS[run.config.dataset].is_image else set()
+    expected |= {"roc_pr"} if len(DATASETS[run.config.dataset].classes) == 2 else set()
     expected |= {"scatter", "decision_regions", "activations"} if model == "moons" else set()
     assert pictures == expected
-    assert all((run.folder / "plots" / f"{p}.png").read_bytes().startswith(b"\x89PNG") for p in pictures)
+    for picture in pictures:
+        with Image.open(run.folder / "plots" / f"{picture}.png") as image:
+            assert image.format == "PNG"
+            assert image.info["Title"] == f"{model} on {run.config.dataset}, run {run.folder.name}"
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -73,7 +78,9 @@ def test_other_data_than_the_trainings_is_refused(trained: Trained, tmp_path: Pa
     config["data"]["data_sha256"] = "0" * 64
     del config["sha256"]
     (copy / "config.json").write_text(json.dumps(config | {"sha256": digest_of(config)}))
-    store.seal(copy)
+    run_in_copy = store.open_run(copy, check=False)
+    (copy / "manifest.json").unlink()
+    manifest.seal(run_in_copy, *manifest.FILES["train"])
     assert main(["evaluate", "--run", str(copy), "--cache_dir", str(run.config.cache_dir)]) == 2
     assert "are not those of the training" in capsys.readouterr().err
 
@@ -89,17 +96,17 @@ def test_verify_before_export_says_what_to_do(trained: Trained, capsys: Any) -> 
 def test_an_output_folder_that_holds_a_run_is_refused_before_anything_happens(trained: Trained, capsys: Any) -> None:
     run = trained("mlp")
     digest = store.sha256(run.folder / "manifest.json")
-    number = len(MlflowClient().search_runs(["0"]))
+    number = len(all_runs())
     assert main(["train", "--model", "mlp", "--output_dir", str(run.folder)]) == 2
     assert "already holds a run" in capsys.readouterr().err
-    assert store.sha256(run.folder / "manifest.json") == digest and len(MlflowClient().search_runs(["0"])) == number
+    assert store.sha256(run.folder / "manifest.json") == digest and len(all_runs()) == number
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_an_mlflow_run_exists(cache_dir: Path, capsys: Any) -> None:
-    number = len(MlflowClient().search_runs(["0"]))
+    number = len(all_runs())
     assert main(["train", "--model", "mlp", "--output_dir", "/proc/nowhere", "--cache_dir", str(cache_dir)]) == 2
     assert "output_dir=/proc/nowhere cannot be written" in capsys.readouterr().err
-    assert len(MlflowClient().search_runs(["0"])) == number
+    assert len(all_runs()) == number
 
 
 def test_the_last_line_is_a_command_that_works(trained: Trained, cache_dir: Path, capsys: Any, tmp_path: Path) -> None:
@@ -133,7 +140,7 @@ def test_files_that_answer_otherwise_cost_no_picture_and_are_told_first(
     assert "the artifacts do not answer as the model does:\nmodel.onnx: its weights differ" in capsys.readouterr().err
     run = store.open_run(tmp_path / "run")
     pictures = list((run.folder / "plots").iterdir())
-    assert len(pictures) == 6
+    assert len(pictures) == 7
     told = (run.folder / "export" / "parity.md").stat().st_mtime_ns
     assert told < min(picture.stat().st_mtime_ns for picture in pictures)
 
@@ -153,7 +160,7 @@ def test_an_export_that_fails_costs_neither_the_pictures_nor_a_process(
     assert "onnx: no such operator" in capsys.readouterr().err
     run = store.open_run(tmp_path / "run")
     names = {p.stem for p in (run.folder / "plots").iterdir()}
-    assert names == {"curves", "confusion_matrix", "tsne", "scatter", "decision_regions", "activations"}
+    assert names == {"curves", "confusion_matrix", "roc_pr", "tsne", "scatter", "decision_regions", "activations"}
     artifacts = {Path(file.path).stem for file in MlflowClient().list_artifacts(run.mlflow_run_id, "plots")}
     assert artifacts == names and MlflowClient().get_run(run.mlflow_run_id).info.status == "FAILED"
     (probes,) = started
@@ -161,6 +168,27 @@ def test_an_export_that_fails_costs_neither_the_pictures_nor_a_process(
 
 
 def test_the_training_curve_has_every_step_window(trained: Trained) -> None:
-    rows = [r for r in read_rows(trained("mlp").folder) if "train/loss" in r]
-    per_epoch = -(-341 // trained("mlp").config.batch_size)
-    assert rows[-1]["step"] == 4 * per_epoch and len(rows) == 4 * (per_epoch // 10 + 1)
+    c, rows = trained("mlp").config, [r for r in read_rows(trained("mlp").folder) if "train/loss" in r]
+    steps = 4 * -(-341 // c.batch_size)
+    assert [row["step"] for row in rows] == list(range(10, steps + 1, 10))
+    smaller = c.batch_size - 341 % c.batch_size  # samples that the last batch of an epoch lacks
+    assert all(10 * c.batch_size - row["samples"] in (0, smaller) for row in rows)  # alike
+
+
+def test_samples_that_were_trained_on_are_never_called_a_test(
+    cache_dir: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    flags = ["--model", "mlp", "--recipe", "seed", "--epochs", "20", "--cache_dir", str(cache_dir), "--output_dir", "run"]
+    assert main(["run", *flags]) == 0
+    said = capsys.readouterr().out
+    assert "569 train samples of 2 classes" in said and "no samples are held out for a test" in said
+    assert "train/final/accuracy" in said and "test/" not in said and "val/" not in said
+    run = store.open_run(tmp_path / "run")
+    assert (run.folder / "train.json").is_file() and not (run.folder / "test.json").exists()
+    assert not [name for row in read_rows(run.folder) for name in row if name.startswith(("test/", "val/"))]
+    tracked = MlflowClient().get_run(run.mlflow_run_id)
+    assert tracked.data.tags["evaluated_on"] == "train" and not [m for m in tracked.data.metrics if m.startswith("test/")]
+    report = (run.folder / "export" / "parity.md").read_text()
+    assert "The whole training set" in report and "No samples were held out for a test" in report and "test set" not in report
+    values = json.loads((run.folder / "export" / "parity.json").read_text())
+    assert values["split"] == "train" and values["num_samples"] == 569

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import checkpoint, store
+from pipeline import checkpoint, manifest, store
 from pipeline.config import RunConfig, UserError
 from pipeline.data.prepare import prepare, read_manifest
 from pipeline.store import Run
@@ -20,8 +20,10 @@ def run(make_config: Callable[..., RunConfig], tmp_path: Path) -> Run:
     made = store.create(
         tmp_path / "run", config=config, mlflow_run_id="abc", git_commit="123", data=read_manifest(prepare(config))
     )
-    store.save_weights(made.folder / store.WEIGHTS, made.build_model().state_dict())
-    store.seal(made.folder)
+    store.save_weights(made.folder / store.WEIGHTS, made.build_model().state_dict(), run_id="abc")
+    (made.folder / "parameters.md").write_text("")
+    store.save_weights(made.folder / store.LAST_WEIGHTS, made.build_model().state_dict(), run_id="abc")
+    manifest.seal(made, *manifest.FILES["train"])
     return made
 
 
@@ -86,11 +88,12 @@ def test_a_pickle_bomb_never_runs_as_weights_or_checkpoint(run: Run) -> None:
     torch.save(_Bomb(), run.folder / store.WEIGHTS)
     with pytest.raises(UserError, match="does not hold the weights of model=mlp"):
         run.load_model()
-    path = checkpoint.save_checkpoint(run.folder, 1, {"step": 1})
+    path = checkpoint.save_checkpoint(run.folder, 1, {"step": 1, "mlflow_run_id": "abc"})
     torch.save({"state": _Bomb()}, path)
-    store.write_json(path.with_suffix(".json"), {"step": 1, "sha256": store.sha256(path)})
+    note = {"step": 1, "sha256": store.sha256(path), "mlflow_run_id": "abc"}
+    store.write_json(path.with_suffix(".json"), note)
     with pytest.raises(UserError, match="none of its 1 checkpoints is valid"):
-        checkpoint.newest_checkpoint(run.folder)
+        checkpoint.newest_checkpoint(run.folder, run_id="abc")
     assert not Path("canary").exists()
 
 
@@ -112,6 +115,6 @@ def test_nan_is_not_written_as_json(tmp_path: Path) -> None:
 def test_the_manifest_leaves_out_checkpoints_and_half_written_files(run: Run) -> None:
     checkpoint.save_checkpoint(run.folder, 1, {"step": 1})
     (run.folder / ".weights.safetensors.tmp").write_text("half")
-    store.seal(run.folder)
+    manifest.seal(run, *manifest.REPLACES["train"])
     names = json.loads((run.folder / "manifest.json").read_text())["sha256"]
-    assert sorted(names) == ["config.json", "weights.safetensors"] == sorted(store.sealed_files(run.folder))
+    assert list(names) == ["config.json", "last.safetensors", "parameters.md", "weights.safetensors"]

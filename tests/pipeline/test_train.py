@@ -19,7 +19,7 @@ from pipeline.data.loader import Split
 from pipeline.progress import Progress
 from pipeline.train import Training, parameter_table
 from tests.conftest import read_rows
-from tests.trainings import begin, curve, fit, losses
+from tests.trainings import begin, curve, fit, losses, same_weights
 
 Make = Callable[..., RunConfig]
 
@@ -36,29 +36,42 @@ def test_accumulation_does_not_change_the_gradient(make_config: Make, tmp_path: 
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
-def test_epochs_shorter_than_a_window_share_one_logged_loss(make_config: Make, tmp_path: Path) -> None:
-    """2 steps an epoch and 5 a window, but the first and the last epoch end one: what is logged are the means of all losses."""
+def test_points_of_the_curve_stand_for_equal_windows_and_epochs_for_their_own_samples(
+    make_config: Make, tmp_path: Path
+) -> None:
+    """2 steps an epoch, of 200 and 141 samples, and 5 steps a window, which goes on beyond the end of an epoch."""
     flags = {"model": "mlp", "epochs": 8, "batch_size": 200, "checkpoint_every": "1000"}
     single = losses(fit(make_config(**flags, log_every=1), tmp_path / "single"))
     shared = fit(make_config(**flags, log_every=5), tmp_path / "shared")
     assert len(single) == 16
-    ends = [row["step"] for row in curve(shared) if "train/loss" in row]
-    assert ends == [2, 5, 10, 15, 16]
-    means = [sum(single[a:b]) / (b - a) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
-    assert losses(shared) == pytest.approx(means, rel=1e-12)
-    assert [row["step"] for row in curve(shared) if "train/accuracy" in row] == [2, 10, 16]
+    samples = [200, 141] * 8
+    points = [row for row in curve(shared) if "train/loss" in row]
+    assert [row["step"] for row in points] == [5, 10, 15]
+    for row in points:
+        window = slice(row["step"] - 5, row["step"])
+        assert row["samples"] == sum(samples[window])
+        assert row["train/loss"] == pytest.approx(_mean(single[window], samples[window]), rel=1e-12)
+    epochs = [row for row in curve(shared) if "train/accuracy" in row]
+    assert [row["step"] for row in epochs] == [2, 10, 16]
+    for row in epochs:
+        epoch = slice(row["step"] - 2, row["step"])
+        assert row["train/epoch_loss"] == pytest.approx(_mean(single[epoch], samples[epoch]), rel=1e-12)
     assert sum("val/loss" in row for row in curve(shared)) == 8
+
+
+def _mean(values: list[float], weights: list[int]) -> float:
+    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
 
 
 @pytest.mark.parametrize("max_steps", [5, 9, 14])  # in the first epoch, at its end, in the second
 def test_max_steps_ends_a_training_in_mid_epoch(make_config: Make, tmp_path: Path, max_steps: int) -> None:
-    flags = {"model": "mlp", "epochs": 40, "batch_size": 38, "scheduler": "one_cycle", "log_every": 1}
+    flags = {"model": "mlp", "epochs": 40, "batch_size": 38, "scheduler": "cosine", "log_every": 1}
     training = fit(make_config(**flags, max_steps=max_steps), tmp_path / "run")
     assert len(training.batches) == 9
     rows = curve(training)
     steps = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in steps] == list(range(1, max_steps + 1))
-    assert steps[-1]["lr"] < 0.1 * max(row["lr"] for row in steps)  # the schedule knows where the end is
+    assert steps[-1]["train/lr"] < 0.1 * max(row["train/lr"] for row in steps)  # the schedule knows where the end is
     ends = [row for row in rows if "val/loss" in row]
     assert len(ends) == math.ceil(max_steps / 9) and ends[-1]["step"] == max_steps
     assert training.state.epoch == len(ends) and checkpoint.newest_checkpoint(tmp_path / "run") is not None
@@ -73,19 +86,8 @@ def test_the_accuracy_of_a_cut_epoch_counts_its_own_samples(make_config: Make, t
     assert row["train/accuracy"] == right / 76
 
 
-@pytest.mark.parametrize("hardware", [True, False])
-def test_precision_auto_is_settled_when_the_run_is_made(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: bool
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": hardware, "amx_bf16": False})
-    config = make_config(model="cnn", device="cpu")
-    assert config.precision == "auto"
-    made = begin(config, tmp_path / "run").config.precision
-    assert made == store.open_run(tmp_path / "run", check=False).config.precision == ("bf16" if hardware else "fp32")
-
-
 def test_the_logged_loss_is_that_of_the_global_batch_before_the_update(make_config: Make, tmp_path: Path) -> None:
-    training = begin(make_config(model="polynomial", recipe="seed", epochs=1), tmp_path / "run")
+    training = begin(make_config(model="polynomial", recipe="seed", epochs=1, log_every=1), tmp_path / "run")
     (((x, y),),) = training.batches.epoch(0)
     expected = ((training.model(x)[0] - y) ** 2).sum().item()
     training.fit(Progress())
@@ -93,8 +95,8 @@ def test_the_logged_loss_is_that_of_the_global_batch_before_the_update(make_conf
 
 
 def test_gradient_clipping_bounds_the_update(make_config: Make, tmp_path: Path) -> None:
-    config = make_config(model="mlp", optimizer="sgd", lr=1, weight_decay=0, scheduler="constant", grad_clip=0.01, epochs=1,
-                         batch_size=341)  # fmt: skip
+    config = make_config(model="mlp", optimizer="sgd", lr=1, weight_decay=0, momentum=0, scheduler="constant",
+                         grad_clip=0.01, epochs=1, batch_size=341)  # fmt: skip
     training = begin(config, tmp_path / "run")
     before = torch.cat([p.detach().flatten() for p in training.model.parameters()])
     training.fit(Progress())
@@ -122,6 +124,13 @@ def test_early_stopping_ends_after_the_patience(make_config: Make, tmp_path: Pat
     training = fit(make_config(model="mlp", epochs=200, early_stopping=3, lr=0.05, checkpoint_every=50), tmp_path / "run")
     assert training.state.epoch == training.state.best_epoch + 3 < 200
     assert (tmp_path / "run" / "checkpoints").is_dir()  # the epoch it stopped in is saved
+
+
+def test_patience_begins_after_the_warm_up(make_config: Make, tmp_path: Path) -> None:
+    """With a rate that only rises, and hardly anything learnt, no epoch of the warm-up counts as one without a gain."""
+    flags = {"model": "mlp", "epochs": 10, "early_stopping": 1, "lr": 1e-30, "scheduler": "constant", "batch_size": 341}
+    assert fit(make_config(**flags, warmup=0.6), tmp_path / "warm").state.epoch == 7
+    assert fit(make_config(**flags), tmp_path / "cold").state.epoch == 2
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
@@ -218,14 +227,14 @@ def test_a_stopped_run_is_killed_and_resumes_in_the_same_mlflow_run(cache_dir: P
     run = store.open_run(Path("stopped"), check=False)
     client = MlflowClient()
     assert client.get_run(run.mlflow_run_id).info.status == "KILLED"
-    found = checkpoint.newest_checkpoint(run.folder)
+    found = checkpoint.newest_checkpoint(run.folder, run_id=run.mlflow_run_id)
     assert found and 0 < found[1]["state"]["cursor"] < 640  # in the middle of an epoch
     assert main(["train", "--output_dir", "stopped", "--resume", "true", "--cache_dir", str(cache_dir)]) == 0
     assert client.get_run(run.mlflow_run_id).info.status == "FINISHED"
     assert main(["train", *flags, "--output_dir", "whole"]) == 0
     for name in (store.WEIGHTS, store.LAST_WEIGHTS):
-        assert (Path("stopped") / name).read_bytes() == (Path("whole") / name).read_bytes()
-    names = ("step", "epoch", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr")
+        assert same_weights(Path("stopped") / name, Path("whole") / name)
+    names = ("step", "epoch", "train/loss", "train/accuracy", "train/epoch_loss", "val/loss", "val/accuracy", "train/lr")
     stopped, whole = ([{k: r[k] for k in names if k in r} for r in read_rows(Path(f))] for f in ("stopped", "whole"))
     assert stopped == whole
     curve = [(r["step"], r["train/loss"]) for r in whole if "train/loss" in r]
@@ -241,6 +250,33 @@ def test_ctrl_c_ends_with_130_and_a_killed_run(cache_dir: Path) -> None:
     assert status == 130 and "Traceback" not in said
     run = store.open_run(Path("run"), check=False)
     assert MlflowClient().get_run(run.mlflow_run_id).info.status == "KILLED"
+
+
+def test_an_update_that_diverges_at_the_very_end_is_told_and_its_weights_are_not_saved(
+    cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No loss is computed after the last update: the weights themselves must be looked at."""
+    flags = ["--model", "mlp", "--recipe", "seed", "--cache_dir", str(cache_dir), "--output_dir", "run"]
+    assert main(["train", *flags, "--epochs", "1", "--lr", "1e38"]) == 1
+    told = capsys.readouterr().err
+    assert "weights are not finite after step 1: the training diverged. Lower --lr (now 1e+38)" in told
+    assert not (Path("run") / store.WEIGHTS).exists() and not list(Path("run").glob("checkpoints/*"))
+
+
+def test_weights_that_are_finite_and_useless_are_told_by_the_evaluation(
+    cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", "polynomial", "--recipe", "seed", "--cache_dir", str(cache_dir), "--output_dir", "run"]
+    assert main(["train", *flags, "--epochs", "1", "--lr", "1e20"]) == 1
+    told = capsys.readouterr().err
+    assert "loss=inf on the train samples" in told and "Traceback" not in told
+
+
+def test_a_training_whose_validation_was_never_finite_has_diverged(make_config: Make, tmp_path: Path) -> None:
+    training = begin(make_config(model="mlp", epochs=1, batch_size=341, checkpoint_every=9), tmp_path / "run")
+    training.val = Split(training.val.x * math.nan, training.val.y)
+    with pytest.raises(Failure, match="the validation loss was not finite after any epoch: the training diverged"):
+        training.fit(Progress())
 
 
 def test_the_parameter_table_lists_names_shapes_and_the_total(make_config: Make, tmp_path: Path) -> None:

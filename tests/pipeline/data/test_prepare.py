@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gzip
+import hashlib
+import io
 import json
 import os
 import signal
@@ -8,11 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torchvision.datasets import MNIST
 
 from models import MODELS
 from pipeline.config import RunConfig, UserError, resolve
@@ -75,11 +83,10 @@ def test_images_become_uint8_of_the_size_that_the_model_takes(model: str, size: 
     assert x.min() == 0 and x.max() > 240  # 16 grey levels stretched to 0..255, and resizing kept the range
 
 
-def test_without_holdout_every_sample_is_trained_on_and_tested_on(make_config: Make) -> None:
+def test_without_holdout_every_sample_is_trained_on_and_none_is_called_a_test(make_config: Make) -> None:
     splits = read_manifest(prepare(make_config(model="mlp", recipe="seed")))["splits"]
-    assert splits["train"]["x"]["shape"] == [569, 30] == splits["test"]["x"]["shape"]
-    assert splits["val"]["x"]["shape"] == [0, 30]
-    assert splits["test"]["x"]["sha256"] == splits["train"]["x"]["sha256"]
+    assert splits["train"]["x"]["shape"] == [569, 30] and splits["val"]["x"]["shape"] == [0, 30]
+    assert set(splits) == {"train", "val"}
 
 
 def test_the_same_settings_give_the_same_bytes_and_another_seed_others(make_config: Make, tmp_path: Path) -> None:
@@ -108,6 +115,14 @@ def test_a_damaged_cache_is_made_anew(make_config: Make, tmp_path: Path) -> None
     assert prepare(config) == folder and is_intact(folder) and read_manifest(folder)["data_sha256"] == digest
 
 
+def test_a_prepared_array_is_the_file_that_numpy_writes(make_config: Make) -> None:
+    folder = prepare(make_config(model="moons"))
+    for path in folder.glob("*.npy"):
+        buffer = io.BytesIO()
+        np.save(buffer, np.load(path))
+        assert path.read_bytes() == buffer.getvalue(), path
+
+
 PREPARE = """
 import sys
 from pipeline.config import resolve
@@ -132,16 +147,21 @@ def test_two_processes_preparing_at_once_leave_one_valid_cache(tmp_path: Path) -
     assert is_intact(Path(folder)) and [p.name for p in tmp_path.iterdir() if p.is_dir()] == [Path(folder).name]
 
 
-def test_a_killed_preparation_leaves_no_cache_and_no_obstacle(tmp_path: Path) -> None:
+def test_a_killed_preparation_leaves_no_cache_and_no_obstacle_and_is_swept_by_that_of_other_data(tmp_path: Path) -> None:
     process = _start(tmp_path, "slow")
     deadline = time.monotonic() + 60
     while not (tmp_path / "inside").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
+    config = resolve({"model": "cnn", "cache_dir": str(tmp_path)})
+    others = [resolve({"model": model, "cache_dir": str(tmp_path)}) for model in ("moons", "polynomial")]
+    prepare(others[0])
+    assert list(tmp_path.glob("*.tmp-*")), "it is still at work"
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=10)
-    config = resolve({"model": "cnn", "cache_dir": str(tmp_path)})
     assert not prepared_folder(config).exists() and list(tmp_path.glob("*.tmp-*"))
+    prepare(others[1])
+    assert not list(tmp_path.glob("*.tmp-*"))
     assert is_intact(prepare(config)) and not list(tmp_path.glob("*.tmp-*"))
 
 
@@ -173,6 +193,46 @@ def test_mnist_is_read_from_raw_files_and_its_test_set_left_untouched(tmp_path: 
     assert np.array_equal(_load(folder, "test")[0], theirs)
 
 
+def test_a_processed_folder_of_old_torchvision_is_not_looked_at(tmp_path: Path) -> None:
+    raw = _write_mnist(tmp_path)
+    (raw.parent / "processed").mkdir()
+    other = torch.full((240, 28, 28), 7, dtype=torch.uint8), torch.zeros(240, dtype=torch.int64)
+    for name in ("training.pt", "test.pt"):
+        torch.save(other, raw.parent / "processed" / name)
+    folder = prepare(_mnist_config(tmp_path, holdout="false"))
+    for part, name in (("train", "train"), ("t10k", "test")):
+        x, y = _load(folder, name)
+        assert x.tobytes() == (raw / f"{part}-images-idx3-ubyte").read_bytes()[16:]
+        assert y.astype(np.uint8).tobytes() == (raw / f"{part}-labels-idx1-ubyte").read_bytes()[8:]
+
+
+def test_with_a_processed_folder_missing_raw_files_are_fetched_all_the_same_and_the_others_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = _write_mnist(tmp_path)
+    (raw.parent / "processed").mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(1, 28, 28), torch.zeros(1)), raw.parent / "processed" / name)
+    missing, (kept, *_) = raw / sources.MNIST_FILES[-1], sources.MNIST_FILES
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    with gzip.open(mirror / f"{missing.name}.gz", "wb") as file:
+        file.write(missing.read_bytes())
+    resources = [(f"{name}.gz", "0" * 32) for name in sources.MNIST_FILES[:-1]]
+    resources.append((f"{missing.name}.gz", hashlib.md5((mirror / f"{missing.name}.gz").read_bytes()).hexdigest()))
+    monkeypatch.setattr(MNIST, "resources", resources)
+    missing.unlink()
+    before = (raw / kept).stat()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(mirror))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        addresses = [f"http://127.0.0.1:{port}/" for port in (9, server.server_port)]  # nothing listens on the first
+        monkeypatch.setattr(MNIST, "mirrors", addresses)
+        assert is_intact(prepare(_mnist_config(tmp_path)))
+        server.shutdown()
+    assert missing.is_file() and (raw / kept).stat().st_mtime_ns == before.st_mtime_ns
+
+
 def test_other_raw_files_are_never_answered_with_an_old_cache(tmp_path: Path) -> None:
     raw = _write_mnist(tmp_path)
     first = prepare(_mnist_config(tmp_path))
@@ -180,23 +240,69 @@ def test_other_raw_files_are_never_answered_with_an_old_cache(tmp_path: Path) ->
     assert prepare(_mnist_config(tmp_path)) != first
 
 
-@pytest.mark.parametrize("damage", ["truncated", "label", "text"])
+def test_raw_files_changed_within_the_same_size_and_time_are_noticed(tmp_path: Path) -> None:
+    file = _write_mnist(tmp_path) / "t10k-labels-idx1-ubyte"
+    first, before = prepare(_mnist_config(tmp_path)), file.stat()
+    file.write_bytes(_idx(np.zeros(40, np.uint8)))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert prepare(_mnist_config(tmp_path)) != first
+
+
+@pytest.mark.parametrize("damage", ["truncated", "label", "text", "empty", "float", "type", "long", "gigantic", "flat"])
 def test_broken_raw_files_are_named(tmp_path: Path, damage: str) -> None:
     raw = _write_mnist(tmp_path, label=11 if damage == "label" else None)
     file = raw / "train-images-idx3-ubyte"
-    if damage != "label":
-        file.write_bytes(file.read_bytes()[:1000] if damage == "truncated" else b"not an IDX file at all")
+    good = file.read_bytes()
+    broken = {
+        "truncated": good[:1000], "text": b"not an IDX file at all", "empty": b"", "long": good + b"\0",
+        "float": struct.pack(">HBB3I", 0, 13, 3, 240, 28, 28) + good[16:] * 4, "type": good[:2] + b"\x0a" + good[3:],
+        "gigantic": good[:4] + b"\xff" * 12 + good[16:], "flat": struct.pack(">HBBI", 0, 8, 1, len(good) - 16) + good[16:],
+    }  # fmt: skip
+    file.write_bytes(broken.get(damage, good))
     with pytest.raises(UserError, match=rf"data_dir={tmp_path}.*Delete them"):
         prepare(_mnist_config(tmp_path))
     assert not list((tmp_path / "cache").glob("mnist-*/manifest.json"))
 
 
+@pytest.mark.parametrize(
+    ("labels", "missing"),
+    [
+        (range(5), "0 of 5 would be for validation with 5 classes"),
+        (range(9), "1 of 9 would be for validation with 9 classes"),
+        ([0] * 60 + [1] * 60 + [7], "of which 7 has a single sample"),
+        ([0] * 11 + list(range(1, 10)) * 2, "2 of 29 would be for validation with 10 classes"),
+        ([3], "0 of 1 would be for validation"),
+    ],
+)
+def test_samples_that_cannot_be_split_are_told_in_a_sentence(tmp_path: Path, labels: Any, missing: str) -> None:
+    raw, y = _write_mnist(tmp_path), np.array(labels, np.uint8)
+    (raw / "train-images-idx3-ubyte").write_bytes(_idx(np.zeros((len(y), 28, 28), np.uint8)))
+    (raw / "train-labels-idx1-ubyte").write_bytes(_idx(y))
+    with pytest.raises(UserError, match=rf"^dataset=mnist .*{missing}.*--holdout false"):
+        prepare(_mnist_config(tmp_path))
+    assert is_intact(prepare(_mnist_config(tmp_path, holdout="false")))
+
+
+@pytest.mark.parametrize("dataset", EMBEDDED)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 10])
+def test_any_few_samples_of_any_data_set_are_split_or_refused(
+    dataset: str, count: int, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = getattr(sources, DATASETS[dataset].source)(make_config(model=_model_for(dataset)))
+    picked = np.linspace(0, len(whole.x) - 1, count).astype(int)
+    monkeypatch.setattr(sources, DATASETS[dataset].source, lambda config: sources.Samples(whole.x[picked], whole.y[picked]))
+    try:
+        folder = prepare(make_config(model=_model_for(dataset), cache_dir=tmp_path))
+    except UserError as error:
+        assert "--holdout false" in str(error)
+    else:
+        assert all(len(_load(folder, name)[1]) for name in ("train", "val", "test"))
+
+
 def test_without_files_and_network_the_error_names_the_folder_and_the_embedded_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torchvision.datasets
-
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens on discard
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens on discard
     with pytest.raises(UserError, match=rf"{tmp_path}/MNIST/raw.*cannot be downloaded.*--dataset digits"):
         prepare(_mnist_config(tmp_path))
     assert list(tmp_path.iterdir()) == []

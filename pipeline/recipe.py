@@ -1,0 +1,117 @@
+"""Recipes and flags to values: a flag that replaces a choice of a recipe replaces all that was found together with it.
+
+A learning rate belongs to its optimizer, a step limit to the epochs, a frozen layer to the way in which it was initialized.
+Left beside another choice such a value is no default but a mistake that nobody made, so it becomes the new choice's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from models import ModelSpec
+from pipeline.data.catalog import DATASETS
+
+_SUMS = ("sse",)  # losses that are a sum over the batch: their gradient grows with it
+_WARMUP = {"one_cycle": 0.3}  # the share that torch's OneCycleLR rises; no other schedule needs a rise
+_NUM_CUTS = 3  # of a step schedule that says nothing of its own, over the whole training
+
+
+@dataclass
+class Merged:
+    """The fields that recipe and flags set, and how they came about: what replaced what, as {field: (before, now)}."""
+
+    fields: dict[str, Any]
+    overridden: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    reset: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def describe(self, *, leave_out: Collection[str] = ()) -> str:
+        """Return what came from flags and what they reset, each with the value before."""
+        parts = []
+        for what, changes in (("given", self.overridden), ("reset with it", self.reset)):
+            words = [f"{k}={_text(now)} (was {_text(was)})" for k, (was, now) in changes.items() if k not in leave_out]
+            if words:
+                parts.append(f"{what}: {', '.join(words)}")
+        return "; ".join(parts)
+
+
+def merge(spec: ModelSpec, recipe: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Merged:
+    """Return the values for recipe `recipe` of a model and the fields `given` by flags; `defaults` has one of every field."""
+    found = dict(defaults) | spec.recipe(recipe, given.get("dataset"))
+    own_dataset = spec.recipe(recipe)["dataset"]
+    before = dict(found, dataset=own_dataset)
+    replaced = {name for name, value in given.items() if value != before[name]}
+    now = found | dict(given)
+    reset: dict[str, Any] = {}
+    if "dataset" in replaced:
+        reset |= _dataset(found, now)
+    if "loss" in replaced:
+        reset |= _loss(found, now)
+    if "optimizer" in replaced:
+        reset |= _optimizer(spec, now)
+    if {"optimizer", "scheduler"} & replaced:
+        reset["warmup"] = _WARMUP.get(now["scheduler"], 0.0)
+    if "epochs" in replaced:
+        reset["max_steps"] = 0
+    elif given.get("max_steps") and "epochs" not in given:
+        reset["epochs"] = 0
+    elif "batch_size" in replaced and found["max_steps"]:
+        reset["max_steps"] = max(1, round(found["max_steps"] * found["batch_size"] / now["batch_size"]))
+    if "init" in replaced:
+        reset["layer_lr"] = ""
+    if not (found | reset | dict(given))["momentum"]:
+        reset["nesterov"] = False
+    reset = {name: value for name, value in reset.items() if name not in given and value != found[name]}
+    fields = found | reset | dict(given)
+    if fields["scheduler"] == "step" and not ({"step_size"} & (set(given) | set(spec.recipe(recipe)))):
+        cuts_every = max(1, num_epochs(fields) // _NUM_CUTS)
+        if cuts_every != fields["step_size"]:
+            reset["step_size"] = fields["step_size"] = cuts_every
+    overridden = {name: (before[name], given[name]) for name in given if name in replaced}
+    return Merged(fields, overridden, {name: (found[name], value) for name, value in reset.items()})
+
+
+def _dataset(found: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe for data with a test set of its own may train on all the rest; elsewhere no sample would be left to test on."""
+    return {} if found["holdout"] or DATASETS[now["dataset"]].has_test_set else {"holdout": True}
+
+
+def _loss(found: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Label smoothing belongs to its loss; so does the learning rate of sgd, between a mean over the batch and a sum."""
+    reset: dict[str, Any] = {} if now["loss"] == "cross_entropy" else {"label_smoothing": 0.0}
+    if now["optimizer"] == "sgd" and (found["loss"] in _SUMS) != (now["loss"] in _SUMS):
+        factor = now["batch_size"] if found["loss"] in _SUMS else 1 / now["batch_size"]
+        reset["lr"] = float(f"{found['lr'] * factor:.3g}")
+    return reset
+
+
+def _optimizer(spec: ModelSpec, now: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that scales or shapes a step; sgd's learning rate is that of a mean over the batch."""
+    reset = {"momentum": 0.0, "nesterov": False, "layer_weight_decay": ""} | dict(spec.optimizers[now["optimizer"]])
+    if now["optimizer"] == "sgd" and now["loss"] in _SUMS:
+        reset["lr"] = float(f"{reset['lr'] / now['batch_size']:.3g}")
+    if any(value != "0" for _, _, value in (part.partition("=") for part in now["layer_lr"].split(",") if part)):
+        reset["layer_lr"] = ""  # a frozen layer stays frozen, whatever moves the others
+    return reset
+
+
+def steps_per_epoch(fields: Mapping[str, Any]) -> int:
+    """Return the optimizer steps of one epoch, as told by the data set's description."""
+    data = DATASETS[fields["dataset"]]
+    held_out = [data.val_fraction] + ([] if data.has_test_set else [data.test_fraction])
+    num_train = data.num_train - (sum(round(data.num_train * share) for share in held_out) if fields["holdout"] else 0)
+    return max(1, -(-num_train // fields["batch_size"]))
+
+
+def num_epochs(fields: Mapping[str, Any]) -> int:
+    """Return the epochs of a training, the last of which may be cut short by `max_steps`."""
+    limits = [fields["epochs"]] if fields["epochs"] else []
+    if fields["max_steps"]:
+        limits.append(math.ceil(fields["max_steps"] / steps_per_epoch(fields)))
+    return min(limits, default=0)
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value) or "none"
