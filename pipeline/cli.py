@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, tuple[type, str]] = {
     "plot": (PlotConfig, "draw a picture that needs no run"),
 }
 
+_LOADING = "loading torch and MLflow ..."  # takes seconds, and a minute on a busy machine
 _ALIASES = {"main": "run"}  # MLproject's name of it
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)  # what a disk does, and no mistake of ours
 _METAVARS = {
@@ -130,13 +131,13 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
     world_size = environment.worker().world_size if environment.is_worker() else None
     if command == "prepare" or texts.get("resume", "false") == "false":  # all mistakes are told before anything is joined
         config = configuration.resolve(texts, world_size=world_size)
-        if environment.worker().rank == 0 and command != "prepare":  # before the slow imports
-            (output.log if environment.is_launched() else say)(configuration.describe(texts))
     if command == "prepare":
         from pipeline.data.prepare import prepare
 
         say(str(prepare(config)))
         return 0
+    is_new = texts.get("resume", "false") == "false"
+    _announce(configuration.describe(texts) if is_new else f"{command} in {texts.get('output_dir')}, resume={texts['resume']}")
     from pipeline import distributed
 
     if environment.is_worker():
@@ -164,6 +165,12 @@ def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> i
 
         runs.close_after_failure()
     return status
+
+
+def _announce(text: str) -> None:
+    """Say what a command is about, before the slow imports. What our launcher has said, its workers only note in the log."""
+    if environment.worker().rank == 0:
+        (output.log if environment.is_launched() else say)(f"{text}\n{_LOADING}")
 
 
 def _refuse_what_torchrun_decides(texts: Mapping[str, str]) -> None:
@@ -197,6 +204,7 @@ def _on_every_rank(command: str, texts: Mapping[str, str], config: RunConfig | N
 
 def _later_stage(command: str, arguments: list[str], config: Any) -> int:
     if command == "plot":
+        say(f"drawing {config.picture} ...")
         from pipeline import pictures, plots
 
         path = config.output / f"{config.picture}.png"
@@ -207,6 +215,7 @@ def _later_stage(command: str, arguments: list[str], config: Any) -> int:
             raise UserError(f"output={config.output} cannot be written ({error.strerror}). Give another folder.") from error
         say(str(path))
         return 0
+    _announce(f"{command} of {config.run}")
     if command == "sync":
         from pipeline.tracking import tracker
 

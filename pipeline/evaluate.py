@@ -161,5 +161,5 @@ def _top_losses(run: Run, model: Model, split: Split, scores: Tensor, name: str)
         probability=probabilities[top, split.y[top]].numpy(),
         loss=each[top].numpy(),
         classes=DATASETS[run.config.dataset].classes,
-        title=f"Highest losses of {len(split)} {name} samples; {num_wrong} of all are wrong (in red)",
+        title=f"Highest losses of the {len(split)} {name} samples, {num_wrong} of which are wrong (in red)",
     )

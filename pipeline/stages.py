@@ -119,6 +119,7 @@ def _evaluate(run: Run, ranks: Ranks, tracker: NullTracker, data: Path) -> Calla
     _log(run, tracker, figures)
 
     def finish() -> None:
+        _say("drawing the pictures ...")
         draw()
         manifest.seal(run, *manifest.FILES["evaluate"])
 
@@ -186,6 +187,7 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
     """Open the MLflow run and the run folder, on rank 0: nothing exists before this, and it refuses to overwrite."""
     prepared = read_manifest(data)
     commit, dirty = tracking.git_state()
+    _say(f"opening MLflow at {connection.shown()} ...")
     connection.configure(check=config.resume == "false")  # a run that goes on need not wait for a server
     dataset = None
     if config.resume == "true":
@@ -195,7 +197,7 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
         runs.nest_wrapper(run.mlflow_run_id)
         run = dataclasses.replace(run, config=config)
     else:
-        runs.check_experiment(config.dataset)
+        runs.check_new(config.dataset)
         config = _settle_precision(config, ranks, data, prepared)
         if config.output_dir:
             store.refuse_existing(Path(config.output_dir))
@@ -301,6 +303,7 @@ def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> Path:
 def _export(run: Run, tracker: Tracker) -> None:
     from export.stage import export_run
 
+    _say("exporting to ONNX, TorchScript and .pt2 ...")
     figures = export_run(run)
     manifest.seal(run, *manifest.FILES["export"])
     _log(run, tracker, {k: v for k, v in figures.items() if isinstance(v, int | float)})
@@ -322,6 +325,7 @@ def _verify(
 ) -> None:  # fmt: skip
     from export.verify import report_files, verify_run
 
+    _say("verifying each file in a process of its own ...")
     verdict = verify_run(run, data=data, onnx=onnx, probes=probes, meanwhile=meanwhile)
     written = report_files(onnx)
     report = run.folder / written[1]
@@ -333,6 +337,7 @@ def _verify(
         if verdict.passed and tracker.upload():
             example = open_split(data, evaluation_split(data)).x[:7].numpy().copy()
             path, name = run.folder / "export" / "model.onnx", f"{run.config.model}-{run.config.dataset}"
+            _say("logging the ONNX file as an MLflow model ...")
             address, difference = onnx_model.log_onnx_model(run.mlflow_run_id, path, example, name=name)
             tracker.set_tags({"model_uri": address})
             verdict.figures["verify/pyfunc/max_abs_diff"] = difference
@@ -344,8 +349,8 @@ def _verify(
                 f"the ONNX file is not logged as an MLflow model: do it later with python -m pipeline verify --run {run.folder}"
             )
         tracker.set_tags({"parity": "failed" if verdict.problems else "passed"})
-    manifest.seal(run, *written)
-    if tracker:
+    if tracker:  # a report of somebody else's file is no part of the run
+        manifest.seal(run, *written)
         _log(run, tracker, verdict.figures)
         tracker.upload()
     if verdict.problems:

@@ -10,12 +10,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from pipeline import cli
 from pipeline.cli import COMMANDS, main
 from pipeline.config import RunConfig, convert, resolve
+from pipeline.data.loader import open_split
+from pipeline.data.prepare import prepare
+from pipeline.data.sources import digits
 from pipeline.store import Run
 from tests.conftest import ROOT
 
@@ -68,35 +73,71 @@ def test_the_example_of_a_mistake_is_what_is_printed(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == said
 
 
-def test_the_onnx_example_runs_without_this_project_and_without_torch(trained: Callable[[str], Run], tmp_path: Path) -> None:
-    run = trained("cnn")
-    if not (run.folder / "export").is_dir():
-        assert main(["export", "--run", str(run.folder)]) == 0
-    shutil.copy(run.folder / "export" / "model.onnx", tmp_path / "model.onnx")
-    code = _blocks("python")[1]
-    blocked = "import sys; sys.modules.update(dict.fromkeys(('torch', 'models', 'pipeline', 'export')))\n"
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", blocked + code], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^\d 0\.\d+$", done.stdout, flags=re.MULTILINE)) == 3
-    assert len([line for line in code.splitlines() if line.strip()]) <= 10
-
-
-def test_breaking_a_weight_as_the_readme_does_is_found_out(
-    trained: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def mine(trained: Callable[[str], Run], tmp_path: Path) -> Run:
+    """Return the run that README's reader has in runs/mine, exported, in an empty folder."""
     run = trained("cnn")
     if not (run.folder / "export").is_dir():
         assert main(["export", "--run", str(run.folder)]) == 0
     (tmp_path / "runs").mkdir()
     shutil.copytree(run.folder, tmp_path / "runs" / "mine")
+    return run
+
+
+def test_the_onnx_example_answers_as_shown_without_this_project_and_without_torch(mine: Run, tmp_path: Path) -> None:
+    code = _blocks("python")[1]
+    shown = README.partition(f"{code}```\n\n```\n")[2].partition("```")[0]
+    blocked = (
+        "import sys\nclass Blocker:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('torch', 'models', 'pipeline', 'export'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", blocked + code], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answer = re.compile(r"^(\d) with probability [01]\.\d{3}, and it is (\d)$", flags=re.MULTILINE)
+    said, expected = answer.findall(done.stdout), answer.findall(shown)
+    assert said == expected and len(said) == 3 and all(guess == label for guess, label in said)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 16
+
+
+def test_the_digits_of_the_onnx_example_were_held_out_and_are_resized_as_in_training(mine: Run) -> None:
+    first, last = map(int, re.findall(r"digits\.images\[(\d+):(\d+)\]", README)[0])
+    pixels = digits(mine.config).x[first:last]
+    test = open_split(prepare(mine.config), "test").x.numpy().astype(int)
+    for image in pixels[:, 0]:
+        resized = np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(test[:, 0] - resized).max(axis=(1, 2)).min() <= 1, "it is in no test sample"
+
+
+def test_breaking_a_weight_as_the_readme_does_is_found_out(
+    mine: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     exec(compile(_blocks("python")[0], "README.md", "exec"), {})
-    flags = ["--run", "runs/mine", "--onnx", "nudged.onnx", "--cache_dir", str(run.config.cache_dir)]
-    assert main(["verify", *flags]) == 1
+    command = re.findall(r"^\$ python -m pipeline (verify .*)$", README, flags=re.MULTILINE)[0]
+    flags = [*shlex.split(command), "--cache_dir", str(mine.config.cache_dir)]
+    assert main(flags) == 1
     said = capsys.readouterr().err
     assert "network.conv1.weight in 1 of 400 values by up to 0.05" in said and "See runs/mine/export/parity-nudged.md" in said
-    assert main(["verify", *flags[:2], *flags[4:]]) == 0  # the run's own files are as good as before
+    at = flags.index("--onnx")
+    assert main(flags[:at] + flags[at + 2 :]) == 0  # the run's own files are as good as before
+
+
+def test_what_the_readme_has_its_reader_write_is_ignored_by_git(mine: Run, tmp_path: Path) -> None:
+    """A clone in which its own README was followed is not dirty: a run's tag `git_dirty` says so of changed sources only."""
+    exec(compile(_blocks("python")[0], "README.md", "exec"), {})
+    pictures = [_words(line) for line in LINES if "pipeline plot" in line]
+    for command, flags in pictures:
+        assert main([command, *flags]) == 0
+    given = re.findall(r"--(?:output_dir|data_dir) (\S+)", "\n".join(LINES))
+    for folder in given:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "file").touch()
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    listed = subprocess.run(["git", "status", "--porcelain", "-uall"], capture_output=True, text=True, check=True).stdout
+    assert pictures and listed == "?? .gitignore\n"
 
 
 def test_models_and_data_sets_are_all_listed() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.config import RunConfig, UserError
 from pipeline.data import sources
 from pipeline.data.catalog import DATASETS, IMAGE_RANGE, DatasetSpec
+from pipeline.output import say
 from pipeline.rules import input_shape
 
 FORMAT = 2
@@ -138,6 +139,7 @@ def _sweep(cache_dir: Path) -> None:
 def _make(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a process that was killed; we hold the lock
         shutil.rmtree(leftover)
+    say(f"preparing {config.dataset} in {folder} ...")
     temporary = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
     temporary.mkdir()
     try:
@@ -220,7 +222,7 @@ def _refuse_if_too_few(y: sources.Array, size: int, part: str, config: RunConfig
     needs = ""
     if spec.classes:
         rare = [spec.classes[k] for k, count in zip(classes, counts, strict=True) if count == 1]
-        needs = f" with {len(classes)} classes" + (f", of which {', '.join(rare)} has a single sample" if rare else "")
+        needs = f" with {len(classes)} classes" + (f" (a single sample of {', '.join(rare[:5])})" if rare else "")
         needs += ". It takes two samples of each class, and a place for each in both parts"
     raise UserError(
         f"dataset={config.dataset} is too small to hold samples out: {size} of {len(y)} would be for {part}{needs}. Add "

@@ -80,18 +80,19 @@ def mnist(config: RunConfig) -> Samples:
 
 
 def read_idx(path: Path, *, ndim: int) -> NDArray[np.uint8]:
-    """Return the bytes of an IDX file (LeCun's format) as an array of `ndim` axes, read-only.
+    """Return the bytes of an IDX file (LeCun's format) as an array of `ndim` axes.
 
     Raises ValueError where its header is another, or promises more or less than there is.
     """
-    content = path.read_bytes()
+    content = np.fromfile(path, np.uint8)
     start = 4 + 4 * ndim
-    if content[:4] != bytes((0, 0, 8, ndim)) or len(content) < start:
+    header = content[:start].tobytes()
+    if header[:4] != bytes((0, 0, 8, ndim)) or len(header) < start:
         raise ValueError(f"{path.name} does not begin as an IDX file of bytes with {ndim} axes does")
-    shape = struct.unpack(f">{ndim}I", content[4:start])
+    shape = struct.unpack(f">{ndim}I", header[4:])
     if math.prod(shape) != len(content) - start:
         raise ValueError(f"{path.name} says that it holds {' x '.join(map(str, shape))} bytes, and has {len(content) - start}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return content[start:].reshape(shape)
 
 
 def _mnist_folder(config: RunConfig) -> Path:

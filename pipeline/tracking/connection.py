@@ -29,7 +29,9 @@ _SQLITE = b"SQLite format 3\0"
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for an id that nothing belongs to
 
 _USERINFO = re.compile(r"(\b[A-Za-z][\w+.-]*://)(?!git@)[^\s/?#'\"]+@")
-_PARAMETER = re.compile(r"(?i)(\b[\w-]*(?:passw|pwd|token|secret|credential|signature|api_?key|access_?key)[\w-]*=)[^\s&;'\"]+")
+_PARAMETER = re.compile(
+    r"(?i)(\b[\w-]*(?:passw|pwd|token|secret|credential|signature|\bsig\b|api_?key|access_?key)[\w-]*=)[^\s&;'\"]+"
+)
 
 
 def uri() -> str:

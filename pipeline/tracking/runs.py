@@ -89,11 +89,17 @@ def is_made_up(name: str) -> bool:
     )
 
 
-def check_experiment(dataset: str) -> None:
-    """Raise UserError where MLflow's variables, or the name of the data set, lead to no experiment; nothing is created."""
+def check_new(dataset: str) -> None:
+    """Raise UserError where MLflow's variables, or the name of the data set, leave no place for a new run; create nothing."""
     from mlflow import MlflowClient
 
-    if not os.environ.get("MLFLOW_RUN_ID"):
+    if wrapper := os.environ.get("MLFLOW_RUN_ID"):
+        found = ask(lambda: MlflowClient().get_run(wrapper))
+        if found.info.status == "FINISHED" and "data_sha256" in found.data.tags:
+            raise UserError(
+                f"MLFLOW_RUN_ID={wrapper} is a training that has finished. Unset it, or every figure would be mixed."
+            )
+    else:
         ask(lambda: _experiment(MlflowClient(), dataset, create=False))
 
 
@@ -206,9 +212,9 @@ def close_after_failure() -> None:
     """Close the run of workers that have failed, if rank 0 could not do it itself. Says so if MLflow does not let it."""
     try:
         configure(check=False)
-        close_abandoned(status="FAILED")
-    except Exception as error:  # whatever a server, a proxy or a store raises: the job has failed for another reason
-        say(f"MLflow at {shown()} cannot be told that the run failed ({first_line(error)})", error=True)
+        ask(lambda: close_abandoned(status="FAILED"))
+    except UserError as error:  # the job has failed for another reason
+        say(f"MLflow cannot be told that the run failed: {error}", error=True)
 
 
 def _is_folder_of(folder: Path, run_id: str) -> bool:

@@ -78,7 +78,9 @@ def _fetch(folder: Path, run_id: str) -> None:
                 if (temporary / name).exists() and not (folder / name).exists():
                     (temporary / name).rename(folder / name)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"output_dir={folder}: the checkpoints of run {run_id} cannot be fetched ({error}).") from error
+            raise UserError(
+                f"output_dir={folder}: the checkpoints of run {run_id} cannot be fetched ({connection.first_line(error)})."
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         _add_rows(folder / store.METRICS, run_id)

@@ -120,7 +120,8 @@ def test_an_mlflow_that_takes_no_model_bricks_nothing(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(proven, folder)
-    models = Path(MlflowClient().get_experiment("0").artifact_location.removeprefix("file://")) / "models"
+    experiment = MlflowClient().get_run(store.open_run(folder).mlflow_run_id).info.experiment_id
+    models = Path(MlflowClient().get_experiment(experiment).artifact_location.removeprefix("file://")) / "models"
     models.rename(models.with_name("kept"))
     models.write_text("a file where MLflow's folder of models should be")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import sqlite3
 import sys
@@ -19,7 +20,7 @@ from mlflow import MlflowClient
 
 from pipeline.cli import main
 from pipeline.tracking import connection, runs
-from tests.conftest import all_runs
+from tests.conftest import ROOT, all_runs
 from tests.servers import mlflow_server
 
 pytestmark = pytest.mark.timeout(200)
@@ -202,6 +203,7 @@ TEXTS = {
     "ssh://git@git.example/x.git and git@git.example:x.git": "ssh://git@git.example/x.git and git@git.example:x.git",
     f"host=db user=me password={SECRET} port=5": "host=db user=me password=*** port=5",
     f"GET /x?a=1&api_key={SECRET}&b=2": "GET /x?a=1&api_key=***&b=2",
+    f"https://blob.example/x?sv=1&sig={SECRET}": "https://blob.example/x?sv=1&sig=***",
     "sqlite:////home/me@work/mlflow.db": "sqlite:////home/me@work/mlflow.db",
 }
 
@@ -209,6 +211,12 @@ TEXTS = {
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_loses_its_secrets_and_nothing_else(text: str) -> None:
     assert connection.redacted(text) == TEXTS[text]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipeline" / "tracking").glob("*.py")), ids=lambda path: path.stem)
+def test_what_mlflow_says_and_where_it_is_are_told_through_one_file(path: Path) -> None:
+    raw = re.findall(r"str\(error\)|repr\(error\)|error!r|\buri\(\)|get_tracking_uri", path.read_text())
+    assert path.stem == "connection" or not raw, "use connection.first_line and connection.shown"
 
 
 def test_logs_and_tracebacks_tell_no_password(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

@@ -18,7 +18,7 @@ from pipeline.config import RunConfig, UserError
 from pipeline.data.prepare import digest_of, prepare, read_manifest
 from pipeline.store import Run
 from pipeline.tracking import runs
-from tests.conftest import read_rows
+from tests.conftest import all_runs, read_rows
 
 TRAIN = ["train", "--model", "mlp", "--epochs", "1"]
 
@@ -210,7 +210,7 @@ def test_a_run_is_named_by_a_folder_or_by_32_digits(text: str, capsys: Any) -> N
 
 
 def test_a_new_run_needs_an_absent_or_empty_folder(cache_dir: Path, capsys: Any) -> None:
-    number = len(MlflowClient().search_runs(["0"]))
+    number = len(all_runs())
     folder = Path("mine")
     folder.mkdir()
     for name in ("id_rsa", "notes", "a", "b"):
@@ -223,7 +223,7 @@ def test_a_new_run_needs_an_absent_or_empty_folder(cache_dir: Path, capsys: Any)
     Path("file").write_text("")
     assert main([*TRAIN, "--output_dir", "file", "--cache_dir", str(cache_dir)]) == 2
     assert "output_dir=file is a file" in capsys.readouterr().err
-    assert len(MlflowClient().search_runs(["0"])) == number
+    assert len(all_runs()) == number
 
 
 def test_what_a_start_that_was_cut_off_has_left_is_no_obstacle(cache_dir: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import store
+from pipeline import manifest, store
 from pipeline.cli import main
 from pipeline.config import UserError, applicable
 from pipeline.store import Run
@@ -103,6 +103,7 @@ def test_the_mlflow_model_is_named_told_and_tagged_and_another_file_leaves_no_tr
     assert main(["verify", *flags, "--onnx", str(other)]) == 0
     after = client.get_run(run.mlflow_run_id)
     assert (run.folder / "export" / "parity-other.md").is_file()
+    assert not [name for name in manifest.read(run.folder)[1] if "other" in name], "it would be sent with the next stage"
     assert after.data.to_dictionary() == found.data.to_dictionary()
     assert {item.path for item in client.list_artifacts(run.mlflow_run_id, "export")} == files
 
@@ -157,6 +158,17 @@ def test_an_unknown_run_is_a_sentence(capsys: Any) -> None:
     assert "is neither a folder nor a run at sqlite:///" in capsys.readouterr().err
 
 
+def test_a_training_does_not_go_into_the_run_of_another_that_has_finished(
+    trained: Trained, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, working_folder: Path
+) -> None:
+    run = trained("mlp")
+    before = MlflowClient().get_run(run.mlflow_run_id).data.to_dictionary()
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.mlflow_run_id)
+    assert main(["train", "--model", "mlp", "--cache_dir", str(cache_dir)]) == 2
+    assert f"MLFLOW_RUN_ID={run.mlflow_run_id} is a training that has finished. Unset it" in capsys.readouterr().err
+    assert MlflowClient().get_run(run.mlflow_run_id).data.to_dictionary() == before and not list(working_folder.iterdir())
+
+
 def test_a_later_stage_nests_the_run_that_mlflow_run_opened(
     trained: Trained, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +177,8 @@ def test_a_later_stage_nests_the_run_that_mlflow_run_opened(
     wrapper = client.create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", wrapper)
     assert main(["evaluate", "--run", str(run.folder), "--cache_dir", str(cache_dir)]) == 0
-    assert client.get_run(wrapper).data.tags["mlflow.parentRunId"] == run.mlflow_run_id
+    tags = client.get_run(wrapper).data.tags
+    assert tags["mlflow.parentRunId"] == run.mlflow_run_id and tags.items() >= runs.owner().items()
     assert client.get_run(wrapper).data.metrics == {}
 
 

@@ -269,7 +269,7 @@ def test_broken_raw_files_are_named(tmp_path: Path, damage: str) -> None:
     [
         (range(5), "0 of 5 would be for validation with 5 classes"),
         (range(9), "1 of 9 would be for validation with 9 classes"),
-        ([0] * 60 + [1] * 60 + [7], "of which 7 has a single sample"),
+        ([0] * 60 + [1] * 60 + [7], r"3 classes \(a single sample of 7\)"),
         ([0] * 11 + list(range(1, 10)) * 2, "2 of 29 would be for validation with 10 classes"),
         ([3], "0 of 1 would be for validation"),
     ],
