@@ -18,6 +18,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ import torch
 
 from pipeline import manifest, stopping, store
 from pipeline.cli import main
-from tests.faults.inject import forked
+from tests.faults import inject
 
+forked = partial(inject.forked, seconds=600)
 CLOCKS = ("time", "train/samples_per_second")
 TRAIN = ["--model", "polynomial", "--epochs", "2", "--output_dir", "run", "--resume", "auto"]
 STAGES = {  # the command, and the commands that are done before it

@@ -59,10 +59,10 @@ def arm(hook: str, call: int, *, after: bool, kind: str) -> None:
     setattr(owner, name, hooked)
 
 
-def forked(action: Callable[[], object], *, errors: Path | None = None) -> int:
+def forked(action: Callable[[], object], *, errors: Path | None = None, seconds: float = 60) -> int:
     """Run `action` in a forked child and return its wait status. What it says on stderr goes to `errors`.
 
-    A child that hangs is killed after a minute.
+    A child that hangs is killed after so many seconds.
     """
     child = os.fork()
     if child == 0:
@@ -76,7 +76,7 @@ def forked(action: Callable[[], object], *, errors: Path | None = None) -> int:
         except BaseException as error:
             print(f"child failed: {error!r}", file=sys.stderr, flush=True)
             os._exit(1)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:

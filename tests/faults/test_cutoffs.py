@@ -55,7 +55,7 @@ def test_a_stage_cut_off_by_a_signal_at_any_file_write_ends_as_if_it_had_not_bee
 @pytest.fixture(scope="module")
 def proven(trained: Trained, session_folder: Path, cache_dir: Path) -> Path:
     """A small run with its exports and their proof, which nothing has cut off."""
-    folder = session_folder / "proven"
+    folder = session_folder / "proven" / "run"  # the pictures tell the name of the folder
     shutil.copytree(trained("polynomial").folder, folder)
     for command in ("evaluate", "export", "verify"):
         assert _again(command, folder, cache_dir) == 0
