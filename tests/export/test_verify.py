@@ -210,7 +210,7 @@ def test_another_onnx_file_leaves_the_runs_own_report_and_figures_alone(
     own, other = verdicts("mlp"), sabotaged(nudge)
     assert json.loads((exports("mlp").run.folder / FOLDER / "parity.json").read_text()) == own.report
     assert not set(own.figures) & set(other.figures)
-    assert other.figures["export/parity-nudge/max_abs_diff"] > 1e-4
+    assert other.figures["verify/parity-nudge/max_abs_diff"] > 1e-4
 
 
 class Spoilt(nn.Module):
