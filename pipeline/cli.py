@@ -215,6 +215,8 @@ def _later_stage(command: str, arguments: list[str], config: Any) -> int:
             raise UserError(f"output={config.output} cannot be written ({error.strerror}). Give another folder.") from error
         say(str(path))
         return 0
+    if not config.run:
+        raise UserError("run: nothing was given. Add --run FOLDER or --run MLFLOW_RUN_ID.")
     _announce(f"{command} of {config.run}")
     if command == "sync":
         from pipeline.tracking import tracker
