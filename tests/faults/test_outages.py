@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from pipeline import stopping, store
 from pipeline.cli import main
 from pipeline.tracking import runs, sender
+from pipeline.tracking.sender import NOT_METRICS
 from tests.conftest import read_rows
 from tests.servers import FAULTS, Proxy, mlflow_server
 
@@ -83,7 +84,7 @@ def _assert_everything_is_there_once(server: str) -> None:
     rows = read_rows(run.folder)
     steps = [row["step"] for row in rows if "train/loss" in row]
     assert steps == list(range(10, EPOCHS * 160 + 1, 10))
-    for name in {name for row in rows for name in row} - {"step", "epoch", "time"}:
+    for name in {name for row in rows for name in row} - set(NOT_METRICS):
         sent = client.get_metric_history(run.mlflow_run_id, name)
         assert [(m.step, m.value) for m in sent] == [(r["step"], r[name]) for r in rows if name in r], name
     assert {a.path for a in client.list_artifacts(run.mlflow_run_id)} >= {"weights.safetensors", "manifest.json", "plots"}

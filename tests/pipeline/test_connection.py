@@ -39,7 +39,7 @@ def told(cache_dir: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch, tmp_path:
         before = set(tmp_path.iterdir())
         status = main(["train", "--model", "polynomial", "--epochs", "1", "--output_dir", "run", "--cache_dir", str(cache_dir)])
         out, err = capfd.readouterr()
-        assert status == 2 and out == "", err
+        assert status == 2 and "run folder" not in out and "epoch" not in out.partition("loading")[2], err
         assert err.count("\n") == 1 and "Traceback" not in err, err
         assert set(tmp_path.iterdir()) == before
         return str(err)
@@ -175,7 +175,7 @@ def test_two_variables_that_name_two_experiments_are_refused(told: Told) -> None
 def test_a_run_that_is_not_there_is_no_fault_of_the_address(text: str, capsys: Any) -> None:
     assert main(["evaluate", "--run", text]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"run={text}") and "does not answer" not in err and err.count("\n") == 1
+    assert err.startswith(f"run={text[:100]}") and "does not answer" not in err and err.count("\n") == 1
 
 
 # Secrets

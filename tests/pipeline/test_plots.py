@@ -280,7 +280,10 @@ def test_a_picture_without_a_run_says_above_it_what_it_shows(
     save = plots.save
     monkeypatch.setattr(plots, "save", lambda figure, path, *, about: (saved.append(figure), save(figure, path, about=about)))
     assert main(["plot", "--picture", picture]) == 0
-    assert capsys.readouterr().out == f"runs/plots/{picture}.png\n" and Path(f"runs/plots/{picture}.png").is_file()
+    assert (
+        capsys.readouterr().out == f"drawing {picture} ...\nruns/plots/{picture}.png\n"
+        and Path(f"runs/plots/{picture}.png").is_file()
+    )
     assert saved[0].get_suptitle() == pictures.PICTURES[picture][0]
     boxes = [saved[0]._suptitle, *(axes.get_legend() for axes in saved[0].axes), *saved[0].legends]  # type: ignore[attr-defined]
     title, *others = (box.get_window_extent() for box in boxes if box)
