@@ -233,7 +233,8 @@ def _settle_precision(config: RunConfig, ranks: Ranks, data: Path, prepared: Map
     numbers = {name: parts["x"]["shape"][0] for name, parts in prepared["splits"].items()}
     samples = ", ".join(f"{number:,} {name}".replace(",", " ") for name, number in numbers.items() if number)
     classes = f" of {len(prepared['classes'])} classes" if prepared["classes"] else ""
-    threads = f", {torch.get_num_threads()} threads each" if ranks.device.type == "cpu" else ""
+    number = torch.get_num_threads()
+    threads = f", {number} thread{'s' * (number > 1)} each" if ranks.device.type == "cpu" else ""
     _say(
         f"{samples} samples{classes}; {ranks.world_size} x {ranks.device.type}{threads}, {settled.precision}"
         + (f" ({why})" if why else "")
