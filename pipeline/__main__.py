@@ -9,7 +9,7 @@ from pipeline import output, stopping
 from pipeline.cli import main
 
 # A thread that spins while it waits for another is charged for it, and then waits for whole time slices behind any neighbor of
-# its core: torch's threads made a step 10 times as long beside one. A tenth of the usual spinning costs 3 % where there is none.
+# its core: torch's threads made a step take ten times as long beside one. A tenth of the spinning costs 3 % on a quiet machine.
 if __name__ == "__main__":
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # read when torch is loaded
