@@ -315,7 +315,7 @@ def describe(texts: Mapping[str, str]) -> str:
     merged = _merged(convert(RunConfig, texts)[0])
     fields = merged.fields
     changes = merged.describe(leave_out=("model", "recipe", "dataset", *RUNTIME_FIELDS))
-    return f"{fields['model']} on {fields['dataset']}, recipe {fields['recipe']}" + (f"; {changes}" if changes else "")
+    return f"{fields['model']} on {fields['dataset']}, recipe {fields['recipe']}: {changes}"
 
 
 def applicable(config: RunConfig) -> dict[str, Any]:

@@ -24,17 +24,19 @@ class Merged:
     """The fields that recipe and flags set, and how they came about: what replaced what, as {field: (before, now)}."""
 
     fields: dict[str, Any]
+    kept: dict[str, Any] = field(default_factory=dict)  # what is as the recipe has it
     overridden: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     reset: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def describe(self, *, leave_out: Collection[str] = ()) -> str:
-        """Return what came from flags and what they reset, each with the value before."""
-        parts = []
+        """Return what came from the recipe, and what from flags and what they reset, each with the value before."""
+        kept = [f"{name}={_text(value)}" for name, value in self.kept.items() if name not in leave_out]
+        parts = [" ".join(kept)]
         for what, changes in (("given", self.overridden), ("reset with it", self.reset)):
             words = [f"{k}={_text(now)} (was {_text(was)})" for k, (was, now) in changes.items() if k not in leave_out]
             if words:
                 parts.append(f"{what}: {', '.join(words)}")
-        return "; ".join(parts)
+        return "; ".join(part for part in parts if part)
 
 
 def merge(spec: ModelSpec, recipe: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Merged:
@@ -70,7 +72,8 @@ def merge(spec: ModelSpec, recipe: str, given: Mapping[str, Any], defaults: Mapp
         if cuts_every != fields["step_size"]:
             reset["step_size"] = fields["step_size"] = cuts_every
     overridden = {name: (before[name], given[name]) for name in given if name in replaced}
-    return Merged(fields, overridden, {name: (found[name], value) for name, value in reset.items()})
+    kept = {name: value for name, value in spec.recipe(recipe, given.get("dataset")).items() if fields[name] == value}
+    return Merged(fields, kept, overridden, {name: (found[name], value) for name, value in reset.items()})
 
 
 def _dataset(found: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

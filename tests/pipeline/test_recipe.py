@@ -63,11 +63,15 @@ def test_what_belongs_to_a_choice_goes_with_it(flags: dict[str, str], expected: 
     assert {name: getattr(chosen, name) for name in expected} == pytest.approx(expected)
 
 
-def test_one_line_says_what_was_given_and_what_was_reset_by_it() -> None:
-    assert describe({"model": "lenet"}) == "lenet on digits, recipe default"
+def test_one_line_says_what_is_the_recipes_what_was_given_and_what_was_reset_by_it() -> None:
+    assert describe({"model": "moons", "recipe": "seed"}) == (
+        "moons on moons, recipe seed: loss=bce preprocess=none monitor=accuracy optimizer=sgd lr=0.2 epochs=1000 "
+        "batch_size=640 checkpoint_every=200 hidden=5"
+    )
     assert describe({"model": "lenet", "optimizer": "adam", "output_dir": "x", "seed": "3"}) == (
-        "lenet on digits, recipe default; given: optimizer=adam (was adamw), seed=3 (was 0); "
-        "reset with it: lr=0.005 (was 0.01), weight_decay=0.0 (was 0.1)"
+        "lenet on digits, recipe default: loss=cross_entropy preprocess=standardize monitor=accuracy label_smoothing=0.05 "
+        "scheduler=one_cycle warmup=0.3 batch_size=32 precision=auto epochs=20; given: optimizer=adam (was adamw), "
+        "seed=3 (was 0); reset with it: lr=0.005 (was 0.01), weight_decay=0.0 (was 0.1)"
     )
 
 
