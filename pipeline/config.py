@@ -327,7 +327,7 @@ def applicable(config: RunConfig) -> dict[str, Any]:
 def resume(texts: Mapping[str, str], stored: RunConfig) -> RunConfig:
     """Return the configuration of a stored run with the runtime fields of `texts`.
 
-    Raises UserError for a flag that would make it another training.
+    Raises UserError for a flag that would make it another training, or that has no effect.
     """
     values, problems = convert(RunConfig, texts)
     changed = [
@@ -335,6 +335,12 @@ def resume(texts: Mapping[str, str], stored: RunConfig) -> RunConfig:
         f"leave --{name} out, or train in another folder."
         for name, value in values.items()
         if name not in RUNTIME_FIELDS and value != getattr(stored, name) and (name, value) != ("precision", "auto")
+    ]
+    idle = without_effect(stored, MODELS[stored.model])
+    changed += [
+        f"{name}={texts[name]} has no effect {idle[name][0]}. Leave --{name} out."
+        for name in values
+        if name in RUNTIME_FIELDS and name in idle
     ]
     if problems or changed:
         raise UserError(*problems.values(), *changed)

@@ -59,11 +59,11 @@ def broken_rules(
             "scheduler=one_cycle rises and falls, and warmup=0 leaves nothing of the rise. Use --warmup 0.3, or "
             "--scheduler cosine.",
         )
-    if c.scheduler == "step" and 1 < num_epochs(vars(c)) <= c.step_size:
+    if c.scheduler == "step" and 0 < num_epochs(vars(c)) <= c.step_size:
         yield (
             ("scheduler", "step_size", "epochs", "max_steps"),
-            f"step_size={c.step_size} never cuts the learning rate within {num_epochs(vars(c))} epochs. Use a smaller "
-            "--step_size, or --scheduler constant.",
+            f"step_size={c.step_size} never cuts the learning rate, as the training ends after {num_epochs(vars(c))} epochs. "
+            "Use a smaller --step_size, more --epochs, or --scheduler constant.",
         )
     if not re.fullmatch(r"epoch|[1-9][0-9]{0,8}m?", c.checkpoint_every):
         yield (

@@ -62,7 +62,8 @@ def test_every_field_has_a_meaning(name: str) -> None:
         ({"holdout": "false", "monitor": "accuracy"}, ["monitor=accuracy has no effect without validation samples"]),
         ({"gamma": "0.5"}, ["gamma=0.5 has no effect on scheduler=one_cycle", "use --scheduler step"]),
         ({"step_size": "3"}, ["step_size=3 has no effect on scheduler=one_cycle"]),
-        ({"scheduler": "step", "step_size": "10"}, ["step_size=10 never cuts the learning rate within 10 epochs"]),
+        ({"scheduler": "step", "epochs": "1"}, ["step_size=1 never cuts the learning rate", "more --epochs"]),
+        ({"scheduler": "step", "step_size": "10"}, ["step_size=10 never cuts", "ends after 10 epochs"]),
         ({"scheduler": "one_cycle", "warmup": "0"}, ["warmup=0 leaves nothing of the rise", "--scheduler cosine"]),
         ({"data_dir": "photos"}, ["data_dir=photos has no effect on dataset=digits"]),
         ({"model": "mlp", "recipe": "seed", "split_seed": "3"}, ["split_seed=3 has no effect", "not split at random"]),
@@ -116,6 +117,8 @@ def test_a_resumed_run_keeps_its_configuration_but_for_where_it_runs() -> None:
     stored = resolve({"model": "mlp"})
     changed = resume({"nproc": "2", "model": "mlp", "cache_dir": "/elsewhere"}, stored)
     assert changed.nproc == 2 and changed.lr == stored.lr
+    with pytest.raises(UserError, match=r"data_dir=/elsewhere has no effect on dataset=breast_cancer\. Leave --data_dir out"):
+        resume({"data_dir": "/elsewhere"}, stored)
     with pytest.raises(UserError, match=r"lr=0\.5 differs from the run's"):
         resume({"lr": "0.5"}, stored)
 
