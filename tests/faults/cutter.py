@@ -144,7 +144,10 @@ def cut(base: Path, cache_dir: str, stage: str, signals: list[str]) -> Iterator[
     if stage == "sync":
         _forget_what_was_sent(Path("run"))
 
+    shutil.copy(base / "mlflow.db", base / "mlflow.start")
+
     def fresh(name: str) -> Path:
+        shutil.copy(base / "mlflow.start", base / "mlflow.db")  # a training does not go into the MLflow run of a finished one
         shutil.copytree(base / "base", base / name)
         os.chdir(base / name)
         return base / name / "run"
