@@ -72,7 +72,8 @@ def test_figures_of_the_finished_model_are_of_no_step_and_few_come_before_the_cu
     metrics = MlflowClient().get_run(trained("mlp").mlflow_run_id).data.metrics
     history = {name: MlflowClient().get_metric_history(trained("mlp").mlflow_run_id, name) for name in metrics}
     sections = sorted({name.rpartition("/")[0] for name in metrics if not name.startswith("system/")} - {""})
-    assert sections == ["test", "train", "val"]
+    assert sections[:3] == ["test", "train", "val"]  # another test may have proven the same run before
+    assert all(section.startswith("verify") for section in sections[3:])
     assert {name for name in metrics if name.startswith("test/")} == {"test/loss", "test/accuracy", "test/roc_auc"}
     assert all(point.step == 0 for name, points in history.items() if name.startswith("test") for point in points)
     assert all(point.step > 0 for name, points in history.items() if name.startswith(("train", "val")) for point in points)
