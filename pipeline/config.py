@@ -147,7 +147,7 @@ class RunConfig:
     upload_checkpoints: bool = option(False, "upload checkpoints to MLflow, for a rank 0 that moves to another host")
     strict_tracking: bool = option(False, "end the training when MLflow does not take its figures; false: they are kept")
     log_every: int = option(
-        10, "optimiser steps that one logged training loss stands for; shorter epochs share one if none saves at its end",
+        10, "optimiser steps that one point of train/loss stands for, also across the end of an epoch",
         at_least=1, at_most=1_000_000,
     )  # fmt: skip
 

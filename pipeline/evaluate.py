@@ -150,9 +150,7 @@ def _top_losses(run: Run, model: Model, split: Split, scores: Tensor, name: str)
     from pipeline import plots
 
     loss = loss_sum(run.config.loss, task=run.task, network=model.network)
-    each = torch.vmap(lambda score, target: loss(score[None], target[None]))(
-        scores, split.y
-    )  # (N,), at once
+    each = torch.vmap(lambda score, target: loss(score[None], target[None]))(scores, split.y)  # (N,), at once
     probabilities, predicted = metrics.probabilities(run.task, scores), metrics.predicted_labels(run.task, scores)
     num_wrong = int((predicted != split.y).sum())
     top = each.argsort(descending=True, stable=True)[: plots.MAX_TILES]
