@@ -35,7 +35,7 @@ def _train(data: str, cache_dir: str, folder: str) -> None:
     batches = Batches(Split(x, y), batch_size=64, accumulation_steps=1, seed=0, rank=0, world_size=1, device=cpu)
     largest = 0
     for step, parts in enumerate(islice(batches.epoch(0), 300)):
-        training._step(parts, 64, pass_over=False)
+        training._step(parts, 64)
         if step % 50 == 49:
             status = Path("/proc/self/status").read_text()
             largest = max(largest, int(status.partition("RssAnon:")[2].split()[0]))

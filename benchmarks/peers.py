@@ -104,7 +104,7 @@ def lightning(data_dir: str, batch_size: int, precision: str) -> float:
 
     clock = Clock()
     trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_epochs=1, accelerator="auto", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[clock], precision="bf16-mixed" if precision == "bf16" else "32-true",
     )  # fmt: skip
     trainer.fit(Module(), _loader(data_dir, batch_size))

@@ -11,7 +11,7 @@ from pipeline import store
 from pipeline.config import resolve
 from pipeline.data.loader import Split, open_split
 from pipeline.data.prepare import prepare, read_manifest
-from pipeline.distributed import Ranks, flush_denormals, keep_freed_memory, resolve_device
+from pipeline.distributed import Ranks, compute_alike, flush_denormals, keep_freed_memory, resolve_device
 from pipeline.tracking.tracker import NullTracker
 from pipeline.train import Training
 
@@ -42,6 +42,7 @@ def build(
     """Return a training of `flags` in a run folder, new or not."""
     keep_freed_memory()
     flush_denormals()
+    compute_alike()
     config = resolve(flags)
     data = prepare(config)
     if store.holds_run(folder):

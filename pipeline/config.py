@@ -131,6 +131,10 @@ class RunConfig:
         choices=("fp32", "bf16", "fp16", "auto"),
     )  # fmt: skip
     compile: bool = option(False, "compile the model with torch.compile")
+    cuda_graph: str = option(
+        "auto", "start all kernels of a step at once, from a CUDA graph; auto: on one GPU, without --compile",
+        choices=("auto", "true", "false"),
+    )  # fmt: skip
     nproc: int | Literal["auto"] = option(
         "auto", "worker processes; auto: one per GPU, one on the CPU", at_least=1, at_most=1024
     )
@@ -197,7 +201,7 @@ class PlotConfig:
 
 RUNTIME_FIELDS = frozenset(
     ["data_dir", "cache_dir", "output_dir", "resume", "device", "nproc", "max_restarts", "timeout", "workers"]
-) | {"upload_checkpoints", "strict_tracking"}
+) | {"upload_checkpoints", "strict_tracking", "cuda_graph"}
 """Fields that say where and how a run is computed, not what: they may change when it is resumed."""
 
 

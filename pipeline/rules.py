@@ -90,6 +90,11 @@ def broken_rules(
             ("precision", "device"),
             "precision=fp16 needs a GPU, device=cpu was given. Use --precision bf16 or fp32.",
         )
+    if c.cuda_graph == "true":
+        for is_so, name, why in ((c.compile, "compile", "with compile=true"), (ranks > 1, "nproc", f"on {ranks} ranks"),
+                                 (c.device == "cpu", "device", "on device=cpu")):  # fmt: skip
+            if is_so:
+                yield ("cuda_graph", name), f"cuda_graph=true has no effect {why}. Leave --cuda_graph out."
     if c.max_restarts and not c.output_dir:
         yield (
             ("max_restarts",),

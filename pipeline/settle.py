@@ -70,4 +70,6 @@ def resolve_device(config: RunConfig) -> str:
     device = distributed.resolve_device(config.device)
     if config.precision == "fp16" and device == "cpu":
         raise UserError("precision=fp16 needs a GPU, and torch finds none here. Use --precision bf16 or fp32.")
+    if config.cuda_graph == "true" and device == "cpu":
+        raise UserError("cuda_graph=true needs a GPU, and torch finds none here. Leave --cuda_graph out.")
     return device

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,16 +23,16 @@ from models.preprocess import Model
 from pipeline import distributed, stopping, store
 from pipeline.checkpoint import Writer, snapshot
 from pipeline.config import Failure
+from pipeline.cuda_graph import Replayed
 from pipeline.data.catalog import DATASETS
 from pipeline.data.loader import Batches, Part, Split, fits_on
 from pipeline.distributed import Ranks
-from pipeline.evaluate import figures_of, measure
+from pipeline.evaluate import measure
 from pipeline.losses import MeanLoss, loss_sum, normaliser
 from pipeline.metrics import merit, merit_name, merit_sum
 from pipeline.optimizers import build_optimizer, lr_factor, set_lr, warmup_steps
 from pipeline.precision import autocast
 from pipeline.progress import Progress
-from pipeline.recording import Recorded, record_step, record_sums
 from pipeline.stopping import Stopped
 from pipeline.store import Run
 from pipeline.tracking.tracker import NullTracker
@@ -90,12 +90,9 @@ class Training:
         if ranks.world_size > 1:
             changing = any(True for _ in self.model.network.buffers())
             self.wrapped = distributed.data_parallel(compiled, ranks.device, send_buffers=changing)
-        # one batch, always the same, nothing drawn, nothing exchanged: then each step does just what the first one did
-        self.repeats = len(self.batches) == ranks.world_size == c.accumulation_steps == 1 and c.precision == "fp32"
-        self.repeats = self.repeats and not (is_image or c.compile or c.dropout or c.workers)
-        self.step_record: Recorded | None = None
-        self.gradients: list[Tensor] = []  # what a recorded step's are copied into
-        self.sums_record: Recorded | None = None
+        on_one_gpu = ranks.device.type == "cuda" and ranks.world_size == 1
+        captures = on_one_gpu and not c.compile and c.cuda_graph != "false"
+        self.passes = Replayed(self._passes, self.parameters) if captures else self._passes
         self.best_weights: dict[str, Tensor] = {}
         self.unseen: list[Tensor] = []  # this rank's losses that nobody has looked at; empty at every checkpoint
         self.hits = torch.zeros((), device=ranks.device, dtype=torch.float64)  # this rank's, in the current epoch
@@ -150,7 +147,7 @@ class Training:
         for step, parts in enumerate(batches.epoch(state.epoch, first_step=first, end=end), start=first):
             factor = lr_factor(state.step, c, total_steps=self.total_steps, steps_per_epoch=len(batches))
             lr = set_lr(self.optimizer, factor)
-            self.unseen.append(self._step(parts, batches.num_in_step(step), pass_over=pass_over))
+            self.unseen.append(self._step(parts, batches.num_in_step(step)))
             state.step += 1
             state.cursor += batches.num_in_step(step)
             if self._window_ends(state.step) or (step + 1 == end and not pass_over):
@@ -195,13 +192,17 @@ class Training:
         if stop:
             raise Stopped(stopping.noted() or signal.SIGTERM)
 
-    def _step(self, parts: list[Part], count: int, *, pass_over: bool) -> Tensor:
-        """Do one optimiser step and count the right answers; return this rank's loss, as its share of the global loss."""
+    def _step(self, parts: Sequence[Part], count: int) -> Tensor:
+        """Do one optimiser step of `count` samples; return this rank's loss, as its share of the global loss."""
         scale = 1 / normaliser(self.config.loss, count)
-        if self.repeats:
-            return self._recorded_step(*parts[0], scale, count_hits=not pass_over)
         # DDP averages the gradients over the ranks, and the global loss is their sum
         seed = self.scaler.scale(torch.full((), self.ranks.world_size * scale, device=self.ranks.device))
+        loss = self.passes(parts, scale, seed)
+        self._update()
+        return loss
+
+    def _passes(self, parts: Sequence[Part], scale: float, seed: Tensor) -> Tensor:
+        """Compute the gradients of the summed loss times `seed` and count the right answers; return that loss times `scale`."""
         for parameter in self.parameters:
             parameter.grad = None
         losses = []
@@ -214,23 +215,7 @@ class Training:
                 loss.backward(seed)
             losses.append(loss.detach() * scale)
             self.hits += merit_sum(self.task, scores.detach(), y)
-        self._update()
         return sum(losses[1:], losses[0])
-
-    def _recorded_step(self, x: Tensor, y: Tensor, scale: float, *, count_hits: bool) -> Tensor:
-        """Do `_step` without its Python, for the one batch that there is."""
-        if not self.step_record:
-            self.step_record = record_step(self.model, self.loss_sum, x, y, scale=scale)
-            self.gradients = [torch.empty_like(parameter) for parameter in self.parameters]
-        with torch.no_grad():
-            loss, scores, *gradients = self.step_record(*self.parameters)
-            torch._foreach_copy_(self.gradients, gradients)  # which an optimiser may change in place
-            if count_hits:
-                self.hits += merit_sum(self.task, scores, y)
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            parameter.grad = gradient
-        self._update()
-        return loss
 
     def _update(self) -> None:
         """Have the optimiser use the gradients."""
@@ -286,14 +271,7 @@ class Training:
         state = self.state
         if not len(self.val):
             return {}
-        if self.repeats:
-            if not self.sums_record:
-                self.sums_record = record_sums(self.model, self.val_loss_sum, self.val.x, self.val.y, task=self.task)
-            with torch.no_grad():
-                loss, hits = (total.item() for total in self.sums_record(*self.all_parameters))
-            figures = figures_of(loss, hits, len(self.val), config=self.config, task=self.task)
-        else:
-            figures = measure(self.model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task)
+        figures = measure(self.model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task)
         result = (-figures["loss"],) if self.config.monitor == "loss" else (figures["accuracy"], -figures["loss"])
         if all(map(math.isfinite, result)) and result > state.best:
             state.best, state.best_epoch = result, state.epoch

@@ -16,7 +16,7 @@ FLOORS = [  # a module may import its own floor and those before it
     {"pipeline.data.sources", "pipeline.data.prepare", "pipeline.data.loader", "pipeline.data.augment",
      "pipeline.data.scratch", "pipeline.distributed", "pipeline.store", "pipeline.manifest",
      "pipeline.checkpoint", "pipeline.metrics", "pipeline.losses", "pipeline.muon", "pipeline.optimizers",
-     "pipeline.plots", "pipeline.curves", "pipeline.pictures", "pipeline.progress", "pipeline.recording",
+     "pipeline.plots", "pipeline.curves", "pipeline.pictures", "pipeline.progress", "pipeline.cuda_graph",
      "pipeline.precision", "pipeline.skeleton"},
     {"pipeline.tracking", "pipeline.tracking.connection", "pipeline.tracking.journal", "pipeline.tracking.monitor",
      "pipeline.tracking.onnx", "pipeline.tracking.runs", "pipeline.tracking.sender",

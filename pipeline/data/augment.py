@@ -17,18 +17,19 @@ Change = Callable[[Tensor, Tensor], Tensor]
 _STEPS = 127  # an int8 has as many on either side of 0
 
 
-def changes(count: int, generator: torch.Generator, *, shift: int, affine: float) -> Change | None:
+def changes(count: int, generator: torch.Generator, *, shift: int, affine: float, device: torch.device) -> Change | None:
     """Draw how each of `count` samples is changed; return the change of (images (B, C, H, W), their samples' numbers (B,)).
 
-    `shift` is the farthest move in pixels, `affine` the largest change of an entry of the matrix. None if nothing changes.
+    `shift` is the farthest move in pixels, `affine` the largest change of an entry of the matrix; `device` is that of the
+    samples' numbers. None if nothing changes.
     """
     moves = warps = None
     if shift:
         room = scratch((count, 2), torch.int8)
-        moves = torch.randint(-shift, shift + 1, (count, 2), generator=generator, dtype=torch.int8, out=room)
+        moves = torch.randint(-shift, shift + 1, (count, 2), generator=generator, dtype=torch.int8, out=room).to(device)
     if affine:
         room = scratch((count, 4), torch.int8)
-        warps = torch.randint(-_STEPS, _STEPS + 1, (count, 4), generator=generator, dtype=torch.int8, out=room)
+        warps = torch.randint(-_STEPS, _STEPS + 1, (count, 4), generator=generator, dtype=torch.int8, out=room).to(device)
 
     def change(images: Tensor, samples: Tensor) -> Tensor:
         if moves is not None:

@@ -125,7 +125,7 @@ class Batches:
         count = self.num_samples
         order = torch.randperm(count, generator=generator, dtype=torch.int32, out=scratch((count,), torch.int32))
         steps = range(first_step, len(self) if end is None else end)
-        change = changes(count, generator, shift=self.shift, affine=self.affine)
+        change = changes(count, generator, shift=self.shift, affine=self.affine, device=self.split.x.device)
         gather = _Gather(self.split)
         if self.workers:
             options: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
@@ -134,8 +134,8 @@ class Batches:
             loader = torch.utils.data.DataLoader(gather, sampler=wanted, batch_size=None, **options)
             parts: Iterator[list[Part]] = iter(loader)
         else:
-            on = self.split.x.device
-            parts = (gather[[i.to(on, non_blocking=True) for i in self._indices(order, step)]] for step in steps)
+            order = order.to(self.split.x.device)  # once, and not a part of it in each step
+            parts = (gather[self._indices(order, step)] for step in steps)
         for step, samples in zip(steps, parts, strict=True):
             there = [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in samples]
             if change:

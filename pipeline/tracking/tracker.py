@@ -119,7 +119,9 @@ class Tracker(NullTracker):
         """
         if dataset:
             became = {name: tags[tag] for name, tag in (("device", "device"), ("nproc", "world_size")) if tag in tags}
-            self.outbox.want("params", {k: str(became.get(k, v)) for k, v in applicable(config).items()})
+            idle = ("cuda_graph",) if tags.get("device") == "cpu" else ()
+            params = {k: str(became.get(k, v)) for k, v in applicable(config).items() if k not in idle}
+            self.outbox.want("params", params)
             self.outbox.want("name", self.folder.resolve().name)
             self.outbox.want("dataset", dict(dataset))
             self.checkpoint_written(0)

@@ -33,7 +33,8 @@ def test_one_training_is_one_finished_run(trained: Trained) -> None:
 def test_parameters_are_those_that_apply_and_say_what_auto_became(trained: Trained) -> None:
     run = trained("mlp")
     params = MlflowClient().get_run(run.mlflow_run_id).data.params
-    assert params == {k: str(v) for k, v in applicable(run.config).items()} | {"device": "cpu", "nproc": "1"}
+    expected = {k: str(v) for k, v in applicable(run.config).items() if k != "cuda_graph"}  # which is one thing of a GPU
+    assert params == expected | {"device": "cpu", "nproc": "1"}
     assert params["lr"] == str(run.config.lr) and params["precision"] in ("fp32", "bf16")
 
 
