@@ -32,7 +32,7 @@ def _train(data: str, cache_dir: str, folder: str) -> None:
     training = build({"model": "cnn", "cache_dir": cache_dir}, Path(folder), saves=False)
     x, y = (torch.from_numpy(np.load(f"{data}/{name}.npy", mmap_mode="c")) for name in "xy")
     cpu = torch.device("cpu")
-    batches = Batches(Split(x, y), batch_size=64, accumulation_steps=1, seed=0, rank=0, world_size=1, device=cpu)
+    batches = Batches(Split(x, y), batch_size=64, grad_accum_steps=1, seed=0, rank=0, world_size=1, device=cpu)
     largest = 0
     for step, parts in enumerate(islice(batches.epoch(0), 300)):
         training._step(parts, 64)

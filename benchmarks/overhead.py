@@ -69,7 +69,7 @@ def _tracking_share(flags: dict[str, str], folder: Path, control: Any, fault: st
 
     The clock starts when the run's first figures are sent, because opening a run happens once; then the server fails.
     """
-    run_id = runs.begin()
+    run_id = runs.create_run()
     training = build(flags, folder, run_id=run_id, saves=False)
     tracker = _Timed(folder, run_id)
     tracker.begin(training.config, {}, dataset={"name": "x", "digest": "0" * 36, "source": "x"})

@@ -24,7 +24,7 @@ from benchmarks.report import Row, hardware_precision, pairs, row, run, worker
 SAMPLES = 9600
 _FLAGS = {
     "model": "cnn", "dataset": "mnist", "optimizer": "adam", "lr": "0.001", "weight_decay": "0", "label_smoothing": "0",
-    "scheduler": "constant", "warmup": "0", "epochs": "1", "init": "random", "augment_shift": "0",
+    "scheduler": "constant", "warmup_ratio": "0", "epochs": "1", "init": "random", "augment_shift": "0",
 }  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def _worker(cache_dir: str, data_dir: str, folder: str, precision: str, batch_si
             place = Path(folder) / f"{ranks.rank}-{number}"
             training = build(flags, place, keep=first(int(samples)), saves=False, ranks=ranks)
             if way == "meet":
-                training.wrapped = training.model  # instead of DistributedDataParallel
+                training.ddp_model = training.model  # instead of DistributedDataParallel
                 training.optimizer.register_step_pre_hook(meet)
             start = time.perf_counter()
             training.fit(Progress())

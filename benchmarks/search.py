@@ -24,7 +24,7 @@ SPACE = {
     "weight_decay": ["0.02", "0.05", "0.1", "0.2"],
     "batch_size": ["32", "48", "64", "96"],
     "label_smoothing": ["0", "0.05", "0.1"],
-    "warmup": ["0.1", "0.2", "0.3"],
+    "warmup_ratio": ["0.1", "0.2", "0.3"],
     "init": ["random", "patches"],
     "augment_shift": ["0", "1"],
 }

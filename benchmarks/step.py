@@ -1,6 +1,6 @@
 """Rows 3 and 4: our loop against the bare step, and all of its bookkeeping against none. `uv run python -m benchmarks.step`
 
-The bare step is forward, backward and fused optimiser on one batch that never changes, in the same precision and memory
+The bare step is forward, backward and fused optimizer on one batch that never changes, in the same precision and memory
 format. Ours gathers each batch, counts right answers, logs, and looks for losses that are not finite. The sides of row 3 take
 turns of 50 steps within one training, so that both see the same machine. Row 4 adds MLflow (SQLite), checkpoints and progress
 lines, and holds it against the same batches with nothing of the kind; over a whole epoch of MNIST, as a run's first calls to
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from benchmarks.report import Pair, Row, pairs, row, run
 from benchmarks.training import build, first
-from pipeline.data.loader import Part
+from pipeline.data.loader import Batch
 from pipeline.precision import autocast
 from pipeline.progress import Progress, show
 from pipeline.tracking import runs
@@ -45,7 +45,7 @@ def _flags(given: argparse.Namespace, batch_size: int) -> dict[str, str]:
     return flags | ({"dataset": "mnist", "data_dir": given.data_dir} if given.data_dir else {"epochs": "42"})
 
 
-def _bare(training: Training, steps: Iterable[list[Part]]) -> None:
+def _bare(training: Training, steps: Iterable[list[Batch]]) -> None:
     training.model.train()
     for ((x, y),) in steps:
         training.optimizer.zero_grad(set_to_none=True)
@@ -120,7 +120,7 @@ def everything(given: argparse.Namespace) -> tuple[list[Pair], list[float]]:
 
     def on() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            training = build(_flags(given, 64), Path(folder), run_id=runs.begin(), keep=first(SAMPLES))
+            training = build(_flags(given, 64), Path(folder), run_id=runs.create_run(), keep=first(SAMPLES))
             c, steps = training.config, len(training.batches)
             dataset = {"name": "x", "digest": "0" * 36, "source": "x"}
             with (

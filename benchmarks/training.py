@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import store
+from pipeline import run as run_folder
 from pipeline.config import resolve
 from pipeline.data.loader import Split, open_split
 from pipeline.data.prepare import prepare, read_manifest
@@ -45,10 +45,10 @@ def build(
     compute_alike()
     config = resolve(flags)
     data = prepare(config)
-    if store.holds_run(folder):
-        run = store.open_run(folder, check=False)
+    if run_folder.is_run_dir(folder):
+        run = run_folder.open_run(folder, check=False)
     else:
-        run = store.create(folder, config=config, mlflow_run_id=run_id, git_commit="", data=read_manifest(data))
+        run = run_folder.create(folder, config=config, mlflow_run_id=run_id, git_commit="", data=read_manifest(data))
     train, val = (keep(name, open_split(data, name)) for name in ("train", "val"))
     ranks = ranks or Ranks(0, 0, 1, torch.device(resolve_device(config.device)))
     return (Training if saves else _Unsaved)(run, ranks, tracker or NullTracker(), train, val)

@@ -9,25 +9,25 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from export.diagnosis import SETS
-from export.parity import Comparison
-from export.probing import Finding
+from export.compare import Comparison
+from export.explain import SETS
+from export.runner import RunResult
 
 METRIC = {"multiclass": "accuracy", "binary": "accuracy", "regression": "rmse"}
 
 
-def artifact(finding: Finding, comparison: Comparison, *, problems: Sequence[str]) -> dict[str, Any]:
+def artifact(result: RunResult, comparison: Comparison, *, problems: Sequence[str]) -> dict[str, Any]:
     """Return one artifact's part of the report."""
     score = comparison.score
     return {
-        "runtime": finding.facts.get("runtime"),
-        "version": finding.facts.get("version"),
+        "runtime": result.facts.get("runtime"),
+        "version": result.facts.get("version"),
         "max_abs_diff": comparison.largest(),
         "mean_abs_diff": comparison.mean("all"),
         "argmax_flips": score.flips if score else None,
-        "metric": finite(score.value) if score else None,
-        "metric_diff": finite(score.value - score.want) if score else None,
-        "latency_ms_b1": finding.latency_ms,
+        "metric": nan_to_none(score.value) if score else None,
+        "metric_diff": nan_to_none(score.value - score.want) if score else None,
+        "latency_ms_b1": result.latency_ms,
         "cases": {
             case: {
                 "max_abs_diff": comparison.largest(case),
@@ -144,6 +144,6 @@ def _short(value: float | None, *, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
 
 
-def finite(value: float) -> float | None:
+def nan_to_none(value: float) -> float | None:
     """Return a number that JSON can hold, or None."""
     return value if math.isfinite(value) else None

@@ -20,12 +20,14 @@ from onnx import ModelProto
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from export import diagnosis, onnx_model, parity, report
-from export.deployed import OUTPUTS, Deployed, deployed, metadata
-from export.probe import NUM_THREADS
-from export.probing import BATCH_SIZES, CHUNK, FORMATS, Finding, Probes
-from export.stage import FILES, FOLDER, METRICS
-from pipeline import manifest, store
+from export import compare, explain, report
+from export.artifacts import FILES, FOLDER, METRICS
+from export.formats import onnx as onnx_format
+from export.isolated import NUM_THREADS
+from export.module import OUTPUTS, ExportModule, deployed, metadata
+from export.runner import BATCH_SIZES, CHUNK, FORMATS, Runner, RunResult
+from pipeline import manifest
+from pipeline import run as run_folder
 from pipeline.config import UserError
 from pipeline.data.loader import Split, evaluation_split, open_split
 from pipeline.data.prepare import read_manifest
@@ -36,7 +38,7 @@ Outputs = dict[str, list[Array]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """`problems` are sentences that name what differs; `figures` are MLflow metrics; `report` is parity.json."""
+    """`problems` are sentences that name what differs; `figures` are MLflow metrics; `report` is compare.json."""
 
     passed: bool
     problems: list[str]
@@ -48,10 +50,10 @@ class Verdict:
 class _Expected:
     """What every artifact of a run has to give."""
 
-    run: store.Run
+    run: run_folder.Run
     split_name: str  # test, or train
     split: Split
-    module: Deployed
+    module: ExportModule
     names: tuple[str, ...]
     metadata: dict[str, object]
     answers: Outputs
@@ -59,8 +61,8 @@ class _Expected:
 
 
 def verify_run(
-    run: store.Run, *, data: Path, onnx: Path | None = None,
-    probes: Probes | None = None, meanwhile: Callable[[], None] = lambda: None,
+    run: run_folder.Run, *, data: Path, onnx: Path | None = None,
+    probes: Runner | None = None, meanwhile: Callable[[], None] = lambda: None,
 ) -> Verdict:  # fmt: skip
     """Hold a run's exported files, or another .onnx file, against its model on the test split of a prepared folder (or,
     where none was held out, on its training samples: the report says so).
@@ -73,7 +75,7 @@ def verify_run(
     contents, graph = _read(run, onnx)
     name, module = evaluation_split(data), deployed(run)
     split = open_split(data, name)
-    with probes or Probes(contents) as probes:
+    with probes or Runner(contents) as probes:
         probes.load(contents, split.x.numpy())
         meanwhile()
         with _threads(NUM_THREADS):  # the order in which numbers are added up depends on it
@@ -82,18 +84,18 @@ def verify_run(
             run=run, split_name=name, split=split, module=module, names=OUTPUTS[run.task], metadata=metadata(run),
             answers=answers, complete=onnx is None,
         )  # fmt: skip
-        findings = probes.findings()
-    if not findings["onnx"].failure:
-        findings["onnx"].weights = onnx_model.initialisers(graph)
-    parts = {kind: _judge(kind, finding, expected) for kind, finding in findings.items()}
+        results = probes.results()
+    if not results["onnx"].failure:
+        results["onnx"].weights = onnx_format.initializers(graph)
+    parts = {kind: _judge(kind, result, expected) for kind, result in results.items()}
     for kind, content in contents.items():
         about = {"file": onnx.name if onnx else FILES[kind], "sha256": hashlib.sha256(content).hexdigest()}
-        parts[kind] = about | ({"opset": onnx_model.opset(graph)} if kind == "onnx" else {}) | parts[kind]
+        parts[kind] = about | ({"opset": onnx_format.opset(graph)} if kind == "onnx" else {}) | parts[kind]
     values = _report(parts, expected, data_sha256=read_manifest(data)["data_sha256"])
     as_json, as_text = report_files(onnx)
     manifest.unseal(run, as_json, as_text)
-    store.write_json(run.folder / as_json, values)
-    with store.atomic(run.folder / as_text) as temporary:
+    run_folder.write_json(run.folder / as_json, values)
+    with run_folder.atomic(run.folder / as_text) as temporary:
         temporary.write_text(report.markdown(values))
     stem = re.sub("[^A-Za-z0-9_.-]", "_", f"parity-{onnx.stem}") if onnx else ""
     prefixes = {kind: f"{METRICS}/{stem or kind}" for kind in parts}
@@ -117,10 +119,10 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _read(run: store.Run, onnx: Path | None) -> tuple[dict[str, bytes], ModelProto]:
+def _read(run: run_folder.Run, onnx: Path | None) -> tuple[dict[str, bytes], ModelProto]:
     """Return the files' bytes by format, and the ONNX file's message."""
     if onnx:
-        content, graph = onnx_model.read(onnx, what=f"onnx={onnx}")
+        content, graph = onnx_format.read(onnx, what=f"onnx={onnx}")
         return {"onnx": content}, graph
     paths = {kind: run.folder / FOLDER / FILES[kind] for kind in FORMATS}
     missing = [path.name for path in paths.values() if not path.is_file()]
@@ -129,11 +131,11 @@ def _read(run: store.Run, onnx: Path | None) -> tuple[dict[str, bytes], ModelPro
             f"run={run.folder} has no {', '.join(missing)} in its {FOLDER}/. "
             f"Make it: python -m pipeline export --run {run.folder}"
         )
-    content, graph = onnx_model.read(paths["onnx"], what=str(paths["onnx"]))
+    content, graph = onnx_format.read(paths["onnx"], what=str(paths["onnx"]))
     return {"onnx": content} | {kind: paths[kind].read_bytes() for kind in FORMATS[1:]}, graph
 
 
-def _answers(module: Deployed, x: Tensor) -> Outputs:
+def _answers(module: ExportModule, x: Tensor) -> Outputs:
     """Return the outputs of eager torch for the cases that a probe works through."""
     batches = {str(size): [x[torch.arange(size) % len(x)]] for size in BATCH_SIZES} | {"all": list(x.split(CHUNK))}
     answers: Outputs = {}
@@ -144,37 +146,37 @@ def _answers(module: Deployed, x: Tensor) -> Outputs:
     return answers
 
 
-def _judge(kind: str, finding: Finding, expected: _Expected) -> dict[str, Any]:
+def _judge(kind: str, result: RunResult, expected: _Expected) -> dict[str, Any]:
     """Return one artifact's part of the report: what was measured, then why it fails if it does."""
     names, want = expected.names, expected.answers
-    if finding.failure:
-        return report.artifact(finding, parity.Comparison(), problems=[finding.failure])
+    if result.failure:
+        return report.artifact(result, compare.Comparison(), problems=[result.failure])
     data = expected.run.data
     problems: list[str] = []
     if kind == "onnx":
-        problems += diagnosis.interface(finding.facts, names=names, shape=data["input_shape"], dtype=data["input_dtype"])
-        _order_by_name(finding, names)
-    problems += diagnosis.origin(finding.facts["metadata"], expected.metadata, complete=expected.complete)
+        problems += explain.interface(result.facts, names=names, shape=data["input_shape"], dtype=data["input_dtype"])
+        _order_by_name(result, names)
+    problems += explain.origin(result.facts["metadata"], expected.metadata, complete=expected.complete)
     labels = expected.split.y.numpy()
-    comparison = parity.compare(finding.outputs, want, names=names, labels=labels, task=expected.run.task)
+    comparison = compare.compare(result.outputs, want, names=names, labels=labels, task=expected.run.task)
     if not comparison.agrees:
-        problems += diagnosis.swapped(finding.outputs, want, names=names)
-        problems += diagnosis.unstandardised(finding.outputs, _answers_to_raw_input(expected))
-        problems += diagnosis.weights(finding.weights, load_file(expected.run.folder / store.WEIGHTS))
-    problems += diagnosis.behaviour(finding, comparison, names=names, want=want, split=expected.split_name)
-    return report.artifact(finding, comparison, problems=problems)
+        problems += explain.swapped(result.outputs, want, names=names)
+        problems += explain.unstandardized(result.outputs, _answers_to_raw_input(expected))
+        problems += explain.weights(result.weights, load_file(expected.run.folder / run_folder.WEIGHTS))
+    problems += explain.behavior(result, comparison, names=names, want=want, split=expected.split_name)
+    return report.artifact(result, comparison, problems=problems)
 
 
-def _order_by_name(finding: Finding, names: tuple[str, ...]) -> None:
+def _order_by_name(result: RunResult, names: tuple[str, ...]) -> None:
     """Bring the outputs of an ONNX file, which are asked for by name, into the order of `names`."""
-    found = [output["name"] for output in finding.facts["outputs"]]
+    found = [output["name"] for output in result.facts["outputs"]]
     if sorted(found) == sorted(names):
         order = [found.index(name) for name in names]
-        finding.outputs = {case: [arrays[i] for i in order] for case, arrays in finding.outputs.items()}
+        result.outputs = {case: [arrays[i] for i in order] for case, arrays in result.outputs.items()}
 
 
 def _answers_to_raw_input(expected: _Expected) -> Outputs:
-    """Return what the network gives without its standardisation; nothing where it has none."""
+    """Return what the network gives without its standardization; nothing where it has none."""
     plain = copy.deepcopy(expected.module)
     if (plain.model.mean == 0).all() and (plain.model.std == 1).all():
         return {}
@@ -190,14 +192,14 @@ def _report(parts: Mapping[str, dict[str, Any]], expected: _Expected, *, data_sh
     reference = {
         "runtime": "torch eager, float32, CPU",
         "version": torch.__version__,
-        "metric": report.finite(parity.score(own, own, split.y.numpy(), run.task).value),
+        "metric": report.nan_to_none(compare.score(own, own, split.y.numpy(), run.task).value),
     }
     return {
         "passed": not problems, "problems": problems, "model": run.config.model, "task": run.task,
         "dataset": run.config.dataset, "split": expected.split_name, "num_samples": len(split),
         "metric": report.METRIC[run.task],
         "data_sha256": data_sha256, "weights_sha256": expected.metadata["weights_sha256"], "reference": reference,
-        "tolerance": {"rtol": parity.RTOL, "atol": parity.ATOL, "argmax_flips": 0},
+        "tolerance": {"rtol": compare.RTOL, "atol": compare.ATOL, "argmax_flips": 0},
         "batch_sizes": list(BATCH_SIZES), "num_threads": NUM_THREADS,
         "artifacts": dict(parts),
     }  # fmt: skip

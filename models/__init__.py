@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.preprocess import Model
+    from models.wrapper import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,12 @@ class ModelSpec:
 
 _IMAGES = {  # found on MNIST's validation samples: label smoothing brings most of it
     "dataset": "digits", "loss": "cross_entropy", "preprocess": "standardize", "monitor": "accuracy", "optimizer": "adamw",
-    "lr": 5e-3, "weight_decay": 0.1, "label_smoothing": 0.05, "scheduler": "one_cycle", "warmup": 0.3, "batch_size": 48,
+    "lr": 5e-3, "weight_decay": 0.1, "label_smoothing": 0.05, "scheduler": "one_cycle", "warmup_ratio": 0.3, "batch_size": 48,
     "precision": "auto",
 }  # fmt: skip
 
 _MNIST = {  # the best of 17 candidates for both networks: docs/search-cnn.jsonl, docs/search-lenet.jsonl
-    "epochs": 5, "optimizer": "muon", "lr": 3.5e-3, "weight_decay": 0.2, "warmup": 0.2, "init": "patches", "augment_shift": 1,
+    "epochs": 5, "optimizer": "muon", "lr": 3.5e-3, "weight_decay": 0.2, "warmup_ratio": 0.2, "init": "pca", "augment_shift": 1,
 }  # fmt: skip
 
 _NESTEROV = {"momentum": 0.9, "nesterov": True}
@@ -84,7 +84,7 @@ MODELS: dict[str, ModelSpec] = {
                 "lr": 0.05, "momentum": 0.9, "nesterov": True, "scheduler": "cosine", "epochs": 60, "batch_size": 400,
                 "checkpoint_every": "500", "gradient": "autograd",
             },
-            "seed": {
+            "reference": {
                 "dataset": "sine", "loss": "sse", "preprocess": "none", "holdout": False, "optimizer": "sgd", "lr": 1e-6,
                 "epochs": 2000, "batch_size": 2000, "checkpoint_every": "500", "gradient": "manual",
             },
@@ -103,7 +103,7 @@ MODELS: dict[str, ModelSpec] = {
                 "dataset": "breast_cancer", "loss": "bce", "preprocess": "standardize", "monitor": "loss",
                 "optimizer": "adam", "lr": 0.01, "epochs": 40, "batch_size": 32, "checkpoint_every": "1000", "hidden": 25,
             },
-            "seed": {
+            "reference": {
                 "dataset": "breast_cancer", "loss": "mse", "preprocess": "none", "holdout": False, "optimizer": "adam",
                 "lr": 1e-3, "epochs": 1000, "batch_size": 569, "checkpoint_every": "200", "hidden": 25,
             },
@@ -111,7 +111,7 @@ MODELS: dict[str, ModelSpec] = {
     ),
     "moons": ModelSpec(
         summary="two logistic layers built from operators with hand-written forward and backward",
-        builder="models.moons:Moons",
+        builder="models.two_layer:Moons",
         tasks=("binary",),
         input_shape=(None,),
         layers=("hidden", "output"),
@@ -122,7 +122,7 @@ MODELS: dict[str, ModelSpec] = {
                 "dataset": "moons", "loss": "bce", "preprocess": "standardize", "monitor": "loss", "optimizer": "adam",
                 "lr": 0.05, "scheduler": "cosine", "epochs": 60, "batch_size": 64, "checkpoint_every": "500", "hidden": 32,
             },
-            "seed": {
+            "reference": {
                 "dataset": "moons", "loss": "bce", "preprocess": "none", "monitor": "accuracy", "optimizer": "sgd",
                 "lr": 0.2, "epochs": 1000, "batch_size": 640, "checkpoint_every": "200", "hidden": 5,
             },
@@ -139,7 +139,7 @@ MODELS: dict[str, ModelSpec] = {
         recipes={
             "default": _IMAGES | {"lr": 0.01, "epochs": 20, "batch_size": 32},
             "default:mnist": _MNIST | {"batch_size": 48},
-            "seed": {
+            "reference": {
                 "dataset": "digits", "loss": "cross_entropy", "preprocess": "scale", "monitor": "accuracy",
                 "optimizer": "sgd", "lr": 0.01, "epochs": 20, "batch_size": 4,
             },
@@ -158,13 +158,13 @@ MODELS: dict[str, ModelSpec] = {
             "default:mnist": _MNIST,
             "fast": _IMAGES | {
                 "dataset": "mnist", "holdout": False, "epochs": 0, "max_steps": 200, "batch_size": 192, "optimizer": "muon",
-                "lr": 7e-3, "weight_decay": 0.05, "warmup": 0.2, "init": "patches", "layer_lr": "conv1=0",
+                "lr": 7e-3, "weight_decay": 0.05, "warmup_ratio": 0.2, "init": "pca", "layer_lr": "conv1=0",
             },
             "accurate": _IMAGES | {
                 "dataset": "mnist", "holdout": False, "epochs": 12, "batch_size": 72, "optimizer": "muon", "lr": 4e-3,
-                "weight_decay": 0.05, "warmup": 0.2, "init": "patches", "augment_shift": 2, "augment_affine": 0.2,
+                "weight_decay": 0.05, "warmup_ratio": 0.2, "init": "pca", "augment_shift": 2, "augment_affine": 0.2,
             },
-            "seed": {
+            "reference": {
                 "dataset": "mnist", "loss": "cross_entropy", "preprocess": "scale", "holdout": False, "optimizer": "adam",
                 "lr": 0.01, "epochs": 20, "batch_size": 50,
             },
@@ -186,7 +186,7 @@ def build_model(
     `preprocess` holds `mean` and `std`, floats nested like one value per channel (images) or per feature (vectors).
     `options` may hold more fields than the network reads. Weights are drawn from torch's global generator.
     """
-    from models.preprocess import Model
+    from models.wrapper import Model
 
     spec = MODELS[name]
     module, _, attribute = spec.builder.partition(":")

@@ -1,7 +1,7 @@
 """A cubic y = a + b x + c x^2 + d x^3, its gradient derived by hand, taken by autograd, or by nn.Linear on (x, x^2, x^3).
 
-All three start from the same four normal random numbers, so they walk the same path. Where the input is standardised, the
-coefficients belong to the standardised x: `formula` gives them back for the raw one.
+All three start from the same four normal random numbers, so they walk the same path. Where the input is standardized, the
+coefficients belong to the standardized x: `formula` gives them back for the raw one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.polynomial import Polynomial as Series
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.preprocess import Model
+from models.wrapper import Model
 
 
 class _Cubic(torch.autograd.Function):
@@ -82,7 +82,7 @@ class Polynomial(nn.Module):
 
 
 def coefficients(model: Model) -> list[float]:
-    """Return [a, b, c, d] for the raw input, standardisation undone."""
+    """Return [a, b, c, d] for the raw input, standardization undone."""
     assert isinstance(model.network, Polynomial)
     z = Series([-model.mean.item() / model.std.item(), 1 / model.std.item()])  # z = (x - mean) / std
     expanded = Series(model.network.coefficients())(z).coef.tolist()

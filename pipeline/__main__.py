@@ -5,7 +5,7 @@ import gc
 import os
 import sys
 
-from pipeline import output, stopping
+from pipeline import output, signals
 from pipeline.cli import main
 
 # A thread that spins while it waits for another is charged for it, and then waits for whole time slices behind any neighbor of
@@ -16,9 +16,9 @@ if __name__ == "__main__":
     output.install()
     gc.set_threshold(50_000, 20, 100)  # imports make a million objects and next to no garbage: a fifth of their time
     ended: list[int] = []
-    atexit.register(lambda: ended and stopping.leave(ended[0]))  # registered first, so it is called last
-    stopping.install()
+    atexit.register(lambda: ended and signals.exit_now(ended[0]))  # registered first, so it is called last
+    signals.install()
     ended.append(main())
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        stopping.leave(ended[0])
+        signals.exit_now(ended[0])
     sys.exit(ended[0])

@@ -20,7 +20,7 @@ from pipeline.data.prepare import read_json, sha256
 from pipeline.files import atomic, write_json
 from pipeline.manifest import LAST_WEIGHTS, WEIGHTS
 from pipeline.output import say
-from pipeline.store import save_weights
+from pipeline.run import save_weights
 
 
 def snapshot(value: Any) -> Any:

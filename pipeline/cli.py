@@ -22,7 +22,7 @@ from pipeline import config as configuration
 from pipeline.config import EvaluateConfig, Failure, PlotConfig, RunConfig, StageConfig, SyncConfig, UserError, VerifyConfig
 from pipeline.data.catalog import DATASETS
 from pipeline.output import say
-from pipeline.stopping import Stopped
+from pipeline.signals import Interrupted
 
 COMMANDS: Mapping[str, tuple[type, str]] = {
     "run": (RunConfig, "prepare, train, evaluate, export and verify, in one MLflow run (MLproject's `main`)"),
@@ -80,7 +80,7 @@ def _answered(arguments: list[str]) -> int:
              "mend the access, and go on: --resume true."]
         )  # fmt: skip
         return 1
-    except Stopped as stop:
+    except Interrupted as stop:
         _complain([f"stopped by {signal.Signals(int(stop.code or 0) - 128).name}"])
         return int(stop.code or 0)
 
@@ -102,7 +102,7 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         say(__version__)
         return 0
-    command, *flags = arguments
+    command, *words = arguments
     command = _ALIASES.get(command, command)
     if command.startswith("-"):
         raise UserError(f"The command comes before {configuration.shown(command)}. Choose one of: {', '.join(COMMANDS)}.")
@@ -113,48 +113,48 @@ def _dispatch(arguments: list[str]) -> int:
     cls = COMMANDS[command][0]
     if not places.is_somewhere():
         raise UserError("the working folder is gone: it was deleted. Change into one that is there.")
-    if "-h" in flags or "--help" in flags:
+    if "-h" in words or "--help" in words:
         say(_parser(command).format_help().rstrip())
         return 0
-    texts = _read_flags(flags, cls)
+    flags = _read_flags(words, cls)
     worker = environment.worker()  # raises UserError where the variables of torchrun contradict each other
-    values, problems = configuration.convert(cls, texts)
+    values, problems = configuration.convert(cls, flags)
     obstacles = {name: m for name, m in places.occupied(values) if name != "output_dir" or worker.rank == 0}
     if cls is RunConfig and not obstacles:
-        return _training(command, [command, *flags], texts)
+        return _training(command, [command, *words], flags)
     if problems or obstacles:
         raise UserError(*(problems | obstacles).values())
-    return _later_stage(command, [command, *flags], cls(**values))
+    return _later_stage(command, [command, *words], cls(**values))
 
 
-def _training(command: str, arguments: list[str], texts: Mapping[str, str]) -> int:
+def _training(command: str, arguments: list[str], flags: Mapping[str, str]) -> int:
     world_size = environment.worker().world_size if environment.is_worker() else None
-    if command == "prepare" or texts.get("resume", "false") == "false":  # all mistakes are told before anything is joined
-        config = configuration.resolve(texts, world_size=world_size)
+    if command == "prepare" or flags.get("resume", "false") == "false":  # all mistakes are told before anything is joined
+        config = configuration.resolve(flags, world_size=world_size)
     if command == "prepare":
         from pipeline.data.prepare import prepare
 
         say(str(prepare(config)))
         return 0
-    is_new = texts.get("resume", "false") == "false"
-    _announce(configuration.describe(texts) if is_new else f"{command} in {texts.get('output_dir')}, resume={texts['resume']}")
+    is_new = flags.get("resume", "false") == "false"
+    _announce(configuration.describe(flags) if is_new else f"{command} in {flags.get('output_dir')}, resume={flags['resume']}")
     from pipeline import distributed
 
     if environment.is_worker():
-        _refuse_what_torchrun_decides(texts)
-        return _on_every_rank(command, texts)
-    from pipeline import settle
+        _refuse_what_torchrun_decides(flags)
+        return _on_every_rank(command, flags)
+    from pipeline import resume
 
-    config = settle.settle(texts)
-    device = settle.resolve_device(config)
+    config = resume.resolve_run(flags)
+    device = resume.resolve_device(config)
     nproc = distributed.resolve_nproc(config.nproc, device)
-    if config.batch_size < nproc * config.accumulation_steps:
+    if config.batch_size < nproc * config.grad_accum_steps:
         raise UserError(
-            f"batch_size={config.batch_size} is smaller than {nproc} ranks x accumulation_steps="
-            f"{config.accumulation_steps}. Use a larger --batch_size, or fewer processes (--nproc)."
+            f"batch_size={config.batch_size} is smaller than {nproc} ranks x grad_accum_steps="
+            f"{config.grad_accum_steps}. Use a larger --batch_size, or fewer processes (--nproc)."
         )
     if nproc == 1 and not config.max_restarts:
-        return _on_every_rank(command, texts, config)
+        return _on_every_rank(command, flags, config)
     from pipeline.data.prepare import prepare
 
     prepare(config)  # a mistake in the data is told before any worker starts
@@ -173,7 +173,7 @@ def _announce(text: str) -> None:
         (output.log if environment.is_launched() else say)(f"{text}\n{_LOADING}")
 
 
-def _refuse_what_torchrun_decides(texts: Mapping[str, str]) -> None:
+def _refuse_what_torchrun_decides(flags: Mapping[str, str]) -> None:
     """Raise UserError for a flag that our own launcher would obey, in a rank that torchrun has started."""
     if environment.is_launched():
         return
@@ -181,36 +181,36 @@ def _refuse_what_torchrun_decides(texts: Mapping[str, str]) -> None:
     decided = {"nproc": ("auto", local), "max_restarts": ("0",)}
     words = {"nproc": "--nproc-per-node", "max_restarts": "--max-restarts"}
     problems = [
-        f"{name}={texts[name]} has no effect under torchrun. Give it as torchrun's own {words[name]}, and leave --{name} out."
+        f"{name}={flags[name]} has no effect under torchrun. Give it as torchrun's own {words[name]}, and leave --{name} out."
         for name, same in decided.items()
-        if name in texts and texts[name] not in same
+        if name in flags and flags[name] not in same
     ]
     if problems:
         raise UserError(*problems)
 
 
-def _on_every_rank(command: str, texts: Mapping[str, str], config: RunConfig | None = None) -> int:
+def _on_every_rank(command: str, flags: Mapping[str, str], config: RunConfig | None = None) -> int:
     """Train on this rank. What rank 0 decides counts for all; the others need neither its run folder nor its disk."""
-    from pipeline import distributed, settle, stages
+    from pipeline import commands, distributed, resume
 
-    first = config or settle.before_joining(texts)
-    with distributed.process_group(settle.resolve_device(first)) as ranks:
+    first = config or resume.config_before_init(flags)
+    with distributed.process_group(resume.resolve_device(first)) as ranks:
         if config is None:
-            decided = distributed.together(lambda: settle.settle(texts, world_size=ranks.world_size), on=ranks.is_main)
-            config = settle.on_this_host(distributed.broadcast(decided), texts)
-        stages.train(config, ranks, export=command == "run")
+            decided = distributed.run_on_main(lambda: resume.resolve_run(flags, world_size=ranks.world_size), on=ranks.is_main)
+            config = resume.with_local_overrides(distributed.broadcast(decided), flags)
+        commands.train(config, ranks, export=command == "run")
     return 0
 
 
 def _later_stage(command: str, arguments: list[str], config: Any) -> int:
     if command == "plot":
-        say(f"drawing {config.picture} ...")
-        from pipeline import pictures, plots
+        say(f"drawing {config.plot} ...")
+        from pipeline.plots import evaluation, standalone
 
-        path = config.output / f"{config.picture}.png"
-        about, draw = pictures.PICTURES[config.picture]
+        path = config.output / f"{config.plot}.png"
+        about, draw = standalone.PICTURES[config.plot]
         try:
-            plots.save(draw(), path, about=about)
+            evaluation.save(draw(), path, about=about)
         except OSError as error:
             raise UserError(f"output={config.output} cannot be written ({error.strerror}). Give another folder.") from error
         say(str(path))
@@ -228,17 +228,17 @@ def _later_stage(command: str, arguments: list[str], config: Any) -> int:
     if command == "evaluate":
         return _evaluate(arguments, config)
     run = find_run(config.run, stage=command)
-    from pipeline import stages
+    from pipeline import commands
 
     if command == "export":
-        stages.export(config, run)
+        commands.export(config, run)
     else:
-        stages.verify(config, run)
+        commands.verify(config, run)
     return 0
 
 
 def _evaluate(arguments: list[str], config: EvaluateConfig) -> int:
-    from pipeline import distributed, stages
+    from pipeline import commands, distributed
     from pipeline.tracking.runs import find_run
 
     device = distributed.resolve_device(config.device)
@@ -246,35 +246,35 @@ def _evaluate(arguments: list[str], config: EvaluateConfig) -> int:
         find_run(config.run, stage="evaluate")
         return distributed.launch(["pipeline", *arguments], nproc)
     with distributed.process_group(device) as ranks:
-        run = distributed.broadcast(distributed.together(lambda: find_run(config.run, stage="evaluate"), on=ranks.is_main))
-        stages.evaluate(config, run, ranks)
+        run = distributed.broadcast(distributed.run_on_main(lambda: find_run(config.run, stage="evaluate"), on=ranks.is_main))
+        commands.evaluate(config, run, ranks)
     return 0
 
 
-def _read_flags(flags: Sequence[str], cls: type) -> dict[str, str]:
+def _read_flags(words: Sequence[str], cls: type) -> dict[str, str]:
     """Return {field: text}. A flag takes the word behind it, unless that begins with two minus signs; the last one counts.
 
     Not by argparse, which takes `--flag=--` and `--flag -1e-3` for something else. Raises UserError with every problem.
     """
     names = {field.name for field in dataclasses.fields(cls)}
-    texts: dict[str, str] = {}
+    flags: dict[str, str] = {}
     problems: list[str] = []
-    words = list(flags)
-    while words:
-        flag, equals, text = words.pop(0).partition("=")
+    rest = list(words)
+    while rest:
+        flag, equals, text = rest.pop(0).partition("=")
         name = flag.removeprefix("--")
-        follows = bool(words) and not equals and not words[0].startswith("--")
+        follows = bool(rest) and not equals and not rest[0].startswith("--")
         if not flag.startswith("--") or name not in names:
             problems.append(_unknown_flag(flag, cls))
             if flag.startswith("--") and follows:
-                words.pop(0)
+                rest.pop(0)
         elif equals or follows:
-            texts[name] = text if equals else words.pop(0)
+            flags[name] = text if equals else rest.pop(0)
         else:
             problems.append(f"{flag} was given without a value. Write {flag} VALUE.")
     if problems:
-        raise UserError(*problems, *configuration.convert(cls, texts)[1].values())
-    return texts
+        raise UserError(*problems, *configuration.convert(cls, flags)[1].values())
+    return flags
 
 
 def _unknown_flag(word: str, cls: type) -> str:
@@ -305,7 +305,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{field.name}",
             metavar="|".join(choices) or _METAVARS.get(field.name) or _METAVARS.get(str(field.type), "auto|N"),
-            help=f"{field.metadata['meaning']} ({note})".replace("%", "%%"),
+            help=f"{field.metadata['description']} ({note})".replace("%", "%%"),
         )
     return parser
 
@@ -315,7 +315,7 @@ def _text(value: object) -> str:
 
 
 def _recipes() -> str:
-    lines = ["models and their default recipes (seed recipes: --recipe seed):"]
+    lines = ["models and their default recipes (--recipe reference: those of the text that a model came from):"]
     for name, spec in MODELS.items():
         recipe = " ".join(f"{k}={_text(v)}" for k, v in spec.recipe("default").items())
         lines += [

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models import MODELS
+from pipeline.checks import LOSSES, violations, without_effect
 from pipeline.data.catalog import DATASETS
 from pipeline.places import FIELDS as PLACES
 from pipeline.places import expanded
 from pipeline.recipe import Merged, merge
-from pipeline.rules import LOSSES, broken_rules, without_effect
 
 _LARGEST_INT, _LARGEST_FLOAT = 1_000_000_000, 1e38  # where a field says nothing: what every library takes, 64 and 32 bits
 _LARGEST_SEED = 2**32 - 1  # of numpy's generators, and what torch's tell apart
@@ -40,119 +40,113 @@ class Failure(RuntimeError):
     """Work that was asked for rightly and failed: a loss that diverged, an artifact that disagrees. Exit status 1."""
 
 
-def option(
+def Field(
     default: object,
-    meaning: str,
+    description: str,
     *,
     choices: Iterable[str] = (),
-    above: float | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
+    gt: float | None = None,
+    ge: float | None = None,
+    lt: float | None = None,
+    le: float | None = None,
 ) -> Any:
-    """Declare a field with its meaning and the values that it may take."""
-    bounds = {"above": above, "at_least": at_least, "at_most": at_most, "below": below}
-    return field(default=default, metadata={"meaning": meaning, "choices": tuple(choices), "bounds": bounds})
+    """Declare a field with its description and the values that it may take; the bounds are called as elsewhere in the field."""
+    bounds = {"gt": gt, "ge": ge, "lt": lt, "le": le}
+    return field(default=default, metadata={"description": description, "choices": tuple(choices), "bounds": bounds})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The parameters of one training run. A default may be replaced by the model's recipe (see `models.MODELS`)."""
 
-    model: str = option("cnn", "network to train", choices=MODELS)
-    recipe: str = option(
+    model: str = Field("cnn", "network to train", choices=MODELS)
+    recipe: str = Field(
         "default",
-        "set of defaults: an expert's, the source text's own, 99 % on MNIST within seconds or 99.6 % within minutes (cnn)",
-        choices=("default", "seed", "fast", "accurate"),
+        "set of defaults: an expert's, those of the text that the model came from, or for 99 or 99.6 % on MNIST (cnn)",
+        choices=("default", "reference", "fast", "accurate"),
     )
-    dataset: str = option("digits", "data to train on", choices=DATASETS)
-    data_dir: Path = option(Path("data"), "folder with (or for) downloaded raw files")
-    cache_dir: Path = option(Path("~/.cache/trainyard"), "folder for prepared tensors")
-    output_dir: str = option("", "the run folder; empty: runs/<model>-<first 8 of the MLflow run id>")
-    resume: str = option(
+    dataset: str = Field("digits", "data to train on", choices=DATASETS)
+    data_dir: Path = Field(Path("data"), "folder with (or for) downloaded raw files")
+    cache_dir: Path = Field(Path("~/.cache/trainyard"), "folder for prepared tensors")
+    output_dir: str = Field("", "the run folder; empty: runs/<model>-<first 8 of the MLflow run id>")
+    resume: str = Field(
         "false", "go on from the newest valid checkpoint in --output_dir; auto: if there is one, or else begin",
         choices=("false", "true", "auto"),
     )  # fmt: skip
-    split_seed: int = option(0, "seed of the data set's points (moons) and of its split", at_least=0, at_most=_LARGEST_SEED)
-    holdout: bool = option(True, "hold samples out for validation (and test, if the data has no test set); false: train on all")
-    noise: float = option(0.5, "standard deviation of the noise (moons)", at_least=0, at_most=1000)
-    preprocess: str = option(
-        "standardize", "the model's first layer: input as it is, scaled to [0, 1], or standardised",
+    split_seed: int = Field(0, "seed of the data set's points (moons) and of its split", ge=0, le=_LARGEST_SEED)
+    holdout: bool = Field(True, "hold samples out for validation (and test, if the data has no test set); false: train on all")
+    noise: float = Field(0.5, "standard deviation of the noise (moons)", ge=0, le=1000)
+    preprocess: str = Field(
+        "standardize", "the model's first layer: input as it is, scaled to [0, 1], or standardized",
         choices=("none", "scale", "standardize"),
     )  # fmt: skip
-    hidden: int = option(25, "width of the hidden layer (mlp, moons)", at_least=1)
-    dropout: float = option(0.0, "share of the last features dropped in training (mlp, lenet, cnn)", at_least=0, below=1)
-    init: str = option(
+    hidden: int = Field(25, "width of the hidden layer (mlp, moons)", ge=1)
+    dropout: float = Field(0.0, "share of the last features dropped in training (mlp, lenet, cnn)", ge=0, lt=1)
+    init: str = Field(
         "random", "the first convolution's weights: random, or principal components of image patches (lenet, cnn)",
-        choices=("random", "patches"),
+        choices=("random", "pca"),
     )  # fmt: skip
-    gradient: str = option(
+    gradient: str = Field(
         "autograd", "how the cubic's gradient is taken (polynomial)", choices=("manual", "autograd", "linear")
     )
-    epochs: int = option(20, "passes over the training samples; 0: max_steps decides", at_least=0)
-    max_steps: int = option(0, "optimiser steps after which training ends, even within an epoch; 0: epochs decide", at_least=0)
-    batch_size: int = option(64, "samples in one optimiser step, over all ranks together", at_least=1)
-    accumulation_steps: int = option(1, "parts in which a rank works through its share of a batch", at_least=1, at_most=10_000)
-    optimizer: str = option("adamw", "update rule", choices=("sgd", "adam", "adamw", "rmsprop", "muon"))
-    lr: float = option(1e-3, "learning rate (its peak, where a schedule moves it)", above=0)
-    momentum: float = option(0.0, "momentum (sgd, rmsprop)", at_least=0, below=1)
-    nesterov: bool = option(False, "Nesterov momentum (sgd)")
-    weight_decay: float = option(0.0, "weight decay: decoupled in adamw and muon, an L2 penalty in the others", at_least=0)
-    layer_lr: str = option("", "learning rates of single layers, as fc2=1e-4,conv1=1e-3; 0 freezes one")
-    layer_weight_decay: str = option("", "weight decay of single layers, as fc2=0.1")
-    loss: str = option(
+    epochs: int = Field(20, "passes over the training samples; 0: max_steps decides", ge=0)
+    max_steps: int = Field(0, "optimizer steps after which training ends, even within an epoch; 0: epochs decide", ge=0)
+    batch_size: int = Field(64, "samples in one optimizer step, over all ranks together", ge=1)
+    grad_accum_steps: int = Field(1, "parts in which a rank works through its share of a batch", ge=1, le=10_000)
+    optimizer: str = Field("adamw", "update rule", choices=("sgd", "adam", "adamw", "rmsprop", "muon"))
+    lr: float = Field(1e-3, "learning rate (its peak, where a schedule moves it)", gt=0)
+    momentum: float = Field(0.0, "momentum (sgd, rmsprop)", ge=0, lt=1)
+    nesterov: bool = Field(False, "Nesterov momentum (sgd)")
+    weight_decay: float = Field(0.0, "weight decay: decoupled in adamw and muon, an L2 penalty in the others", ge=0)
+    layer_lr: str = Field("", "learning rates of single layers, as fc2=1e-4,conv1=1e-3; 0 freezes one")
+    layer_weight_decay: str = Field("", "weight decay of single layers, as fc2=0.1")
+    loss: str = Field(
         "cross_entropy",
         "training loss: a mean over samples, sse a sum",
         choices=dict.fromkeys(sum(LOSSES.values(), ())),
     )
-    augment_shift: int = option(
-        0, "pixels by which a training image is moved at most, each way, anew in each epoch (images)", at_least=0, at_most=14
+    augment_shift: int = Field(
+        0, "pixels by which a training image is moved at most, each way, anew in each epoch (images)", ge=0, le=14
     )
-    augment_affine: float = option(
+    augment_affine: float = Field(
         0.0, "how far a training image is turned, stretched and sheared: largest change of its matrix (images)",
-        at_least=0, at_most=0.5,
+        ge=0, le=0.5,
     )  # fmt: skip
-    label_smoothing: float = option(0.0, "label smoothing (cross_entropy)", at_least=0, below=1)
-    grad_clip: float = option(0.0, "largest global norm of the gradient; 0: no limit", at_least=0)
-    early_stopping: int = option(
-        0, "stop after so many epochs, warm-up aside, without a better validation result; 0: never", at_least=0
+    label_smoothing: float = Field(0.0, "label smoothing (cross_entropy)", ge=0, lt=1)
+    max_grad_norm: float = Field(0.0, "largest global norm of the gradient; 0: no limit", ge=0)
+    early_stopping: int = Field(
+        0, "stop after so many epochs, warm-up aside, without a better validation result; 0: never", ge=0
     )
-    monitor: str = option("loss", "validation figure by which the best weights are chosen", choices=("loss", "accuracy"))
-    scheduler: str = option(
+    monitor: str = Field("loss", "validation figure by which the best weights are chosen", choices=("loss", "accuracy"))
+    scheduler: str = Field(
         "constant", "course of the learning rate, per step", choices=("constant", "step", "cosine", "one_cycle")
     )
-    warmup: float = option(0.0, "share of all steps in which the learning rate rises", at_least=0, below=1)
-    step_size: int = option(10, "epochs between two cuts of the learning rate (step; a third of all unless given)", at_least=1)
-    gamma: float = option(0.1, "factor of each cut (step)", above=0, at_most=1)
-    seed: int = option(0, "seed of weights, sample order and dropout", at_least=0, at_most=_LARGEST_SEED)
-    device: str = option("auto", "where to compute; auto: cuda if there is one", choices=("auto", "cpu", "cuda"))
-    precision: str = option(
+    warmup_ratio: float = Field(0.0, "share of all steps in which the learning rate rises", ge=0, lt=1)
+    step_size: int = Field(10, "epochs between two cuts of the learning rate (step; a third of all unless given)", ge=1)
+    gamma: float = Field(0.1, "factor of each cut (step)", gt=0, le=1)
+    seed: int = Field(0, "seed of weights, sample order and dropout", ge=0, le=_LARGEST_SEED)
+    device: str = Field("auto", "where to compute; auto: cuda if there is one", choices=("auto", "cpu", "cuda"))
+    precision: str = Field(
         "fp32", "arithmetic of the forward pass (autocast); auto: bf16 where the processor computes in it, or else fp32",
         choices=("fp32", "bf16", "fp16", "auto"),
     )  # fmt: skip
-    compile: bool = option(False, "compile the model with torch.compile")
-    cuda_graph: str = option(
+    compile: bool = Field(False, "compile the model with torch.compile")
+    cuda_graph: str = Field(
         "auto", "start all kernels of a step at once, from a CUDA graph; auto: on one GPU, without --compile",
         choices=("auto", "true", "false"),
     )  # fmt: skip
-    nproc: int | Literal["auto"] = option(
-        "auto", "worker processes; auto: one per GPU, one on the CPU", at_least=1, at_most=1024
+    nproc: int | Literal["auto"] = Field("auto", "worker processes; auto: one per GPU, one on the CPU", ge=1, le=1024)
+    max_restarts: int = Field(0, "restarts of all workers after one has died or hung, from the last checkpoint", ge=0, le=1000)
+    collective_timeout: int = Field(
+        600, "seconds after which a rank that does not answer in training counts as hung", ge=1, le=31_536_000
     )
-    max_restarts: int = option(
-        0, "restarts of all workers after one has died or hung, from the last checkpoint", at_least=0, at_most=1000
-    )
-    timeout: int = option(
-        600, "seconds after which a rank that does not answer in training counts as hung", at_least=1, at_most=31_536_000
-    )
-    workers: int = option(
-        0, "loader processes of each rank; 0: batches are gathered in the training process", at_least=0, at_most=256
-    )
-    checkpoint_every: str = option("epoch", "when to save: `epoch`, a number of steps as 500, or minutes as 10m")
-    upload_checkpoints: bool = option(False, "upload checkpoints to MLflow, for a rank 0 that moves to another host")
-    strict_tracking: bool = option(False, "end the training when MLflow does not take its figures; false: they are kept")
-    log_every: int = option(
-        10, "optimiser steps that one point of train/loss stands for, also across the end of an epoch",
-        at_least=1, at_most=1_000_000,
+    num_workers: int = Field(0, "loader processes of each rank; 0: batches are gathered in the training process", ge=0, le=256)
+    checkpoint_every: str = Field("epoch", "when to save: `epoch`, a number of steps as 500, or minutes as 10m")
+    upload_checkpoints: bool = Field(False, "upload checkpoints to MLflow, for a rank 0 that moves to another host")
+    strict_tracking: bool = Field(False, "end the training when MLflow does not take its figures; false: they are kept")
+    log_every: int = Field(
+        10, "optimizer steps that one point of train/loss stands for, also across the end of an epoch",
+        ge=1, le=1_000_000,
     )  # fmt: skip
 
 
@@ -160,47 +154,45 @@ class RunConfig:
 class StageConfig:
     """What a stage after training needs: which run, and where its data lies on this machine."""
 
-    run: str = option("", "MLflow run id or run folder")
-    data_dir: Path = option(Path("data"), "folder with (or for) downloaded raw files")
-    cache_dir: Path = option(Path("~/.cache/trainyard"), "folder for prepared tensors")
+    run: str = Field("", "MLflow run id or run folder")
+    data_dir: Path = Field(Path("data"), "folder with (or for) downloaded raw files")
+    cache_dir: Path = Field(Path("~/.cache/trainyard"), "folder for prepared tensors")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncConfig:
     """Parameters of `sync`."""
 
-    run: Path = option(Path("run"), "run folder")
+    run: Path = Field(Path("run"), "run folder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(StageConfig):
     """Parameters of `evaluate`."""
 
-    device: str = option("auto", "where to compute; auto: cuda if there is one", choices=("auto", "cpu", "cuda"))
-    nproc: int | Literal["auto"] = option(
-        "auto", "worker processes; auto: one per GPU, one on the CPU", at_least=1, at_most=1024
-    )
+    device: str = Field("auto", "where to compute; auto: cuda if there is one", choices=("auto", "cpu", "cuda"))
+    nproc: int | Literal["auto"] = Field("auto", "worker processes; auto: one per GPU, one on the CPU", ge=1, le=1024)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(StageConfig):
     """Parameters of `verify`."""
 
-    onnx: str = option("", "another .onnx file to hold against the run's model; empty: the run's own artifacts")
+    onnx: str = Field("", "another .onnx file to hold against the run's model; empty: the run's own artifacts")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlotConfig:
     """Parameters of `plot`."""
 
-    picture: str = option(
+    plot: str = Field(
         "activations", "what to draw; none of these needs a run", choices=("activations", "scatter", "tsne", "samples")
     )
-    output: Path = option(Path("runs/plots"), "folder for the PNG file")
+    output: Path = Field(Path("runs/plots"), "folder for the PNG file")
 
 
 RUNTIME_FIELDS = frozenset(
-    ["data_dir", "cache_dir", "output_dir", "resume", "device", "nproc", "max_restarts", "timeout", "workers"]
+    ["data_dir", "cache_dir", "output_dir", "resume", "device", "nproc", "max_restarts", "collective_timeout", "num_workers"]
 ) | {"upload_checkpoints", "strict_tracking", "cuda_graph"}
 """Fields that say where and how a run is computed, not what: they may change when it is resumed."""
 
@@ -255,30 +247,28 @@ def _convert(spec: dataclasses.Field[Any], kind: Any, text: str) -> object:
     return Path(text) if kind is Path else text
 
 
+_BOUNDS = {"gt": "above", "ge": "at least", "le": "at most", "lt": "below"}
+
+
 def _check_bounds(spec: dataclasses.Field[Any], number: float, *, largest: float) -> None:
     bounds = spec.metadata["bounds"]
-    if number > largest and bounds["at_most"] is None:
-        bounds = bounds | {"at_most": largest}
-    broken = {
-        "above": lambda b: number <= b,
-        "at_least": lambda b: number < b,
-        "at_most": lambda b: number > b,
-        "below": lambda b: number >= b,
-    }
+    if number > largest and bounds["le"] is None:
+        bounds = bounds | {"le": largest}
+    broken = {"gt": lambda b: number <= b, "ge": lambda b: number < b, "le": lambda b: number > b, "lt": lambda b: number >= b}
     for name, limit in bounds.items():
         if limit is not None and broken[name](limit):
-            allowed = " and ".join(f"{n.replace('_', ' ')} {b}" for n, b in bounds.items() if b is not None)
+            allowed = " and ".join(f"{_BOUNDS[n]} {bounds[n]}" for n in _BOUNDS if bounds[n] is not None)
             raise ValueError(f"is out of range. Give a value {allowed}, as in --{spec.name} {spec.default}.")
 
 
-def convert(cls: type, texts: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Turn flag texts into values of the fields of `cls`. Returns the good values, and a message for each bad field."""
+def convert(cls: type, flags: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Turn flag flags into values of the fields of `cls`. Returns the good values, and a message for each bad field."""
     values: dict[str, Any] = {}
     problems: dict[str, str] = {}
     kinds = field_types(cls)
     for spec in dataclasses.fields(cls):
-        if spec.name in texts:
-            text = texts[spec.name]
+        if spec.name in flags:
+            text = flags[spec.name]
             try:
                 values[spec.name] = _convert(spec, kinds[spec.name], text)
             except ValueError as error:
@@ -286,12 +276,12 @@ def convert(cls: type, texts: Mapping[str, str]) -> tuple[dict[str, Any], dict[s
     return values, problems
 
 
-def resolve(texts: Mapping[str, str], *, world_size: int | None = None) -> RunConfig:
-    """Return the full configuration for the flags `texts`: flag, or else recipe, or else default.
+def resolve(flags: Mapping[str, str], *, world_size: int | None = None) -> RunConfig:
+    """Return the full configuration for the flags `flags`: flag, or else recipe, or else default.
 
     `world_size` is the number of ranks where torchrun has already set it. Raises UserError with every problem.
     """
-    values, problems = convert(RunConfig, texts)
+    values, problems = convert(RunConfig, flags)
     spec = MODELS[values.get("model", "cnn")]
     if values.get("recipe", "default") not in spec.recipes:
         problems["recipe"] = (
@@ -302,8 +292,8 @@ def resolve(texts: Mapping[str, str], *, world_size: int | None = None) -> RunCo
     config = RunConfig(**_merged(values).fields)
     messages = list(problems.values())
     if "model" not in problems:
-        doubtful = set(problems)
-        messages += [m for fields, m in broken_rules(config, spec, set(texts), world_size) if not doubtful & set(fields)]
+        invalid = set(problems)
+        messages += [m for fields, m in violations(config, spec, set(flags), world_size) if not invalid & set(fields)]
     if messages:
         raise UserError(*messages)
     return config
@@ -314,9 +304,9 @@ def _merged(values: Mapping[str, Any]) -> Merged:
     return merge(MODELS[values.get("model", "cnn")], values.get("recipe", "default"), values, defaults)
 
 
-def describe(texts: Mapping[str, str]) -> str:
+def describe(flags: Mapping[str, str]) -> str:
     """Return in one line what the flags of a new training mean: model, data, recipe, and what replaced what in it."""
-    merged = _merged(convert(RunConfig, texts)[0])
+    merged = _merged(convert(RunConfig, flags)[0])
     fields = merged.fields
     changes = merged.describe(leave_out=("model", "recipe", "dataset", *RUNTIME_FIELDS))
     return f"{fields['model']} on {fields['dataset']}, recipe {fields['recipe']}: {changes}"
@@ -328,21 +318,21 @@ def applicable(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in to_json(config).items() if name not in idle and name != "resume"}
 
 
-def resume(texts: Mapping[str, str], stored: RunConfig) -> RunConfig:
-    """Return the configuration of a stored run with the runtime fields of `texts`.
+def resume(flags: Mapping[str, str], stored: RunConfig) -> RunConfig:
+    """Return the configuration of a stored run with the runtime fields of `flags`.
 
     Raises UserError for a flag that would make it another training, or that has no effect.
     """
-    values, problems = convert(RunConfig, texts)
+    values, problems = convert(RunConfig, flags)
     changed = [
-        f"{name}={texts[name]} differs from the run's {getattr(stored, name)}. A resumed run keeps its configuration: "
+        f"{name}={flags[name]} differs from the run's {getattr(stored, name)}. A resumed run keeps its configuration: "
         f"leave --{name} out, or train in another folder."
         for name, value in values.items()
         if name not in RUNTIME_FIELDS and value != getattr(stored, name) and (name, value) != ("precision", "auto")
     ]
     idle = without_effect(stored, MODELS[stored.model])
     changed += [
-        f"{name}={texts[name]} has no effect {idle[name][0]}. Leave --{name} out."
+        f"{name}={flags[name]} has no effect {idle[name][0]}. Leave --{name} out."
         for name in values
         if name in RUNTIME_FIELDS and name in idle
     ]
@@ -358,13 +348,13 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 def from_json(values: Mapping[str, Any]) -> RunConfig:
     """Return the configuration that `to_json` wrote, checked again. Raises UserError."""
-    texts = {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in values.items()}
-    unknown = set(texts) - set(field_types(RunConfig))
+    flags = {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in values.items()}
+    unknown = set(flags) - set(field_types(RunConfig))
     if unknown:
         raise UserError(
             f"the configuration has unknown fields: {', '.join(sorted(unknown))}. Was it written by another version?"
         )
-    converted, problems = convert(RunConfig, texts)
+    converted, problems = convert(RunConfig, flags)
     if problems:
         raise UserError(*problems.values())
     return RunConfig(**converted)

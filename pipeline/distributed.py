@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import environment, stopping
+from pipeline import environment, signals
 from pipeline.config import Failure, UserError
 from pipeline.output import say
 
@@ -111,7 +111,7 @@ def process_group(device: str) -> Iterator[Ranks]:
     except Exception:
         _tell(_FAILED)
         if world_size > 1:
-            _name_the_silent(rank, world_size)
+            _report_missing_ranks(rank, world_size)
         raise
     finally:
         if dist.is_initialized() and sys.exc_info()[0] is None:  # after an error the others may be gone: do not wait for them
@@ -119,7 +119,7 @@ def process_group(device: str) -> Iterator[Ranks]:
 
 
 @contextmanager
-def impatient(seconds: float) -> Iterator[None]:
+def collective_timeout(seconds: float) -> Iterator[None]:
     """Have a collective of the block that a rank does not join within `seconds` raise on the others."""
     _set_timeout(timedelta(seconds=seconds))
     yield  # after an error there is nothing to wait for any more
@@ -156,7 +156,7 @@ def compute_alike() -> None:
 def flush_denormals() -> None:
     """Have numbers below 1.2e-38 count as 0, in this thread and in those of torch's pool, if it is not there yet.
 
-    What an optimiser remembers of a unit that no longer fires decays to such numbers and stays there: the smallest of them
+    What an optimizer remembers of a unit that no longer fires decays to such numbers and stays there: the smallest of them
     times 0.95 is rounded to itself. Processors without a fast path for them were seen to take 16 times as long for a step.
     """
     torch.set_flush_denormal(True)
@@ -166,12 +166,12 @@ def _end_with_parent() -> None:
     """Have the system tell when the launcher dies, however it dies: torchrun starts each worker in its own session."""
     if sys.platform == "linux":
         launcher = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, stopping.ORPHANED)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signals.ORPHANED)
         if os.getppid() != launcher:  # it died just before
-            os.kill(os.getpid(), stopping.ORPHANED)
+            os.kill(os.getpid(), signals.ORPHANED)
 
 
-def _name_the_silent(rank: int, world_size: int) -> None:
+def _report_missing_ranks(rank: int, world_size: int) -> None:
     """Say which ranks did not notice the failure that this rank is about to end with: these hang, or are dead."""
     try:
         _tell(f"{_FAILED}/{rank}")
@@ -234,7 +234,7 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def together(action: Callable[[], T], *, on: bool) -> T | None:
+def run_on_main(action: Callable[[], T], *, on: bool) -> T | None:
     """Run `action` on the ranks where `on` is true; a UserError of one of them is raised on all, so that none waits."""
     result: T | None = None
     messages: tuple[str, ...] = ()

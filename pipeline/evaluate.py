@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.preprocess import Model
-from pipeline import distributed, metrics, store
+from models.wrapper import Model
+from pipeline import distributed, metrics
+from pipeline import run as run_folder
 from pipeline.config import Failure, RunConfig
 from pipeline.data.catalog import DATASETS
-from pipeline.data.loader import Split, evaluation_split, open_split, share
+from pipeline.data.loader import Split, evaluation_split, open_split, shard_slice
 from pipeline.data.prepare import read_manifest
 from pipeline.distributed import Ranks
-from pipeline.losses import LossSum, loss_sum, normaliser
-from pipeline.store import Run
+from pipeline.losses import LossSum, loss_divisor, loss_sum
+from pipeline.run import Run
 
 FIGURES = {"test": "test", "train": "train/final"}  # what the figures of a split's evaluation are called before the slash
 _BATCH = 1000  # samples in one forward pass
@@ -33,7 +34,7 @@ _BATCH = 1000  # samples in one forward pass
 def _forward(model: Model, split: Split, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield scores, features and targets of this rank's share, on its device; at least one, maybe empty, batch."""
     model.eval()
-    part = share(len(split), ranks.rank, ranks.world_size)
+    part = shard_slice(len(split), ranks.rank, ranks.world_size)
     for x, y in zip(split.x[part].split(_BATCH), split.y[part].split(_BATCH), strict=True):
         scores, features = model(x.to(ranks.device))
         yield scores, features, y.to(ranks.device)
@@ -58,7 +59,7 @@ def _sum_up(
 
 def figures_of(loss: float, merit: float, count: int, *, config: RunConfig, task: str) -> dict[str, float]:
     """Return loss and accuracy (or rmse) for their sums over `count` samples."""
-    return {"loss": loss / normaliser(config.loss, count), metrics.merit_name(task): metrics.merit(task, merit, count)}
+    return {"loss": loss / loss_divisor(config.loss, count), metrics.merit_name(task): metrics.merit(task, merit, count)}
 
 
 def evaluate(run: Run, ranks: Ranks, data: Path) -> tuple[dict[str, float], Callable[[], None]]:
@@ -81,7 +82,7 @@ def evaluate(run: Run, ranks: Ranks, data: Path) -> tuple[dict[str, float], Call
     if not math.isfinite(figures["loss"]):
         raise Failure(
             f"loss={figures['loss']} on the {name} samples: the model that this training ended with gives no finite answers. "
-            f"Lower --lr (now {c.lr:g}), or limit the gradient (--grad_clip 1)."
+            f"Lower --lr (now {c.lr:g}), or limit the gradient (--max_grad_norm 1)."
         )
     scores, features = (distributed.concatenate(torch.cat([b[k] for b in batches])) for k in (0, 1))
     if run.task == "regression":
@@ -90,9 +91,9 @@ def evaluate(run: Run, ranks: Ranks, data: Path) -> tuple[dict[str, float], Call
         report = metrics.classification_report(scores, split.y, task=run.task, classes=DATASETS[c.dataset].classes)
     report |= figures
     if ranks.is_main:
-        store.write_json(run.folder / f"{name}.json", report)
+        run_folder.write_json(run.folder / f"{name}.json", report)
         if text := _formula(model.cpu()):
-            with store.atomic(run.folder / "formula.txt") as path:
+            with run_folder.atomic(run.folder / "formula.txt") as path:
                 path.write_text(text + "\n")
     draw = partial(_draw, run, model, data, split, scores, features, report, name)
     return metrics.flat_figures(report, FIGURES[name]), draw
@@ -108,26 +109,26 @@ def _draw(
     run: Run, model: Model, data: Path, split: Split, scores: Tensor, features: Tensor, report: dict[str, Any], name: str
 ) -> None:
     """Draw every picture that fits the task and the data into plots/; `name` is that of `split`."""
-    from pipeline import pictures, plots
-    from pipeline.curves import curves
+    from pipeline.plots import evaluation, standalone
+    from pipeline.plots.curves import curves
 
     folder, spec, c = run.folder / "plots", DATASETS[run.config.dataset], run.config
-    rows = store.parse_rows((run.folder / store.METRICS).read_bytes(), run.folder / store.METRICS)
+    rows = run_folder.parse_rows((run.folder / run_folder.METRICS).read_bytes(), run.folder / run_folder.METRICS)
     figures = {"curves": curves(rows, monitor=c.monitor, smoothed=c.label_smoothing > 0)}
     if run.task == "regression":
         if split.x.shape[1] == 1:
-            figures["fitted_curve"] = plots.fitted_curve(
+            figures["fitted_curve"] = evaluation.fitted_curve(
                 split.x.numpy(), split.y.numpy(), predicted=scores.numpy(), split=name, formula=_formula(model)
             )
     else:
         labels, classes = split.y.numpy(), spec.classes
         counts = np.array(report["confusion_matrix"])
-        figures["confusion_matrix"] = plots.confusion_matrix(counts, classes=classes, split=name)
+        figures["confusion_matrix"] = evaluation.confusion_matrix(counts, classes=classes, split=name)
         of = f"{name} samples, by the features"
-        figures["tsne"] = plots.tsne(features.numpy(), labels=labels, classes=classes, of=of, seed=c.seed)
+        figures["tsne"] = evaluation.tsne(features.numpy(), labels=labels, classes=classes, of=of, seed=c.seed)
         if len(classes) == 2:
             margin = (scores[:, 0] if run.task == "binary" else scores[:, 1] - scores[:, 0]).numpy()
-            figures["roc_pr"] = plots.roc_pr(margin, is_positive=labels == 1, positive=classes[1], split=name)
+            figures["roc_pr"] = evaluation.roc_pr(margin, is_positive=labels == 1, positive=classes[1], split=name)
         if spec.is_image:
             figures["top_losses"] = _top_losses(run, model, split, scores, name)
         if not spec.is_image and split.x.shape[1] == 2:
@@ -138,23 +139,23 @@ def _draw(
                 with torch.no_grad():
                     return metrics.probabilities(run.task, model(torch.from_numpy(points))[0])[:, 1].numpy()
 
-            figures["activations"] = pictures.activations()
-            figures["scatter"] = plots.scatter(splits, classes=classes)
-            figures["decision_regions"] = plots.decision_regions(predict, splits, classes=classes)
+            figures["activations"] = standalone.activations()
+            figures["scatter"] = evaluation.scatter(splits, classes=classes)
+            figures["decision_regions"] = evaluation.decision_regions(predict, splits, classes=classes)
     for picture, figure in figures.items():
-        plots.save(figure, folder / f"{picture}.png", about=f"{c.model} on {c.dataset}, run {run.folder.name}")
+        evaluation.save(figure, folder / f"{picture}.png", about=f"{c.model} on {c.dataset}, run {run.folder.name}")
 
 
 def _top_losses(run: Run, model: Model, split: Split, scores: Tensor, name: str) -> Any:
     """Draw the samples with the highest loss (that of the training, without smoothed labels), right or wrong."""
-    from pipeline import plots
+    from pipeline.plots import evaluation
 
     loss = loss_sum(run.config.loss, task=run.task, network=model.network)
     each = torch.vmap(lambda score, target: loss(score[None], target[None]))(scores, split.y)  # (N,), at once
     probabilities, predicted = metrics.probabilities(run.task, scores), metrics.predicted_labels(run.task, scores)
     num_wrong = int((predicted != split.y).sum())
-    top = each.argsort(descending=True, stable=True)[: plots.MAX_TILES]
-    return plots.top_losses(
+    top = each.argsort(descending=True, stable=True)[: evaluation.MAX_TILES]
+    return evaluation.top_losses(
         split.x[top].numpy(),
         true=split.y[top].numpy(),
         predicted=predicted[top].numpy(),

@@ -46,7 +46,7 @@ def loss_sum(name: str, *, task: str, label_smoothing: float = 0.0, network: nn.
     return squared
 
 
-def normaliser(name: str, count: int) -> int:
+def loss_divisor(name: str, count: int) -> int:
     """Return what a sum over `count` samples is divided by: the count, or 1 where the loss is itself a sum."""
     return 1 if name == "sse" else count
 

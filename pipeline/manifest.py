@@ -18,7 +18,7 @@ from pipeline.config import UserError
 from pipeline.data.prepare import read_json, sha256
 
 if TYPE_CHECKING:
-    from pipeline.store import Run
+    from pipeline.run import Run
 
 WEIGHTS = "weights.safetensors"
 LAST_WEIGHTS = "last.safetensors"

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.checks import layer_of, layer_values
 from pipeline.config import RunConfig
 from pipeline.muon import Muon
-from pipeline.rules import layer_of, layer_values
 
 _MUON_BETAS = (0.9, 0.99)
 _ONE_CYCLE_START = 1 / 25  # of the peak, as in torch's OneCycleLR
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of `config` over the parameters of `model`, layers with values of their own in their own groups.
+    """Return the optimizer of `config` over the parameters of `model`, layers with values of their own in their own groups.
 
     A layer whose learning rate is 0 is frozen. muon makes the steps of the matrices between the first and the last orthogonal.
     """
@@ -57,11 +57,11 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
 
 def warmup_steps(config: RunConfig, total_steps: int) -> int:
     """Return the number of optimizer steps in which the learning rate rises."""
-    return round(config.warmup * total_steps)
+    return round(config.warmup_ratio * total_steps)
 
 
 def lr_factor(step: int, config: RunConfig, *, total_steps: int, steps_per_epoch: int) -> float:
-    """Return the learning rate in optimiser step `step` (from 0) as a share of `lr`: a function of the step alone."""
+    """Return the learning rate in optimizer step `step` (from 0) as a share of `lr`: a function of the step alone."""
     warm = warmup_steps(config, total_steps)
     if step < warm:
         risen = (step + 1) / (warm + 1)

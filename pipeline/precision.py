@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from models.preprocess import Model
+from models.wrapper import Model
 from pipeline.config import RunConfig
 from pipeline.data.loader import Split
 from pipeline.distributed import Ranks
 from pipeline.losses import loss_sum
-from pipeline.store import Run
+from pipeline.run import Run
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _TURNS, _WARM_UP = 15, 3
@@ -53,7 +53,7 @@ def choose(run: Run, split: Split, ranks: Ranks) -> tuple[RunConfig, str]:
         model = run.build_model().to(ranks.device)
         if len(run.data["input_shape"]) == 3:
             model.to(memory_format=torch.channels_last)
-        count = max(1, min(len(split), c.batch_size) // (ranks.world_size * c.accumulation_steps))
+        count = max(1, min(len(split), c.batch_size) // (ranks.world_size * c.grad_accum_steps))
         part = Split(split.x[:count], split.y[:count]).to(ranks.device)
         times: dict[str, list[float]] = {"fp32": [], "bf16": []}
         begin = time.perf_counter()

@@ -54,7 +54,7 @@ def merge(spec: ModelSpec, recipe: str, given: Mapping[str, Any], defaults: Mapp
     if "optimizer" in replaced:
         reset |= _optimizer(spec, now)
     if {"optimizer", "scheduler"} & replaced:
-        reset["warmup"] = _WARMUP.get(now["scheduler"], 0.0)
+        reset["warmup_ratio"] = _WARMUP.get(now["scheduler"], 0.0)
     if "epochs" in replaced:
         reset["max_steps"] = 0
     elif given.get("max_steps") and "epochs" not in given:

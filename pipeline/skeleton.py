@@ -6,10 +6,10 @@ import psutil
 import torch
 
 from models import build_model
-from models.preprocess import Model
+from models.wrapper import Model
+from pipeline.checks import input_shape, layer_of, layer_values
 from pipeline.config import RunConfig, UserError, to_json
 from pipeline.data.catalog import DATASETS
-from pipeline.rules import input_shape, layer_of, layer_values
 
 _COPIES = 8  # of the weights: gradients, two of the optimizer's, the best ones, and the snapshot that a checkpoint is made of
 _BATCH = 1000  # samples in one forward pass of an evaluation

@@ -18,26 +18,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.patches import set_patches
-from models.preprocess import Model
-from pipeline import distributed, stopping, store
+from models.pca_init import set_pca_filters
+from models.wrapper import Model
+from pipeline import distributed, signals
+from pipeline import run as run_folder
 from pipeline.checkpoint import Writer, snapshot
 from pipeline.config import Failure
 from pipeline.cuda_graph import Replayed
 from pipeline.data.catalog import DATASETS
-from pipeline.data.loader import Batches, Part, Split, fits_on
+from pipeline.data.loader import Batch, Batches, Split, fits_on
 from pipeline.distributed import Ranks
 from pipeline.evaluate import measure
-from pipeline.losses import MeanLoss, loss_sum, normaliser
+from pipeline.losses import MeanLoss, loss_divisor, loss_sum
 from pipeline.metrics import merit, merit_name, merit_sum
 from pipeline.optimizers import build_optimizer, lr_factor, set_lr, warmup_steps
 from pipeline.precision import autocast
 from pipeline.progress import Progress
-from pipeline.stopping import Stopped
-from pipeline.store import Run
+from pipeline.run import Run
+from pipeline.signals import Interrupted
 from pipeline.tracking.tracker import NullTracker
 
-_PATCH_IMAGES = 512  # training images whose patches `init=patches` looks at
+_PATCH_IMAGES = 512  # training images whose patches `init=pca` looks at
 
 
 @dataclass
@@ -45,8 +46,8 @@ class State:
     """How far a training has come. All of it is in every checkpoint."""
 
     epoch: int = 0  # epochs completed
-    step: int = 0  # optimiser steps done
-    cursor: int = 0  # samples of the current epoch already used, over all ranks
+    step: int = 0  # optimizer steps done
+    samples_seen: int = 0  # samples of the current epoch already used, over all ranks
     best_epoch: int = 0
     best: tuple[float, ...] = (-math.inf,)  # what `monitor` names, larger is better
     window: MeanLoss = field(default_factory=MeanLoss)  # since the last point of the curve
@@ -65,8 +66,8 @@ class Training:
         if is_image:
             self.model.to(memory_format=torch.channels_last)
         self.batches = Batches(
-            train, batch_size=c.batch_size, accumulation_steps=c.accumulation_steps, seed=c.seed, rank=ranks.rank,
-            world_size=ranks.world_size, device=ranks.device, workers=c.workers,
+            train, batch_size=c.batch_size, grad_accum_steps=c.grad_accum_steps, seed=c.seed, rank=ranks.rank,
+            world_size=ranks.world_size, device=ranks.device, num_workers=c.num_workers,
             shift=c.augment_shift, affine=c.augment_affine,
         )  # fmt: skip
         self.val = val.to(ranks.device) if fits_on(ranks.device, val) else val
@@ -77,25 +78,25 @@ class Training:
         self.total_steps = min(n for n in (c.epochs * len(self.batches), c.max_steps) if n)
         self.num_epochs = math.ceil(self.total_steps / len(self.batches))  # the last one may be cut short
         self.patient_until = math.ceil(warmup_steps(c, self.total_steps) / len(self.batches))  # epochs with too small a step
-        if c.init == "patches":
-            images = self.model.standardised(train.x[:_PATCH_IMAGES].to(ranks.device))
-            set_patches(next(m for m in self.model.modules() if isinstance(m, nn.Conv2d)), images)
+        if c.init == "pca":
+            images = self.model.standardized(train.x[:_PATCH_IMAGES].to(ranks.device))
+            set_pca_filters(next(m for m in self.model.modules() if isinstance(m, nn.Conv2d)), images)
         self.optimizer = build_optimizer(self.model, c)
         self.weights: dict[str, Tensor] = self.model.state_dict()  # the tensors themselves, as they change
         self.all_parameters = list(self.model.parameters())
         self.parameters = [parameter for parameter in self.all_parameters if parameter.requires_grad]
         self.scaler = torch.amp.GradScaler(enabled=c.precision == "fp16")
         compiled: nn.Module = torch.compile(self.model) if c.compile else self.model  # type: ignore[assignment]
-        self.wrapped = compiled
+        self.ddp_model = compiled
         if ranks.world_size > 1:
             changing = any(True for _ in self.model.network.buffers())
-            self.wrapped = distributed.data_parallel(compiled, ranks.device, send_buffers=changing)
+            self.ddp_model = distributed.data_parallel(compiled, ranks.device, send_buffers=changing)
         on_one_gpu = ranks.device.type == "cuda" and ranks.world_size == 1
         captures = on_one_gpu and not c.compile and c.cuda_graph != "false"
         self.passes = Replayed(self._passes, self.parameters) if captures else self._passes
         self.best_weights: dict[str, Tensor] = {}
-        self.unseen: list[Tensor] = []  # this rank's losses that nobody has looked at; empty at every checkpoint
-        self.hits = torch.zeros((), device=ranks.device, dtype=torch.float64)  # this rank's, in the current epoch
+        self.pending_losses: list[Tensor] = []  # this rank's losses that nobody has looked at; empty at every checkpoint
+        self.num_correct = torch.zeros((), device=ranks.device, dtype=torch.float64)  # this rank's, in the current epoch
         self.state = State()
         self.saved_at = time.monotonic()
         self.writer = Writer(tracker.checkpoint_written)
@@ -108,9 +109,9 @@ class Training:
     def fit(self, progress: Progress) -> None:
         """Train to the last epoch, or until validation has not improved for `early_stopping` epochs.
 
-        A signal to any rank stops all at the end of a `log_every` window, with a checkpoint there; raises Stopped.
+        A signal to any rank stops all at the end of a `log_every` window, with a checkpoint there; raises Interrupted.
         """
-        with stopping.deferred(), self.writer:
+        with signals.defer_signals(), self.writer:
             while self.state.epoch < self.num_epochs and not self._out_of_patience():
                 row = self._epoch(progress)
                 row |= self._validate()
@@ -130,40 +131,40 @@ class Training:
         return patience > 0 and self.state.epoch - max(self.state.best_epoch, self.patient_until) >= patience
 
     def _epoch(self, progress: Progress) -> dict[str, float]:
-        """Run the optimiser steps of one epoch; return its mean loss, accuracy (or rmse) and speed.
+        """Run the optimizer steps of one epoch; return its mean loss, accuracy (or rmse) and speed.
 
         Nothing of an epoch with fewer steps than `log_every` is looked at, unless a window ends with it, or each epoch
         ends with a checkpoint or the question of early stopping.
         """
         c, state, batches = self.config, self.state, self.batches
         if not self.model.training:
-            self.wrapped.train()
-        first = -(-state.cursor // c.batch_size)  # the last batch of an epoch may be a small one
+            self.ddp_model.train()
+        first = -(-state.samples_seen // c.batch_size)  # the last batch of an epoch may be a small one
         end = min(len(batches), self.total_steps - state.epoch * len(batches))
-        pass_over = end < c.log_every and 0 < state.epoch < self.num_epochs - 1 and not c.early_stopping
-        pass_over = pass_over and c.checkpoint_every != "epoch"
-        pass_over = pass_over and not self._window_ends(state.step + end - first)
+        skip_metrics = end < c.log_every and 0 < state.epoch < self.num_epochs - 1 and not c.early_stopping
+        skip_metrics = skip_metrics and c.checkpoint_every != "epoch"
+        skip_metrics = skip_metrics and not self._window_ends(state.step + end - first)
         start = time.perf_counter()
         for step, parts in enumerate(batches.epoch(state.epoch, first_step=first, end=end), start=first):
             factor = lr_factor(state.step, c, total_steps=self.total_steps, steps_per_epoch=len(batches))
             lr = set_lr(self.optimizer, factor)
-            self.unseen.append(self._step(parts, batches.num_in_step(step)))
+            self.pending_losses.append(self._step(parts, batches.num_in_step(step)))
             state.step += 1
-            state.cursor += batches.num_in_step(step)
-            if self._window_ends(state.step) or (step + 1 == end and not pass_over):
-                self._look(lr, progress)
+            state.samples_seen += batches.num_in_step(step)
+            if self._window_ends(state.step) or (step + 1 == end and not skip_metrics):
+                self._log_window(lr, progress)
         row = {}
-        if not pass_over:
+        if not skip_metrics:
             seconds = time.perf_counter() - start
-            total = distributed.all_reduce_sum(self.hits).item()
+            total = distributed.all_reduce_sum(self.num_correct).item()
             count = min(batches.num_samples, end * c.batch_size)
             used = max(0, count - first * c.batch_size)
             row = {
                 "train/epoch_loss": state.epoch_loss.over_samples(c.loss),
                 f"train/{merit_name(self.task)}": merit(self.task, total, count), "train/samples_per_second": used / seconds,
             }  # fmt: skip
-        self.hits.zero_()
-        state.epoch, state.cursor, state.epoch_loss = state.epoch + 1, 0, MeanLoss()
+        self.num_correct.zero_()
+        state.epoch, state.samples_seen, state.epoch_loss = state.epoch + 1, 0, MeanLoss()
         return row
 
     def _window_ends(self, step: int) -> bool:
@@ -173,13 +174,13 @@ class Training:
         every = self.config.checkpoint_every
         return every.isdigit() and step % int(every) == 0
 
-    def _look(self, lr: Mapping[str, float], progress: Progress) -> None:
+    def _log_window(self, lr: Mapping[str, float], progress: Progress) -> None:
         """Add up the losses since the last look, and log those of a full window; save a checkpoint or stop, where asked to.
 
         Every point of the curve stands for `log_every` steps, also across the end of an epoch. What is left over at the end
         of the training has no point: it is in the last epoch's mean.
         """
-        stop, late, broken = self._check()
+        stop, late, broken = self._reduce_window()
         window = self.state.window
         progress.step(self.state.step, window.over_steps(self.config.loss))
         if self.state.step % self.config.log_every == 0:
@@ -190,48 +191,48 @@ class Training:
         if broken:
             raise Failure(f"strict_tracking=true, and MLflow does not take the figures: {self.tracker.problem}")
         if stop:
-            raise Stopped(stopping.noted() or signal.SIGTERM)
+            raise Interrupted(signals.pending_signal() or signal.SIGTERM)
 
-    def _step(self, parts: Sequence[Part], count: int) -> Tensor:
-        """Do one optimiser step of `count` samples; return this rank's loss, as its share of the global loss."""
-        scale = 1 / normaliser(self.config.loss, count)
+    def _step(self, parts: Sequence[Batch], count: int) -> Tensor:
+        """Do one optimizer step of `count` samples; return this rank's loss, as its share of the global loss."""
+        scale = 1 / loss_divisor(self.config.loss, count)
         # DDP averages the gradients over the ranks, and the global loss is their sum
         seed = self.scaler.scale(torch.full((), self.ranks.world_size * scale, device=self.ranks.device))
         loss = self.passes(parts, scale, seed)
         self._update()
         return loss
 
-    def _passes(self, parts: Sequence[Part], scale: float, seed: Tensor) -> Tensor:
+    def _passes(self, parts: Sequence[Batch], scale: float, seed: Tensor) -> Tensor:
         """Compute the gradients of the summed loss times `seed` and count the right answers; return that loss times `scale`."""
         for parameter in self.parameters:
             parameter.grad = None
         losses = []
         for k, (x, y) in enumerate(parts):
-            with self._synchronised(k == len(parts) - 1):
+            with self._synchronized(k == len(parts) - 1):
                 with autocast(self.config.precision, self.ranks.device):
-                    scores, _ = self.wrapped(x)
+                    scores, _ = self.ddp_model(x)
                 scores = scores.float()
                 loss = self.loss_sum(scores, y)
                 loss.backward(seed)
             losses.append(loss.detach() * scale)
-            self.hits += merit_sum(self.task, scores.detach(), y)
+            self.num_correct += merit_sum(self.task, scores.detach(), y)
         return sum(losses[1:], losses[0])
 
     def _update(self) -> None:
-        """Have the optimiser use the gradients."""
-        if self.config.grad_clip:
+        """Have the optimizer use the gradients."""
+        if self.config.max_grad_norm:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+            nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def _synchronised(self, last: bool) -> Any:
+    def _synchronized(self, last: bool) -> Any:
         """Exchange gradients only in the last part of a step."""
-        if isinstance(self.wrapped, DistributedDataParallel) and not last:
-            return self.wrapped.no_sync()
+        if isinstance(self.ddp_model, DistributedDataParallel) and not last:
+            return self.ddp_model.no_sync()
         return nullcontext()
 
-    def _check(self) -> tuple[bool, bool, bool]:
+    def _reduce_window(self) -> tuple[bool, bool, bool]:
         """Add the global losses that are unseen to the sums, and return for all ranks: stop? save? is tracking broken?
 
         Any rank may have been asked to stop; rank 0's clock says when minutes are over, and it alone tracks. Raises Failure on
@@ -240,11 +241,11 @@ class Training:
         every, main = self.config.checkpoint_every, self.ranks.is_main
         late = main and every.endswith("m") and time.monotonic() - self.saved_at >= 60 * int(every[:-1])
         flags = torch.tensor(
-            [float(stopping.noted() > 0), float(late), float(bool(self.tracker.problem))],
+            [float(signals.pending_signal() > 0), float(late), float(bool(self.tracker.problem))],
             device=self.ranks.device, dtype=torch.float64,
         )  # fmt: skip
-        losses = torch.stack(self.unseen).double()
-        self.unseen.clear()
+        losses = torch.stack(self.pending_losses).double()
+        self.pending_losses.clear()
         *seen, stop, save, broken = distributed.all_reduce_sum(torch.cat([losses, flags])).tolist()
         first_of_epoch = self.state.epoch * len(self.batches)
         for step, loss in enumerate(seen, start=self.state.step - len(seen)):
@@ -260,7 +261,7 @@ class Training:
     def _diverged(self, what: str) -> Failure:
         """Return the failure to raise, on every rank alike, for what is not finite."""
         c = self.config
-        advice = f"Lower --lr (now {c.lr:g}), limit the gradient (--grad_clip 1)"
+        advice = f"Lower --lr (now {c.lr:g}), limit the gradient (--max_grad_norm 1)"
         if c.precision != "fp32":
             advice += ", or use --precision fp32"
         kept = f" The best weights so far, of epoch {self.state.best_epoch}, are kept." if self.best_weights else ""
@@ -280,16 +281,16 @@ class Training:
 
     def _log(self, figures: dict[str, float]) -> None:
         now = time.time_ns() // 1_000_000
-        epoch = self.state.epoch + self.state.cursor / self.batches.num_samples
+        epoch = self.state.epoch + self.state.samples_seen / self.batches.num_samples
         self.tracker.log({"step": self.state.step, "epoch": round(epoch, 6), "time": now} | figures)
 
     def keep_best(self) -> None:
         """Write the best weights so far, if validation has found any."""
         if self.ranks.is_main and self.best_weights:
-            self._save_weights(store.WEIGHTS, self.best_weights)
+            self._save_weights(run_folder.WEIGHTS, self.best_weights)
 
     def _save_weights(self, name: str, state: dict[str, Tensor]) -> None:
-        store.save_weights(self.run.folder / name, state, run_id=self.run.mlflow_run_id)
+        run_folder.save_weights(self.run.folder / name, state, run_id=self.run.mlflow_run_id)
 
     def save_checkpoint(self) -> None:
         """Have everything that a resumed run needs written in the background.
@@ -299,8 +300,10 @@ class Training:
         """
         if not torch.stack(torch._foreach_norm([*self.all_parameters], math.inf)).isfinite().all():
             raise self._diverged(f"weights are not finite after step {self.state.step}")
-        per_rank = distributed.gather({"hits": self.hits.cpu(), "system": self.tracker.hand_over()} | self._generators())
-        self.tracker.take([row for entry in per_rank for row in entry.pop("system")])
+        per_rank = distributed.gather(
+            {"num_correct": self.num_correct.cpu(), "system": self.tracker.drain_rows()} | self._generators()
+        )
+        self.tracker.receive_rows([row for entry in per_rank for row in entry.pop("system")])
         if self.ranks.is_main:
             content = {
                 "state": asdict(self.state), "model": self.model.state_dict(), "best_weights": self.best_weights,
@@ -327,16 +330,16 @@ class Training:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         if self.ranks.is_main:  # the files beside the checkpoint may be of a later step, or on another host's disk
-            self._save_weights(store.LAST_WEIGHTS, checkpoint["model"])
-            self._save_weights(store.WEIGHTS, checkpoint["best_weights"] or checkpoint["model"])
+            self._save_weights(run_folder.LAST_WEIGHTS, checkpoint["model"])
+            self._save_weights(run_folder.WEIGHTS, checkpoint["best_weights"] or checkpoint["model"])
         per_rank, rank = checkpoint["ranks"], self.ranks.rank
         if len(per_rank) == self.ranks.world_size:
-            self.hits.copy_(per_rank[rank]["hits"])
+            self.num_correct.copy_(per_rank[rank]["num_correct"])
             torch.set_rng_state(per_rank[rank]["cpu"])
             if "cuda" in per_rank[rank] and self.ranks.device.type == "cuda":
                 torch.cuda.set_rng_state(per_rank[rank]["cuda"], self.ranks.device)
         elif rank == 0:
-            self.hits.copy_(torch.stack([entry["hits"] for entry in per_rank]).sum())
+            self.num_correct.copy_(torch.stack([entry["num_correct"] for entry in per_rank]).sum())
 
 
 def parameter_table(model: nn.Module) -> Iterator[str]:

@@ -78,7 +78,7 @@ def make_config(cache_dir: Path) -> Callable[..., Any]:
 def trained(session_folder: Path, cache_dir: Path) -> Callable[[str], Any]:
     """Return a function that gives a trained run of a model, trained once a session by the real command, in process."""
     from pipeline.cli import main
-    from pipeline.store import open_run
+    from pipeline.run import open_run
 
     folders: dict[str, Path] = {}
 

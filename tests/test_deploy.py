@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import cli, store
+from pipeline import cli
+from pipeline import run as run_folder
 from pipeline.config import RunConfig, resolve
 from tests.conftest import ROOT
 
@@ -113,4 +114,4 @@ def test_the_batch_script_saves_on_term_is_queued_again_and_goes_on(cluster: Pat
     again = subprocess.run(words, capture_output=True, text=True, timeout=150, check=False)
     assert again.returncode == 0, again.stderr
     assert "epoch 40/40" in again.stdout and "epoch 1/40" not in again.stdout
-    assert store.open_run(Path("runs/slurm-17")).config.epochs == 40
+    assert run_folder.open_run(Path("runs/slurm-17")).config.epochs == 40

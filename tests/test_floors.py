@@ -11,19 +11,20 @@ from tests.conftest import ROOT
 
 FLOORS = [  # a module may import its own floor and those before it
     {"models", "pipeline", "pipeline.data", "pipeline.data.catalog", "pipeline.files", "pipeline.output",
-     "pipeline.stopping"},
-    {"pipeline.config", "pipeline.environment", "pipeline.places", "pipeline.recipe", "pipeline.rules"},
+     "pipeline.signals"},
+    {"pipeline.config", "pipeline.environment", "pipeline.places", "pipeline.recipe", "pipeline.checks"},
     {"pipeline.data.sources", "pipeline.data.prepare", "pipeline.data.loader", "pipeline.data.augment",
-     "pipeline.data.scratch", "pipeline.distributed", "pipeline.store", "pipeline.manifest",
+     "pipeline.data.spill", "pipeline.distributed", "pipeline.run", "pipeline.manifest",
      "pipeline.checkpoint", "pipeline.metrics", "pipeline.losses", "pipeline.muon", "pipeline.optimizers",
-     "pipeline.plots", "pipeline.curves", "pipeline.pictures", "pipeline.progress", "pipeline.cuda_graph",
+     "pipeline.plots.evaluation", "pipeline.plots.curves",
+     "pipeline.plots.standalone", "pipeline.progress", "pipeline.cuda_graph",
      "pipeline.precision", "pipeline.skeleton"},
     {"pipeline.tracking", "pipeline.tracking.connection", "pipeline.tracking.journal", "pipeline.tracking.monitor",
-     "pipeline.tracking.onnx", "pipeline.tracking.runs", "pipeline.tracking.sender",
-     "pipeline.tracking.takeover", "pipeline.tracking.tracker"},
+     "pipeline.tracking.registry", "pipeline.tracking.runs", "pipeline.tracking.sender",
+     "pipeline.tracking.fetch", "pipeline.tracking.tracker"},
     {"pipeline.train", "pipeline.evaluate"},
     {"export"},
-    {"pipeline.stages", "pipeline.settle"},
+    {"pipeline.commands", "pipeline.resume"},
     {"pipeline.cli", "pipeline.__main__"},
 ]  # fmt: skip
 SOURCES = [p for folder in ("models", "pipeline", "export") for p in sorted((ROOT / folder).rglob("*.py"))]
@@ -73,7 +74,7 @@ def test_training_does_not_import_the_exporters() -> None:
         m for m, p in zip(NAMES, SOURCES, strict=True)
         if any(i.partition(".")[0] in ("onnx", "onnxruntime", "onnxscript") for i in _imports(p.read_text()))
     }  # fmt: skip
-    assert all(m.startswith("export.") or m == "pipeline.tracking.onnx" for m in users)
+    assert all(m.startswith("export.") or m == "pipeline.tracking.registry" for m in users)
     assert "import onnx" not in (ROOT / "pipeline" / "train.py").read_text()
 
 

@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from models import MODELS
 from pipeline import environment
 from pipeline.cli import COMMANDS, main
-from pipeline.store import Run
+from pipeline.run import Run
 
 SEED = 20_261_126
 JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
@@ -129,9 +129,10 @@ def place(tmp_path: Path, trained: Callable[[str], Run], monkeypatch: pytest.Mon
 @pytest.fixture
 def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every piece of work raise Opened instead, once the run of `place` is trained."""
-    from pipeline import distributed, pictures, stages
+    from pipeline import commands, distributed
     from pipeline.data import prepare
     from pipeline.distributed import Ranks, single_process
+    from pipeline.plots import standalone
     from pipeline.tracking import tracker
 
     def opened(*_: object, **__: object) -> NoReturn:
@@ -146,12 +147,12 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         yield Ranks(worker.rank, worker.local_rank, worker.world_size, single_process().device)
 
     for module, name in (
-        *((stages, name) for name in ("train", "evaluate", "export", "verify")),
+        *((commands, name) for name in ("train", "evaluate", "export", "verify")),
         (prepare, "prepare"), (distributed, "launch"), (tracker, "send"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, opened)
     monkeypatch.setattr(distributed, "process_group", alone)
-    monkeypatch.setattr(pictures, "PICTURES", dict.fromkeys(pictures.PICTURES, ("", opened)))
+    monkeypatch.setattr(standalone, "PICTURES", dict.fromkeys(standalone.PICTURES, ("", opened)))
 
 
 def _tree(folder: Path) -> list[Path]:
@@ -247,7 +248,7 @@ def test_240_real_processes_end_as_they_did_in_process(
             continue
         wanted[outcome] -= 1
         if outcome == "right" and words[0] in ("run", "main", "train"):
-            words = [*words, "--epochs=1", "--max_steps=1", "--nproc=1", "--workers=0", "--compile=false"]
+            words = [*words, "--epochs=1", "--max_steps=1", "--nproc=1", "--num_workers=0", "--compile=false"]
         before = _tree(place.parent)
         environ = {k: v for k, v in os.environ.items() if k not in JOB} | variables
         done = subprocess.run(

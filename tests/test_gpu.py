@@ -90,7 +90,9 @@ def _images(model: str) -> str:
     return str(MODELS[model].recipe("default")["dataset"])
 
 
-@pytest.mark.parametrize("flags", [["--precision", "auto"], ["--compile", "true"], ["--precision", "bf16", "--workers", "2"]])
+@pytest.mark.parametrize(
+    "flags", [["--precision", "auto"], ["--compile", "true"], ["--precision", "bf16", "--num_workers", "2"]]
+)
 def test_other_ways_to_compute_are_proven_too(flags: list[str], command: Any, cache_dir: Path) -> None:
     run = _train(command, "run", cache_dir, "--epochs", "2", *flags, verb="run")
     assert json.loads((run / "export" / "parity.json").read_text())["passed"]

@@ -21,7 +21,7 @@ from pipeline.config import RunConfig, convert, resolve
 from pipeline.data.loader import open_split
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import digits
-from pipeline.store import Run
+from pipeline.run import Run
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()

@@ -32,12 +32,12 @@ def _fit(config: RunConfig, folder: Path) -> tuple[Training, dict[int, float], d
     return training, losses, best, test
 
 
-def test_s0_perceptron_reproduces_the_printed_curve_and_accuracy(make_config: Make, tmp_path: Path) -> None:
+def test_the_reference_perceptron_reproduces_the_printed_curve_and_accuracy(make_config: Make, tmp_path: Path) -> None:
     text = [0.2712, 0.1715, 0.1073, 0.0825, 0.0683, 0.0563, 0.0480, 0.0431, 0.0394, 0.0364, 0.0339]
     steps = [1, *range(100, 1001, 100)]
     curves, accuracies = [], []
     for seed in SEEDS:
-        _, losses, _, test = _fit(make_config(model="mlp", recipe="seed", seed=seed, log_every=1), tmp_path / str(seed))
+        _, losses, _, test = _fit(make_config(model="mlp", recipe="reference", seed=seed, log_every=1), tmp_path / str(seed))
         curves.append([losses[s] for s in steps])
         accuracies.append(test["accuracy"])
     low, mean, high = np.min(curves, 0), np.mean(curves, 0), np.max(curves, 0)
@@ -47,33 +47,33 @@ def test_s0_perceptron_reproduces_the_printed_curve_and_accuracy(make_config: Ma
     assert ((mean < 2 * np.array(text)) & (mean > np.array(text) / 2)).all() and abs(np.mean(accuracies) - 0.9525) < 0.02
 
 
-def test_s0_default_recipe_beats_it_on_samples_it_never_saw(make_config: Make, tmp_path: Path) -> None:
+def test_the_default_perceptron_beats_it_on_samples_it_never_saw(make_config: Make, tmp_path: Path) -> None:
     found = [_fit(make_config(model="mlp", seed=s), tmp_path / str(s))[3]["accuracy"] for s in SEEDS]
     print(f"mlp default: test accuracy {np.mean(found):.4f} {np.round(found, 4).tolist()}")
     assert np.mean(found) > 0.965 and min(found) > 0.9525
 
 
 @pytest.mark.parametrize("gradient", ["manual", "autograd", "linear"])
-def test_s2_cubic_comes_near_the_least_squares_fit(make_config: Make, tmp_path: Path, gradient: str) -> None:
+def test_the_cubic_comes_near_the_least_squares_fit(make_config: Make, tmp_path: Path, gradient: str) -> None:
     found = []
     for seed in SEEDS:
-        config = make_config(model="polynomial", recipe="seed", gradient=gradient, seed=seed, log_every=100)
+        config = make_config(model="polynomial", recipe="reference", gradient=gradient, seed=seed, log_every=100)
         training, losses, _, _ = _fit(config, tmp_path / str(seed))
         found.append(losses[2000])
         print(f"S2 {gradient} seed {seed}: SSE {losses[2000]:.4f}, {formula(training.model)}")
     assert min(found) >= 8.81 and np.median(found) < 13  # the floor is 8.82
 
 
-def test_s2_rmsprop_is_the_texts_fourth_stage(make_config: Make, tmp_path: Path) -> None:
+def test_the_cubic_trained_by_rmsprop_is_the_texts_fourth_stage(make_config: Make, tmp_path: Path) -> None:
     config = make_config(
-        model="polynomial", recipe="seed", gradient="linear", optimizer="rmsprop", lr="1e-3", log_every=100, epochs=6000
+        model="polynomial", recipe="reference", gradient="linear", optimizer="rmsprop", lr="1e-3", log_every=100, epochs=6000
     )
     training, losses, _, _ = _fit(config, tmp_path / "run")
     print(f"S2 rmsprop: SSE {losses[2000]:.4f} at 2000, {losses[6000]:.4f} at 6000, {formula(training.model)}")
     assert losses[6000] < 9.2
 
 
-def test_s2_default_recipe_reaches_the_floor_on_samples_it_never_saw(make_config: Make, tmp_path: Path) -> None:
+def test_the_default_cubic_reaches_the_floor_on_samples_it_never_saw(make_config: Make, tmp_path: Path) -> None:
     found = []
     for seed in SEEDS:
         training, _, _, test = _fit(make_config(model="polynomial", seed=seed), tmp_path / str(seed))
@@ -83,11 +83,11 @@ def test_s2_default_recipe_reaches_the_floor_on_samples_it_never_saw(make_config
     assert max(found) < 0.071
 
 
-def test_s3_moons_reproduces_the_printed_figures_and_the_default_beats_them(make_config: Make, tmp_path: Path) -> None:
+def test_the_reference_moons_reproduces_the_printed_figures_and_the_default_beats_them(make_config: Make, tmp_path: Path) -> None:
     seed_recipe, default = [], []
     for seed in range(6):
         flags = {"model": "moons", "seed": seed, "split_seed": seed}
-        _, losses, best, test = _fit(make_config(**flags, recipe="seed", log_every=1), tmp_path / f"seed{seed}")
+        _, losses, best, test = _fit(make_config(**flags, recipe="reference", log_every=1), tmp_path / f"seed{seed}")
         seed_recipe.append([losses[1], losses[951], best["val/accuracy"], test["accuracy"], test["loss"]])
         test = _fit(make_config(**flags), tmp_path / f"default{seed}")[3]
         default.append([test["accuracy"], test["loss"]])
@@ -104,7 +104,7 @@ def test_s3_moons_reproduces_the_printed_figures_and_the_default_beats_them(make
 
 
 @pytest.mark.parametrize(("epochs", "goal", "num_seeds"), [(1, 0.990, 5), (5, 0.993, 3)])
-def test_s4_cnn_on_the_real_mnist(
+def test_the_cnn_on_the_real_mnist(
     make_config: Make, mnist_dir: Path, tmp_path: Path, epochs: int, goal: float, num_seeds: int
 ) -> None:
     found = []
@@ -116,7 +116,7 @@ def test_s4_cnn_on_the_real_mnist(
 
 
 @pytest.mark.parametrize(("recipe", "goal", "num_seeds"), [("fast", 0.990, 3), ("accurate", 0.9955, 1)])
-def test_s4_recipes_for_speed_and_for_accuracy_on_the_real_mnist(
+def test_the_recipes_for_speed_and_for_accuracy_on_the_real_mnist(
     make_config: Make, mnist_dir: Path, tmp_path: Path, recipe: str, goal: float, num_seeds: int
 ) -> None:
     """The means over ten seeds stand in docs/performance.md; one test image is 0.0001."""
@@ -128,10 +128,10 @@ def test_s4_recipes_for_speed_and_for_accuracy_on_the_real_mnist(
     assert min(found) >= goal
 
 
-def test_s4_seed_recipe_on_the_real_mnist(make_config: Make, mnist_dir: Path, tmp_path: Path) -> None:
-    config = make_config(model="cnn", recipe="seed", data_dir=mnist_dir, epochs=2)
+def test_the_reference_cnn_on_the_real_mnist(make_config: Make, mnist_dir: Path, tmp_path: Path) -> None:
+    config = make_config(model="cnn", recipe="reference", data_dir=mnist_dir, epochs=2)
     test = _fit(config, tmp_path / "run")[3]
-    print(f"S4 seed recipe after 2 epochs: test accuracy {test['accuracy']:.4f}")
+    print(f"the reference cnn after 2 epochs: test accuracy {test['accuracy']:.4f}")
     assert test["accuracy"] > 0.96
 
 

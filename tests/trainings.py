@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from pipeline import checkpoint, distributed, store
+from pipeline import checkpoint, distributed
+from pipeline import run as run_folder
 from pipeline.config import RunConfig
 from pipeline.data.loader import open_split
 from pipeline.data.prepare import prepare, read_manifest
@@ -41,12 +42,12 @@ def begin(config: RunConfig, folder: Path, *, ranks: Ranks | None = None, run_id
     ranks = ranks or single_process()
     data = prepare(config)
 
-    def run_in_folder() -> store.Run:
-        if store.holds_run(folder):
-            return store.open_run(folder, check=False)
-        return store.create(folder, config=config, mlflow_run_id=run_id, git_commit="", data=read_manifest(data))
+    def run_in_folder() -> run_folder.Run:
+        if run_folder.is_run_dir(folder):
+            return run_folder.open_run(folder, check=False)
+        return run_folder.create(folder, config=config, mlflow_run_id=run_id, git_commit="", data=read_manifest(data))
 
-    run = distributed.broadcast(distributed.together(run_in_folder, on=ranks.is_main))
+    run = distributed.broadcast(distributed.run_on_main(run_in_folder, on=ranks.is_main))
     training = Training(run, ranks, Recorder(), open_split(data, "train"), open_split(data, "val"))
     if found := distributed.broadcast(checkpoint.newest_checkpoint(folder) if ranks.is_main else None):
         training.restore(found[1])

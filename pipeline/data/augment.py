@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.scratch import scratch
+from pipeline.data.spill import scratch
 
 Change = Callable[[Tensor, Tensor], Tensor]
 _STEPS = 127  # an int8 has as many on either side of 0
@@ -33,15 +33,15 @@ def changes(count: int, generator: torch.Generator, *, shift: int, affine: float
 
     def change(images: Tensor, samples: Tensor) -> Tensor:
         if moves is not None:
-            images = moved(images, moves[samples].to(images.device))
+            images = translate(images, moves[samples].to(images.device))
         if warps is not None:
-            images = warped(images, warps[samples].to(images.device) * (affine / _STEPS))
+            images = apply_affine(images, warps[samples].to(images.device) * (affine / _STEPS))
         return images
 
     return change if shift or affine else None
 
 
-def moved(images: Tensor, moves: Tensor) -> Tensor:
+def translate(images: Tensor, moves: Tensor) -> Tensor:
     """Return images (B, C, H, W), each moved by its own (dy, dx) in `moves` (B, 2) integers; what comes in is 0."""
     if not len(images):
         return images
@@ -55,7 +55,7 @@ def moved(images: Tensor, moves: Tensor) -> Tensor:
     return images.flatten(2).gather(2, flat).view(images.shape) * inside[:, None]
 
 
-def warped(images: Tensor, entries: Tensor) -> Tensor:
+def apply_affine(images: Tensor, entries: Tensor) -> Tensor:
     """Return images (B, C, H, W) as float32, each turned, stretched and sheared about its middle; what comes in is 0.
 
     The pixel at (x, y) is read at A (x, y), between pixels by linear interpolation, where A is the unit matrix plus an image's

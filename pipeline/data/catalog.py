@@ -46,7 +46,7 @@ _TEN_DIGITS = tuple("0123456789")
 
 DATASETS: Mapping[str, DatasetSpec] = {
     "breast_cancer": DatasetSpec(
-        summary="569 tumours, 30 measurements each, malignant or benign (scikit-learn)",
+        summary="569 tumors, 30 measurements each, malignant or benign (scikit-learn)",
         source="breast_cancer",
         task="binary",
         sample_shape=(30,),

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pipeline.data.augment import changes
 from pipeline.data.prepare import read_manifest
-from pipeline.data.scratch import scratch
+from pipeline.data.spill import scratch
 
-Part = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _map(path: Path) -> Tensor:
     return torch.from_numpy(array) if array.size else torch.from_numpy(np.array(array))
 
 
-def share(length: int, rank: int, world_size: int) -> slice:
+def shard_slice(length: int, rank: int, world_size: int) -> slice:
     """Return this rank's part of `length` items: the parts are disjoint, cover all and differ by one at most."""
     return slice(rank * length // world_size, (rank + 1) * length // world_size)
 
@@ -65,13 +65,13 @@ def fits_on(device: torch.device, split: Split) -> bool:
     return split.x.nbytes + split.y.nbytes < torch.cuda.mem_get_info(device)[0] / 2
 
 
-class _Gather(torch.utils.data.Dataset[list[Part]]):
+class _Gather(torch.utils.data.Dataset[list[Batch]]):
     """Turns a list of index tensors, one for each part of a step, into the samples."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
 
-    def __getitem__(self, indices: list[Tensor]) -> list[Part]:
+    def __getitem__(self, indices: list[Tensor]) -> list[Batch]:
         return [(self.split.x.index_select(0, i), self.split.y.index_select(0, i)) for i in indices]
 
 
@@ -83,39 +83,39 @@ class Batches:
         split: Split,
         *,
         batch_size: int,
-        accumulation_steps: int,
+        grad_accum_steps: int,
         seed: int,
         rank: int,
         world_size: int,
         device: torch.device,
-        workers: int = 0,
+        num_workers: int = 0,
         shift: int = 0,
         affine: float = 0.0,
     ) -> None:
-        self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
+        self.batch_size, self.grad_accum_steps = batch_size, grad_accum_steps
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.device, self.workers, self.shift, self.affine = device, workers, shift, affine
+        self.device, self.num_workers, self.shift, self.affine = device, num_workers, shift, affine
         self.num_samples = len(split)
-        self.split = split.to(device) if not workers and fits_on(device, split) else split
+        self.split = split.to(device) if not num_workers and fits_on(device, split) else split
 
     def __len__(self) -> int:
-        """The number of optimiser steps in an epoch."""
+        """The number of optimizer steps in an epoch."""
         return -(-self.num_samples // self.batch_size)
 
     def num_in_step(self, step: int) -> int:
         """Return the number of samples in global batch `step` of an epoch."""
         return min(self.batch_size, self.num_samples - step * self.batch_size)
 
-    def epoch(self, epoch: int, *, first_step: int = 0, end: int | None = None) -> Iterator[list[Part]]:
+    def epoch(self, epoch: int, *, first_step: int = 0, end: int | None = None) -> Iterator[list[Batch]]:
         """Yield this rank's samples, on its device, for the steps of `epoch` from `first_step` to before `end`.
 
-        A step comes as `accumulation_steps` parts; a part is empty where a rank has no sample left in a small batch. How an
+        A step comes as `grad_accum_steps` parts; a part is empty where a rank has no sample left in a small batch. How an
         image is changed depends on the seed, the epoch and the sample alone, as the order does.
         """
         if (
             len(self) == 1
-            and self.world_size * self.accumulation_steps == 1
-            and not self.workers
+            and self.world_size * self.grad_accum_steps == 1
+            and not self.num_workers
             and not self.shift + self.affine
         ):
             if not first_step:
@@ -127,12 +127,12 @@ class Batches:
         steps = range(first_step, len(self) if end is None else end)
         change = changes(count, generator, shift=self.shift, affine=self.affine, device=self.split.x.device)
         gather = _Gather(self.split)
-        if self.workers:
-            options: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
+        if self.num_workers:
+            options: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": self.device.type == "cuda"}
             options["generator"] = generator  # or each new iterator would draw from dropout's
             wanted = (self._indices(order, step) for step in steps)
             loader = torch.utils.data.DataLoader(gather, sampler=wanted, batch_size=None, **options)
-            parts: Iterator[list[Part]] = iter(loader)
+            parts: Iterator[list[Batch]] = iter(loader)
         else:
             order = order.to(self.split.x.device)  # once, and not a part of it in each step
             parts = (gather[self._indices(order, step)] for step in steps)
@@ -145,5 +145,5 @@ class Batches:
 
     def _indices(self, order: Tensor, step: int) -> list[Tensor]:
         batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-        mine = batch[share(len(batch), self.rank, self.world_size)]
-        return [mine[share(len(mine), k, self.accumulation_steps)] for k in range(self.accumulation_steps)]
+        mine = batch[shard_slice(len(batch), self.rank, self.world_size)]
+        return [mine[shard_slice(len(mine), k, self.grad_accum_steps)] for k in range(self.grad_accum_steps)]

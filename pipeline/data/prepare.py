@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.checks import input_shape
 from pipeline.config import RunConfig, UserError
 from pipeline.data import sources
 from pipeline.data.catalog import DATASETS, IMAGE_RANGE, DatasetSpec
 from pipeline.output import say
-from pipeline.rules import input_shape
 
 FORMAT = 2
 SPLITS = ("train", "val", "test")

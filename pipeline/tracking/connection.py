@@ -68,7 +68,7 @@ def first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def no_answer(problem: BaseException | str) -> UserError:
+def unreachable_error(problem: BaseException | str) -> UserError:
     """Return what to tell the user when the server does not answer."""
     told = problem if isinstance(problem, str) else first_line(problem)
     return UserError(
@@ -95,7 +95,7 @@ def ask(question: Callable[[], Answer]) -> Answer:
     try:
         answer, error = given.get(timeout=limit)
     except queue.Empty:
-        raise no_answer(f"nothing whole came within {limit:.0f} s") from None
+        raise unreachable_error(f"nothing whole came within {limit:.0f} s") from None
     if isinstance(error, UserError):
         raise error
     if isinstance(error, ModuleNotFoundError):
@@ -104,7 +104,7 @@ def ask(question: Callable[[], Answer]) -> Answer:
             "variable to track in ./mlflow.db."
         ) from error
     if error:
-        raise no_answer(error) from error
+        raise unreachable_error(error) from error
     return answer[0]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import run as run_folder
 from pipeline.data.prepare import read_json
 from pipeline.output import say
 
@@ -58,7 +58,7 @@ class Journal:
         """Return some of the rows from byte `start` on, and the byte behind the last of them."""
         content = os.pread(self._file, _CHUNK, start)
         content = content[: content.rfind(b"\n") + 1]
-        return store.parse_rows(content, self.path), start + len(content)
+        return run_folder.parse_rows(content, self.path), start + len(content)
 
     def all_rows(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
@@ -78,7 +78,7 @@ class Outbox:
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self.folder, self.run_id = folder, run_id
-        self._path = folder / store.TRACKING
+        self._path = folder / run_folder.TRACKING
         self._complained = False
         self._lock = threading.Lock()
         self._state: dict[str, Any] = {"mlflow_run_id": run_id, "sent_bytes": {}, "parts": {}}
@@ -94,17 +94,17 @@ class Outbox:
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 say(f"{self._path} cannot be read ({error}): all rows are sent again", error=True)
         elif (folder / "manifest.json").exists():  # fetched from the server, so it has all that is here
-            sizes = {name: path.stat().st_size for name in store.JOURNALS if (path := folder / name).exists()}
+            sizes = {name: path.stat().st_size for name in run_folder.JOURNALS if (path := folder / name).exists()}
             self._state["sent_bytes"] = sizes
 
-    def want(self, part: str, value: Any) -> None:
+    def enqueue(self, part: str, value: Any) -> None:
         """Have `value` sent as the newest version of a part."""
         with self._lock:
             known = self._state["parts"].get(part, {"version": 0, "sent": 0})
             self._state["parts"][part] = {"value": value, "version": known["version"] + 1, "sent": known["sent"]}
             self._save()
 
-    def clear(self, part: str) -> None:
+    def discard(self, part: str) -> None:
         """Forget the value of a part; nothing is sent for it."""
         with self._lock:
             version = self._state["parts"].get(part, {"version": 0})["version"]
@@ -116,7 +116,7 @@ class Outbox:
         with self._lock:
             return self._state["parts"].get(part, {"value": default})["value"] or default
 
-    def waiting(self, part: str) -> tuple[Any, int] | None:
+    def pending(self, part: str) -> tuple[Any, int] | None:
         """Return value and version of a part that was not sent yet."""
         with self._lock:
             known = self._state["parts"].get(part)
@@ -125,7 +125,7 @@ class Outbox:
     def is_behind(self) -> bool:
         """Tell whether a part or a row waits."""
         with self._lock:
-            sizes = {name: path.stat().st_size for name in store.JOURNALS if (path := self.folder / name).exists()}
+            sizes = {name: path.stat().st_size for name in run_folder.JOURNALS if (path := self.folder / name).exists()}
             return any(part["sent"] < part["version"] for part in self._state["parts"].values()) or any(
                 self._state["sent_bytes"].get(name, 0) < size for name, size in sizes.items()
             )
@@ -146,7 +146,7 @@ class Outbox:
 
     def _save(self) -> None:
         try:
-            store.write_json(self._path, self._state)
+            run_folder.write_json(self._path, self._state)
         except OSError as error:
             if not self._complained:
                 say(f"{self._path} cannot be written ({error.strerror}); it is only in memory now", error=True)

@@ -14,13 +14,14 @@ from typing import Any
 
 import psutil
 
-from pipeline import manifest, store
+from pipeline import manifest
+from pipeline import run as run_folder
 from pipeline.config import UserError
 from pipeline.data.prepare import read_json
 from pipeline.files import remove, written_as
 from pipeline.output import say
-from pipeline.store import Run
-from pipeline.tracking.connection import ask, first_line, is_missing, no_answer, redacted, shown
+from pipeline.run import Run
+from pipeline.tracking.connection import ask, first_line, is_missing, redacted, shown, unreachable_error
 from pipeline.tracking.connection import configure as configure
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{7,63}")  # MLflow's are 32 hexadecimal digits; a folder is named by the first eight
@@ -35,7 +36,7 @@ def owner() -> dict[str, str]:
     return {"host": socket.gethostname(), "pid": str(os.getpid()), "process_started": f"{started:.2f}"}
 
 
-def begin(*, dataset: str = "Default", output_dir: str = "") -> str:
+def create_run(*, dataset: str = "Default", output_dir: str = "") -> str:
     """Return the id of the run that `mlflow run` opened for this process, or else of a new one.
 
     Whose it is goes to MLflow in the one call that begins it: a process that is killed after that leaves nothing RUNNING that
@@ -60,13 +61,13 @@ def begin(*, dataset: str = "Default", output_dir: str = "") -> str:
             return wrapper
         run_id = client.create_run(_experiment(client, dataset), tags=tags).info.run_id
         if not _RUN_ID.fullmatch(str(run_id)):
-            raise no_answer(f"it names a new run {str(run_id)[:80]!r}, which is no id")
+            raise unreachable_error(f"it names a new run {str(run_id)[:80]!r}, which is no id")
         return str(run_id)
 
     return ask(open_run)
 
 
-def give_up(run_id: str, status: str = "FAILED") -> None:
+def abort_run(run_id: str, status: str = "FAILED") -> None:
     """Close a run that could not even begin. Where MLflow does not let it, a later start will."""
     from mlflow import MlflowClient
 
@@ -128,7 +129,7 @@ def _experiment(client: Any, dataset: str, *, create: bool = True) -> str:
     if not found:
         return str(client.create_experiment(name)) if create else ""
     if not _EXPERIMENT_ID.fullmatch(str(found.experiment_id)):
-        raise no_answer(f"it names an experiment {str(found.experiment_id)[:80]!r}, which is no id")
+        raise unreachable_error(f"it names an experiment {str(found.experiment_id)[:80]!r}, which is no id")
     if found.lifecycle_stage == "deleted":
         raise UserError(
             f"{given or 'the experiment ' + name} is an experiment that was deleted. {other} Or restore it: "
@@ -160,7 +161,7 @@ def search(query: str) -> Iterator[Any]:
             return
 
 
-def nest_wrapper(run_id: str) -> None:
+def set_parent_run(run_id: str) -> None:
     """Show the run that `mlflow run` opened for this stage under the training's run, and write no figures into it.
 
     It is told whose it is, as a training's is, so that it too is closed if this process and `mlflow run` are killed.
@@ -187,9 +188,9 @@ def close_abandoned(*, but: str = "", status: str = "KILLED") -> None:
         run_id, tags = run.info.run_id, run.data.tags
         folder = Path(tags["output_dir"]) if tags.get("output_dir") else None
         begun = folder is not None and _is_folder_of(folder, run_id)
-        if run_id == but or (store.in_use(folder) if folder and begun else not _is_gone(tags)):
+        if run_id == but or (run_folder.in_use(folder) if folder and begun else not _is_gone(tags)):
             continue
-        parts = _read(folder / store.TRACKING).get("parts", {}) if folder and begun else {}
+        parts = _read(folder / run_folder.TRACKING).get("parts", {}) if folder and begun else {}
         ended = parts.get("status", {}).get("value") or status
         MlflowClient().set_terminated(run_id, ended)
         where = folder if begun else "which had not begun"
@@ -237,7 +238,7 @@ def find_run(text: str, *, stage: str = "") -> Run:
     if not text:
         raise UserError("run: nothing was given. Add --run FOLDER or --run MLFLOW_RUN_ID.")
     if os.path.exists(text) or os.sep in text:
-        return store.open_run(Path(text), stage=stage)
+        return run_folder.open_run(Path(text), stage=stage)
     if not re.fullmatch("[0-9a-f]{32}", text):  # it becomes the name of a folder
         raise UserError(
             f"run={text[:100]} is neither a folder nor an MLflow run id (32 digits from 0 to f). Look it up with `mlflow ui`."
@@ -261,7 +262,7 @@ def find_run(text: str, *, stage: str = "") -> Run:
     here = Path("runs") / text
     for candidate in (trained, here):
         if _is_folder_of(candidate, text):
-            return store.open_run(candidate, stage=stage)
+            return run_folder.open_run(candidate, stage=stage)
     return _fetch(text, here)
 
 
@@ -272,7 +273,7 @@ def _fetch(run_id: str, folder: Path) -> Run:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder.parent):
         if _is_folder_of(folder, run_id):  # another process has fetched it meanwhile
-            return store.open_run(folder)
+            return run_folder.open_run(folder)
         if folder.exists():
             raise UserError(f"run={run_id} would be fetched into {folder}, which holds something else. Move that away.")
         for path in folder.parent.iterdir():
@@ -281,7 +282,7 @@ def _fetch(run_id: str, folder: Path) -> Run:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             _download(run_id, temporary)
-            if (fetched := store.open_run(temporary).mlflow_run_id) != run_id:
+            if (fetched := run_folder.open_run(temporary).mlflow_run_id) != run_id:
                 raise UserError(f"its config.json is of MLflow run {fetched}")
             temporary.chmod(0o755)
             temporary.rename(folder)
@@ -291,7 +292,7 @@ def _fetch(run_id: str, folder: Path) -> Run:
             raise UserError(f"run={run_id}: what was fetched of it from {shown()} cannot be used: {error}") from error
         finally:
             remove(temporary)
-    return store.open_run(folder)
+    return run_folder.open_run(folder)
 
 
 def _download(run_id: str, folder: Path) -> None:
@@ -302,7 +303,7 @@ def _download(run_id: str, folder: Path) -> None:
     if manifest.MANIFEST not in there:
         raise UserError(f"it has no {manifest.MANIFEST} there, so it was not trained to the end, or not by this program")
     mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=manifest.MANIFEST, dst_path=str(folder))
-    for name in (*manifest.read(folder)[1], *(there & set(store.JOURNALS))):
+    for name in (*manifest.read(folder)[1], *(there & set(run_folder.JOURNALS))):
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(path.parent))

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import manifest, store
+from pipeline import manifest
+from pipeline import run as run_folder
 from pipeline.output import say
 from pipeline.tracking import connection, runs
 from pipeline.tracking.journal import Journal, Outbox
@@ -42,8 +43,8 @@ def send(outbox: Outbox, journals: Sequence[Journal], *, rest: Callable[[float],
 
 
 def _send_part(client: Any, outbox: Outbox, part: str) -> None:
-    if waiting := outbox.waiting(part):
-        value, version = waiting
+    if pending := outbox.pending(part):
+        value, version = pending
         _SEND[part](client, outbox, value)
         outbox.sent(part, version)
 
@@ -124,7 +125,7 @@ def _send_artifacts(client: Any, outbox: Outbox, _: Any) -> None:
 
 def _upload_journals(client: Any, outbox: Outbox) -> None:
     with tempfile.TemporaryDirectory(dir=outbox.folder, prefix=".upload.") as temporary:
-        for name in (*store.JOURNALS, store.LOG):
+        for name in (*run_folder.JOURNALS, run_folder.LOG):
             copy = Path(temporary) / name  # a file that grows while it is sent is longer than was announced
             if (outbox.folder / name).exists():
                 shutil.copyfile(outbox.folder / name, copy)
@@ -150,7 +151,7 @@ def _send_slot(client: Any, outbox: Outbox) -> int:
             os.link(note.with_suffix(copy.suffix), copy)
         for copy in copies:
             client.log_artifact(outbox.run_id, str(copy), "checkpoints")
-    outbox.want("slot", (slot + 1) % _SLOTS)
+    outbox.enqueue("slot", (slot + 1) % _SLOTS)
     return int(note.stem.removeprefix("step-"))
 
 

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__, distributed, stopping, store
+from pipeline import __version__, distributed, signals
+from pipeline import run as run_folder
 from pipeline.config import Failure, RunConfig, UserError, applicable
 from pipeline.output import say
-from pipeline.stopping import Stopped
-from pipeline.store import Run
+from pipeline.run import Run
+from pipeline.signals import Interrupted
 from pipeline.tracking import connection, monitor, runs
 from pipeline.tracking.journal import Journal, Outbox
 from pipeline.tracking.sender import NOT_METRICS, Sender, send
@@ -33,11 +34,11 @@ class NullTracker:
 
     def checkpoint_written(self, step: int) -> None: ...
 
-    def hand_over(self) -> list[Row]:
+    def drain_rows(self) -> list[Row]:
         """Return the system metrics of this host that rank 0 has not been given yet."""
         return []
 
-    def take(self, rows: Sequence[Row]) -> None:
+    def receive_rows(self, rows: Sequence[Row]) -> None:
         """Keep system metrics of other hosts."""
 
 
@@ -49,7 +50,7 @@ class HostTracker(NullTracker):
         connection.configure(check=False)
         self._monitor = monitor.start(self._rows.append)
 
-    def hand_over(self) -> list[Row]:
+    def drain_rows(self) -> list[Row]:
         rows = self._rows[:]
         del self._rows[: len(rows)]
         return rows
@@ -65,7 +66,7 @@ class Tracker(NullTracker):
         self.folder, self.run_id, self.strict = folder, run_id, strict
         self._upload_checkpoints = upload_checkpoints
         self.outbox = Outbox(folder, run_id)
-        self.metrics, self.system = (Journal(folder / name) for name in store.JOURNALS)
+        self.metrics, self.system = (Journal(folder / name) for name in run_folder.JOURNALS)
         rows = self.metrics.all_rows()
         self.last_step = max((int(row["step"]) for row in rows), default=0)
         self._known = {(row["step"], name): value for row in rows for name, value in row.items() if name not in NOT_METRICS}
@@ -93,20 +94,20 @@ class Tracker(NullTracker):
             self.metrics.append({"step": 0, "time": now} | new)
             self._known |= {(0, name): value for name, value in new.items()}
 
-    def take(self, rows: Sequence[Row]) -> None:
+    def receive_rows(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self.system.append(row)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
-        self.outbox.want("tags", self.outbox.value("tags", {}) | {k: str(v) for k, v in tags.items()})
+        self.outbox.enqueue("tags", self.outbox.value("tags", {}) | {k: str(v) for k, v in tags.items()})
 
     def checkpoint_written(self, step: int) -> None:
         if self._upload_checkpoints:
-            self.outbox.want("checkpoint", step)
+            self.outbox.enqueue("checkpoint", step)
 
     def upload(self) -> bool:
         """Send everything, with the files that the manifest names; return whether MLflow took it. Raises Failure if strict."""
-        self.outbox.want("artifacts", True)
+        self.outbox.enqueue("artifacts", True)
         sent = self._sender.send_now()
         if self.strict and not sent:
             raise Failure(f"strict_tracking=true, and MLflow at {connection.shown()} fails: {self._sender.problem}")
@@ -121,19 +122,19 @@ class Tracker(NullTracker):
             became = {name: tags[tag] for name, tag in (("device", "device"), ("nproc", "world_size")) if tag in tags}
             idle = ("cuda_graph",) if tags.get("device") == "cpu" else ()
             params = {k: str(became.get(k, v)) for k, v in applicable(config).items() if k not in idle}
-            self.outbox.want("params", params)
-            self.outbox.want("name", self.folder.resolve().name)
-            self.outbox.want("dataset", dict(dataset))
+            self.outbox.enqueue("params", params)
+            self.outbox.enqueue("name", self.folder.resolve().name)
+            self.outbox.enqueue("dataset", dict(dataset))
             self.checkpoint_written(0)
-        self.outbox.clear("status")
-        self.outbox.want("reopened", True)
+        self.outbox.discard("status")
+        self.outbox.enqueue("reopened", True)
         self.set_tags(tags)
         self._monitor = monitor.start(self.system.append, first_step=len(self.system.all_rows()))
 
     def end(self, status: str) -> None:
         """Have the last figures and the status sent, and say so if they cannot be."""
         self._monitor.finish()
-        self.outbox.want("status", status)
+        self.outbox.enqueue("status", status)
         if not self._sender.send_now(_CLOSING[status]):
             say(
                 f"MLflow at {connection.shown()} has not taken everything; it is kept in {self.folder}. Send it later: "
@@ -155,7 +156,7 @@ def training_run(run: Run, tags: Mapping[str, object], *, dataset: Mapping[str, 
     At the end its status is FINISHED, KILLED after SIGTERM or SIGINT, or FAILED after any other error. `dataset` is given when
     the run is new.
     """
-    with store.locked(run.folder):
+    with run_folder.locked(run.folder):
         c = run.config
         tracker = Tracker(run.folder, run.mlflow_run_id, strict=c.strict_tracking, upload_checkpoints=c.upload_checkpoints)
         tracker.begin(c, tags, dataset=dataset)
@@ -163,12 +164,14 @@ def training_run(run: Run, tags: Mapping[str, object], *, dataset: Mapping[str, 
         try:
             yield tracker
             status = "FINISHED"
-        except Stopped as stop:  # the launcher stops the ranks that are left when one has failed
-            failed = stop.__context__ is not None and not isinstance(stop.__context__, Stopped)  # a second signal is no failure
+        except Interrupted as stop:  # the launcher stops the ranks that are left when one has failed
+            failed = stop.__context__ is not None and not isinstance(
+                stop.__context__, Interrupted
+            )  # a second signal is no failure
             status = "FAILED" if failed or distributed.another_rank_failed() else "KILLED"
             raise
         finally:
-            with stopping.held_back():
+            with signals.ignore_first_signal():
                 try:
                     tracker.end(status)
                 finally:
@@ -180,8 +183,8 @@ def beside(run: Run) -> Iterator[None]:
     """Hold a run's folder for a stage that has nothing to tell its MLflow run. No server is needed, but for `mlflow run`."""
     if os.environ.get("MLFLOW_RUN_ID"):
         connection.configure()
-        runs.nest_wrapper(run.mlflow_run_id)
-    with store.locked(run.folder):
+        runs.set_parent_run(run.mlflow_run_id)
+    with run_folder.locked(run.folder):
         yield
 
 
@@ -189,8 +192,8 @@ def beside(run: Run) -> Iterator[None]:
 def attached(run: Run) -> Iterator[Tracker]:
     """Write a later stage's figures into the training's run."""
     connection.configure()
-    runs.nest_wrapper(run.mlflow_run_id)
-    with store.locked(run.folder):
+    runs.set_parent_run(run.mlflow_run_id)
+    with run_folder.locked(run.folder):
         tracker = Tracker(run.folder, run.mlflow_run_id)
         try:
             yield tracker
@@ -215,14 +218,14 @@ def send_rest(run: Run) -> None:
 
 def sync(folder: Path) -> int:
     """Send what a run could not send while it ran; return the number of figures. Raises Failure where MLflow refuses it."""
-    run = store.open_run(folder, check=False)
-    with store.locked(folder):
+    run = run_folder.open_run(folder, check=False)
+    with run_folder.locked(folder):
         connection.configure()
         outbox = Outbox(folder, run.mlflow_run_id)
         if outbox.value("reopened") and not outbox.value("status"):
-            outbox.want("status", "KILLED")  # nobody holds the folder, and nobody said how it ended
+            outbox.enqueue("status", "KILLED")  # nobody holds the folder, and nobody said how it ended
         try:
-            return send(outbox, [Journal(folder / name) for name in store.JOURNALS])
+            return send(outbox, [Journal(folder / name) for name in run_folder.JOURNALS])
         except Exception as error:  # whatever a server, a proxy or a store raises
             raise Failure(f"MLflow at {connection.shown()} has not taken everything: {connection.first_line(error)}") from error
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.stage import export_run
+from export.artifacts import export_run
 from models import MODELS
-from pipeline import store
+from pipeline import run as run_folder
 from pipeline.config import RunConfig, resolve
 from pipeline.data.prepare import prepare, read_manifest
 
@@ -27,7 +27,7 @@ ONE_EACH = list({variant.partition("-")[0]: variant for variant in VARIANTS}.val
 class Trained:
     """A run folder and the prepared data it stands on."""
 
-    run: store.Run
+    run: run_folder.Run
     data: Path
 
 
@@ -43,11 +43,11 @@ def make_run(cache_dir: Path) -> MakeRun:
         flags = {"model": model, "cache_dir": str(cache_dir)} | ({"gradient": gradient} if gradient else {})
         config = resolve(flags)
         data = prepare(config)
-        run = store.create(
+        run = run_folder.create(
             folder, config=config, mlflow_run_id="0123456789abcdef" * 2, git_commit="a" * 40, data=read_manifest(data)
         )
         torch.manual_seed(1)
-        store.save_weights(folder / store.WEIGHTS, run.build_model().state_dict(), run_id=run.mlflow_run_id)
+        run_folder.save_weights(folder / run_folder.WEIGHTS, run.build_model().state_dict(), run_id=run.mlflow_run_id)
         return Trained(run, data)
 
     return make

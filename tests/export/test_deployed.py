@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from export.deployed import OUTPUTS, deployed
+from export.module import OUTPUTS, deployed
 from pipeline import metrics
 from pipeline.data.loader import open_split
 

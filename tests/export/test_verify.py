@@ -20,12 +20,14 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from export import onnx_model, probe, probing, pt2, torchscript, verify
-from export.deployed import OUTPUTS, Deployed, deployed, example_input, metadata
-from export.probing import FORMATS, Probes
-from export.stage import FILES, FOLDER
+from export import isolated, runner, verify
+from export.artifacts import FILES, FOLDER
+from export.formats import onnx as onnx_format
+from export.formats import pt2, torchscript
+from export.module import OUTPUTS, ExportModule, deployed, example_input, metadata
+from export.runner import FORMATS, Runner
 from export.verify import Verdict, verify_run
-from pipeline import store
+from pipeline import run as run_folder
 from pipeline.config import UserError
 from tests.export.conftest import ONE_EACH, VARIANTS, Trained
 
@@ -91,7 +93,7 @@ def test_two_reports_of_the_same_file_differ_only_in_latency(exports: Exports, t
 
 
 def edit(model: onnx.ModelProto, name: str, change: Callable[[Any], None]) -> None:
-    """Change the values of an initialiser in place."""
+    """Change the values of an initializer in place."""
     tensor = next(t for t in model.graph.initializer if t.name == f"model.{name}")
     values = numpy_helper.to_array(tensor).copy()
     change(values)
@@ -153,7 +155,7 @@ SABOTAGE = [
     (nudge, r"output logits differs from torch by up to 0\.\d+ for batches of .*the whole test set"),
     (freeze, r"the batch is frozen at 1: the first axis of its input is declared 1, not 'batch'"),
     (freeze, r"it runs for batches of 1 only, and fails for batches of 2, 7, 64 and the whole test set: Invalid"),
-    (standardise_nothing, r"standardisation is missing: the answers equal those of the network fed with raw input"),
+    (standardise_nothing, r"standardization is missing: the answers equal those of the network fed with raw input"),
     (swap_order, r"its outputs come in the order features, probabilities, logits, not logits, probabilities, features"),
     (poison, r"output logits is NaN or infinite in 114 of 114 values for the whole test set$"),
     (poison, r"network\.output\.bias in 1 of 1 values by up to nan"),
@@ -216,7 +218,7 @@ def test_another_onnx_file_leaves_the_runs_own_report_and_figures_alone(
 class Spoilt(nn.Module):
     """A deployed model that gives at most two rows."""
 
-    def __init__(self, module: Deployed) -> None:
+    def __init__(self, module: ExportModule) -> None:
         super().__init__()
         self.model = module.model
         self.module = module
@@ -228,7 +230,7 @@ class Spoilt(nn.Module):
 def test_spoilt_torchscript_and_pt2_files_fail_beside_a_sound_onnx(exports: Exports, tmp_path: Path) -> None:
     trained = exports("mlp")
     shutil.copytree(trained.run.folder, tmp_path / "run")
-    run = store.open_run(tmp_path / "run", check=False)
+    run = run_folder.open_run(tmp_path / "run", check=False)
     frozen = torchscript.build(Spoilt(deployed(run)), example_input(run), metadata(run))
     nudged = deployed(run)
     nudged.model.get_parameter("network.hidden.weight")[0, 0] += 0.5
@@ -285,14 +287,14 @@ def test_external_data_inside_a_subgraph_is_found_too() -> None:
     path = Path("nested.onnx")
     path.write_bytes(inner.SerializeToString())
     with pytest.raises(UserError, match="keeps 1 tensors in other files"):
-        onnx_model.read(path, what="it")
+        onnx_format.read(path, what="it")
 
 
 def test_a_run_without_its_export_is_the_users_mistake(exports: Exports, tmp_path: Path) -> None:
     trained = exports("mlp")
     shutil.copytree(trained.run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("*.pt2"))
     with pytest.raises(UserError, match=r"has no model\.pt2 in its export/"):
-        verify_run(store.open_run(tmp_path / "run", check=False), data=trained.data)
+        verify_run(run_folder.open_run(tmp_path / "run", check=False), data=trained.data)
 
 
 def test_a_probe_that_takes_too_long_fails_and_is_ended(
@@ -300,20 +302,20 @@ def test_a_probe_that_takes_too_long_fails_and_is_ended(
 ) -> None:
     trained = exports("mlp")
     path = shutil.copy(trained.run.folder / FOLDER / FILES["onnx"], tmp_path / "slow.onnx")
-    monkeypatch.setattr(probing, "TIMEOUT", 0.01)
+    monkeypatch.setattr(runner, "TIMEOUT", 0.01)
     verdict = verify_run(trained.run, data=trained.data, onnx=Path(path))
     assert verdict.problems == ["slow.onnx: it did not finish within 0 s"]
 
 
-@pytest.mark.parametrize("name", probe.BLOCKED)
+@pytest.mark.parametrize("name", isolated.BLOCKED)
 def test_a_probe_cannot_import_the_project(name: str) -> None:
-    root = str(Path(probe.__file__).parents[1])
+    root = str(Path(isolated.__file__).parents[1])
     script = (  # the probe itself, on a file that is not there; what it set up on its way stays
         f"import contextlib, runpy, sys; sys.path.insert(0, {root!r})\n"
         f"open('request.json', 'w').write('{{}}'); import numpy; numpy.save('samples.npy', numpy.zeros(1))\n"
         f"sys.argv = ['probe.py', 'onnx', 'missing.onnx', '.']\n"
         f"with contextlib.suppress(SystemExit):\n"
-        f"    runpy.run_path({probe.__file__!r}, run_name='__main__')\n"
+        f"    runpy.run_path({isolated.__file__!r}, run_name='__main__')\n"
         f"import {name}"
     )
     ended = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True)
@@ -323,7 +325,7 @@ def test_a_probe_cannot_import_the_project(name: str) -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_probe_ends_when_nobody_gives_it_a_file(kind: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-I", probe.__file__, kind, "no.artifact", str(tmp_path)]
+    command = [sys.executable, "-I", isolated.__file__, kind, "no.artifact", str(tmp_path)]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
     assert (ended.returncode, ended.stderr) == (1, "nobody waits for the answer\n") and not list(tmp_path.iterdir())
 
@@ -331,9 +333,9 @@ def test_a_probe_ends_when_nobody_gives_it_a_file(kind: str, tmp_path: Path) -> 
 def test_a_probe_measures_when_the_others_are_idle_and_nothing_of_ours_works(
     exports: Exports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained, events, tell, answers = exports("mlp"), [], Probes._tell, verify._answers
+    trained, events, tell, answers = exports("mlp"), [], Runner._tell, verify._answers
 
-    def note_and_tell(probes: Probes, kind: str, line: str) -> None:
+    def note_and_tell(probes: Runner, kind: str, line: str) -> None:
         if line == "measure\n":
             assert all(probes._file(k, "facts.json").exists() for k in FORMATS), "another probe still works"
             measured = FORMATS[: FORMATS.index(kind)]
@@ -347,9 +349,9 @@ def test_a_probe_measures_when_the_others_are_idle_and_nothing_of_ours_works(
         events.append("end to answer")
         return result
 
-    monkeypatch.setattr(Probes, "_tell", note_and_tell)
+    monkeypatch.setattr(Runner, "_tell", note_and_tell)
     monkeypatch.setattr(verify, "_answers", note_and_answer)
-    with Probes(FORMATS) as probes:  # all can wait for their files before these are there
+    with Runner(FORMATS) as probes:  # all can wait for their files before these are there
         verdict = verify_run(trained.run, data=trained.data, probes=probes, meanwhile=lambda: events.append("meanwhile"))
     assert verdict.passed and set(verdict.report["artifacts"]) == set(FORMATS)
     work = [*(f"load {k}" for k in FORMATS), "meanwhile", "begin to answer", "end to answer"]
@@ -360,7 +362,7 @@ def test_a_probe_measures_when_the_others_are_idle_and_nothing_of_ours_works(
 def test_a_probe_computes_on_one_thread_as_two_would_wait_for_each_other_on_busy_cores(kind: str, exports: Exports) -> None:
     script = (
         f"import os, runpy; from pathlib import Path; import numpy as np\n"
-        f"names = runpy.run_path({probe.__file__!r}); names['import_runtime']({kind!r})\n"
+        f"names = runpy.run_path({isolated.__file__!r}); names['import_runtime']({kind!r})\n"
         f"count = lambda: len(os.listdir('/proc/self/task')); before = count()\n"
         f"call, *_ = names['load']({kind!r}, Path({str(exports('cnn').run.folder / FOLDER / FILES[kind])!r}))\n"
         f"call(np.zeros((64, 1, 28, 28), np.uint8)); print(count() - before)\n"
@@ -379,7 +381,7 @@ def test_torchs_own_answers_are_computed_on_as_many_threads_as_a_probes(
     torch.set_num_threads(3)
     try:
         verify_run(trained.run, data=trained.data, onnx=trained.run.folder / FOLDER / FILES["onnx"])
-        assert seen == [probe.NUM_THREADS] and torch.get_num_threads() == 3
+        assert seen == [isolated.NUM_THREADS] and torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 
@@ -387,13 +389,13 @@ def test_torchs_own_answers_are_computed_on_as_many_threads_as_a_probes(
 def test_answers_that_are_not_finite_in_torch_either_fail(exports: Exports, tmp_path: Path) -> None:
     trained = exports("moons")
     shutil.copytree(trained.run.folder, tmp_path / "run")
-    run = store.open_run(tmp_path / "run", check=False)
+    run = run_folder.open_run(tmp_path / "run", check=False)
     model = run.load_model()
     with torch.no_grad():
         model.get_parameter("network.output.bias").fill_(torch.nan)
-    store.save_weights(run.folder / store.WEIGHTS, model.state_dict(), run_id=run.mlflow_run_id)
+    run_folder.save_weights(run.folder / run_folder.WEIGHTS, model.state_dict(), run_id=run.mlflow_run_id)
     program = pt2.capture(deployed(run), example_input(run))
     path = tmp_path / "nan.onnx"
-    path.write_bytes(onnx_model.build(program, metadata(run), outputs=OUTPUTS[run.task]))
+    path.write_bytes(onnx_format.build(program, metadata(run), outputs=OUTPUTS[run.task]))
     problems = verify_run(run, data=trained.data, onnx=path).problems
     assert any("logits is NaN or infinite in 200 of 200" in p and "torch itself gives 200 such" in p for p in problems)

@@ -17,14 +17,14 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from pipeline import store
+from pipeline import run as run_folder
 from pipeline.cli import main
 from pipeline.tracking import sender
 from pipeline.tracking.tracker import Tracker
 from tests.faults.inject import forked
 
 PLACES: dict[str, tuple[Any, str]] = {  # what is called, in this order
-    "create_run": (MlflowClient, "create_run"), "store.create": (store, "create"), "begin": (Tracker, "begin"),
+    "create_run": (MlflowClient, "create_run"), "store.create": (run_folder, "create"), "begin": (Tracker, "begin"),
     "send": (sender, "_send_part"),
 }  # fmt: skip
 

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from pipeline import manifest, stopping, store
+from pipeline import manifest, signals
+from pipeline import run as run_folder
 from pipeline.cli import main
 from tests.faults import inject
 
@@ -75,7 +76,7 @@ class Hook:
 
 def rows(folder: Path) -> Counter[tuple[Any, ...]]:
     """Return each figure of a run's journal with how often it stands there, without what a clock says."""
-    found = store.parse_rows((folder / store.METRICS).read_bytes(), folder / store.METRICS)
+    found = run_folder.parse_rows((folder / run_folder.METRICS).read_bytes(), folder / run_folder.METRICS)
     figures = [(row["step"], k, v) for row in found for k, v in row.items() if k not in CLOCKS and "latency" not in k]
     return Counter(figure for figure in figures if figure[1] not in ("step", "epoch"))
 
@@ -90,20 +91,20 @@ def _report(folder: Path) -> Any:
 
 def differences(folder: Path, whole: Path) -> list[str]:
     """Return what of a run is otherwise than in the run that was never cut off."""
-    store.open_run(folder)
+    run_folder.open_run(folder)
     sealed, expected = (manifest.read(f)[1] for f in (folder, whole))
     found = list(sealed.keys() ^ expected.keys())
     found += [name for name in sealed.keys() & expected.keys() if "parity" not in name and sealed[name] != expected[name]]
     found += ["parity"] * (_report(folder) != _report(whole))
     found += [str(figure) for figure in (rows(folder) - rows(whole)) + (rows(whole) - rows(folder))]
     found += [f"leftover {p.relative_to(folder)}" for p in folder.rglob(".*") if p.name != ".lock"]
-    parts = json.loads((folder / store.TRACKING).read_text())["parts"]
+    parts = json.loads((folder / run_folder.TRACKING).read_text())["parts"]
     found += [f"{name} waits" for name, part in parts.items() if part["sent"] < part["version"]]
     return found
 
 
 def _start(words: list[str], cache_dir: str, due: Callable[[str, int, bool], None], note: Path | None = None) -> None:
-    stopping.install()
+    signals.install()
     cache = [] if words[0] in ("export", "sync") else ["--cache_dir", cache_dir]
     with Hook(due) as hook:
         status = main([*words, *cache])
@@ -117,11 +118,11 @@ def _never(name: str, number: int, after: bool) -> None: ...
 
 def _forget_what_was_sent(folder: Path) -> None:
     """Have `sync` something to do: as if no server had answered while the training went on."""
-    note = json.loads((folder / store.TRACKING).read_text())
+    note = json.loads((folder / run_folder.TRACKING).read_text())
     note["sent_bytes"] = {}
     for part in note["parts"].values():
         part["sent"] = 0
-    store.write_json(folder / store.TRACKING, note)
+    run_folder.write_json(folder / run_folder.TRACKING, note)
 
 
 def cut(base: Path, cache_dir: str, stage: str, signals: list[str]) -> Iterator[dict[str, Any]]:
@@ -134,7 +135,7 @@ def cut(base: Path, cache_dir: str, stage: str, signals: list[str]) -> Iterator[
         from pipeline.tracking import runs
 
         runs.configure()
-        Path("id").write_text(runs.begin())
+        Path("id").write_text(runs.create_run())
 
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{base}/mlflow.db"
     assert forked(begin_run) == 0

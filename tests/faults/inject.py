@@ -1,4 +1,4 @@
-"""Faults on purpose, at a call of a function or at an optimiser step. Only tests import this; nothing in the pipeline knows it.
+"""Faults on purpose, at a call of a function or at an optimizer step. Only tests import this; nothing in the pipeline knows it.
 
 arm("fsync", 3, after=False, kind="SIGKILL")    # this process is killed as it is about to call os.fsync for the third time
 """

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline import stopping, store
+from pipeline import run as run_folder
 from pipeline.config import resolve
+from pipeline.signals import install as install_signals
 from tests.faults.inject import HOOKS, STEP, arm, forked
 from tests.trainings import fit
 
@@ -63,24 +64,24 @@ MODES = {"random": random_kills, "every": every_hook, "signals": signals}
 
 def main(base: Path, cache_dir: str, mode: str, count: int, seed: int) -> None:
     torch.set_num_threads(1)
-    importlib.import_module("torch._dynamo")  # an optimiser needs it: import it once, not in every child
+    importlib.import_module("torch._dynamo")  # an optimizer needs it: import it once, not in every child
     whole = base / "whole"
     assert forked(lambda: train(whole, cache_dir)) == 0
-    expected = store.sha256(whole / store.LAST_WEIGHTS)
+    expected = run_folder.sha256(whole / run_folder.LAST_WEIGHTS)
     for number, faults in enumerate(MODES[mode](count, random.Random(seed))):
         folder = base / f"run{number}"
         statuses, steps = [], []
         for hook, call, after, kind in faults:
 
             def struck(hook: str = hook, call: int = call, after: bool = after, kind: str = kind) -> None:
-                stopping.install()
+                install_signals()
                 arm(hook, call, after=after, kind=kind)
                 train(folder, cache_dir)  # noqa: B023
 
             statuses.append(os.waitstatus_to_exitcode(forked(struck, errors=base / "errors")))
             steps.append(max([int(p.stem[5:]) for p in (folder / "checkpoints").glob("step-*.json")], default=0))
         ended = forked(lambda: train(folder, cache_dir))  # noqa: B023
-        same = ended == 0 and store.sha256(folder / store.LAST_WEIGHTS) == expected
+        same = ended == 0 and run_folder.sha256(folder / run_folder.LAST_WEIGHTS) == expected
         print(json.dumps({"run": number, "faults": faults, "statuses": statuses, "steps": steps, "same": same}), flush=True)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import store
+from pipeline import run as run_folder
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.cli import main
 from pipeline.config import Failure
-from pipeline.data.scratch import scratch
+from pipeline.data.spill import scratch
 from tests.conftest import read_rows
 
 pytestmark = pytest.mark.timeout(200)
@@ -111,9 +111,9 @@ def test_a_disk_that_fills_up_in_mid_run_fails_the_save_and_keeps_the_checkpoint
     assert process.returncode == 1 and "Traceback" not in told, told
     assert "No space left on device); the one before it is kept, and training goes on" in told
     assert "Make room or mend the access, and go on: --resume true." in " ".join(told.split())
-    before = newest_checkpoint(run, run_id=store.open_run(run, check=False).mlflow_run_id)
+    before = newest_checkpoint(run, run_id=run_folder.open_run(run, check=False).mlflow_run_id)
     assert before and 100 <= before[1]["state"]["step"] < 3200
     (disk / "ballast").unlink()
     assert main(["train", "--output_dir", str(run), "--resume", "true", "--cache_dir", str(cache_dir)]) == 0
-    steps = [row["step"] for row in read_rows(store.open_run(run).folder) if "train/loss" in row]
+    steps = [row["step"] for row in read_rows(run_folder.open_run(run).folder) if "train/loss" in row]
     assert steps == list(range(10, 3201, 10))

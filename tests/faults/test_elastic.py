@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import store
+from pipeline import run as run_folder
 from tests.conftest import all_runs, read_rows
 from tests.trainings import same_weights
 
@@ -46,7 +46,7 @@ def _job(cache_dir: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], 
 
 
 def _status() -> str:
-    return str(MlflowClient().get_run(store.open_run(Path("run"), check=False).mlflow_run_id).info.status)
+    return str(MlflowClient().get_run(run_folder.open_run(Path("run"), check=False).mlflow_run_id).info.status)
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_a_killed_worker_leads_to_a_restart_from_the_last_checkpoint_into_the_sa
     losses = [(row["step"], row["train/loss"]) for row in read_rows(Path("run")) if "train/loss" in row]
     assert [step for step, _ in losses] == sorted({step for step, _ in losses}) and losses[-1][0] == 8 * 160
     assert np.isfinite([loss for _, loss in losses]).all()
-    run = MlflowClient().get_run(store.open_run(Path("run")).mlflow_run_id)
+    run = MlflowClient().get_run(run_folder.open_run(Path("run")).mlflow_run_id)
     assert run.data.tags["restarts"] == "1"
 
 
@@ -73,7 +73,7 @@ def test_killing_the_launcher_leaves_no_orphan_and_a_run_that_can_be_resumed(cac
 
 @pytest.mark.slow
 def test_a_hung_rank_is_found_named_and_restarted(cache_dir: Path) -> None:
-    with _job(cache_dir, "--max_restarts", "1", "--timeout", "5") as (process, ranks):
+    with _job(cache_dir, "--max_restarts", "1", "--collective_timeout", "5") as (process, ranks):
         ranks["1"].send_signal(signal.SIGSTOP)
         out, _ = process.communicate(timeout=200)
     assert process.returncode == 0, Path("stderr").read_text()
@@ -84,7 +84,7 @@ def test_a_hung_rank_is_found_named_and_restarted(cache_dir: Path) -> None:
 def _train_on_two(cache_dir: Path, folder: str, *fault: str) -> subprocess.CompletedProcess[str]:
     """Train on two ranks under our launcher, with a fault in one of them, and one restart."""
     train = ["train", "--model", "moons", "--batch_size", "8", "--epochs", "5", "--output_dir", folder, "--cache_dir",
-             str(cache_dir), "--checkpoint_every", "50", "--timeout", "5"]  # fmt: skip
+             str(cache_dir), "--checkpoint_every", "50", "--collective_timeout", "5"]  # fmt: skip
     code = "import sys; from pipeline.distributed import launch; sys.exit(launch(sys.argv[1:], 2, max_restarts=1))"
     return subprocess.run(
         [sys.executable, "-c", code, "tests.faults.worker", *(fault or ("9", "step", "1", "before", "hang")), "--", *train],
@@ -98,7 +98,7 @@ def whole(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     done = _train_on_two(cache_dir, str(folder))
     assert done.returncode == 0, done.stderr
-    return folder / store.LAST_WEIGHTS
+    return folder / run_folder.LAST_WEIGHTS
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_a_rank_that_dies_or_hangs_at_a_step_or_in_a_save_changes_no_bit_of_the_
 ) -> None:
     done = _train_on_two(cache_dir, "run", *fault)
     assert done.returncode == 0, done.stderr
-    assert same_weights(Path("run") / store.LAST_WEIGHTS, whole) and _status() == "FINISHED"
-    assert MlflowClient().get_run(store.open_run(Path("run")).mlflow_run_id).data.tags["restarts"] == "1"
+    assert same_weights(Path("run") / run_folder.LAST_WEIGHTS, whole) and _status() == "FINISHED"
+    assert MlflowClient().get_run(run_folder.open_run(Path("run")).mlflow_run_id).data.tags["restarts"] == "1"
     if fault[-1] == "SIGTERM":
         assert "stopped at step 240; the checkpoint is written" in done.stdout
     if fault[-1] == "hang":

@@ -10,11 +10,11 @@ import pytest
 
 _WORKER = """
 import sys
-from pipeline import distributed, stopping
+from pipeline import distributed, signals
 with distributed.process_group("cpu") as ranks:
     if sys.argv[1:] == ["fail"] and ranks.rank == 1:
-        stopping.leave(7)
-stopping.leave(0)
+        signals.exit_now(7)
+signals.exit_now(0)
 """
 _LAUNCH = "import sys; sys.path.insert(0, '.'); from pipeline.distributed import launch; sys.exit(launch(sys.argv[1:], 2))"
 

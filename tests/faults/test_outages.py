@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import stopping, store
+from pipeline import run as run_folder
+from pipeline import signals
 from pipeline.cli import main
 from pipeline.tracking import runs, sender
 from pipeline.tracking.sender import NOT_METRICS
@@ -76,7 +77,7 @@ def _train(cache_dir: Path, *flags: str) -> int:
 
 
 def _assert_everything_is_there_once(server: str) -> None:
-    run = store.open_run(Path("run"), check=False)
+    run = run_folder.open_run(Path("run"), check=False)
     client = MlflowClient(server)
     found = client.get_run(run.mlflow_run_id)
     assert found.info.status == "FINISHED" and found.data.params["model"] == "moons"
@@ -131,9 +132,9 @@ def test_strict_tracking_ends_the_training_with_a_checkpoint(proxy: Proxy, cache
 def test_a_stopped_run_goes_on_without_a_server_and_is_sent_whole_later(
     proxy: Proxy, server: str, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with _When({1: lambda: monkeypatch.setattr(stopping, "_noted", 15)}):
+    with _When({1: lambda: monkeypatch.setattr(signals, "_noted", 15)}):
         assert _train(cache_dir) == 143
-    run_id = store.open_run(Path("run"), check=False).mlflow_run_id
+    run_id = run_folder.open_run(Path("run"), check=False).mlflow_run_id
     assert MlflowClient(server).get_run(run_id).info.status == "KILLED"
     proxy.fail("refuse")
     assert main(["train", "--output_dir", "run", "--resume", "true", "--cache_dir", str(cache_dir)]) == 0
@@ -149,7 +150,7 @@ def test_a_server_that_hangs_does_not_hold_up_a_stop(
 
     def stop() -> None:
         stopped.append(time.monotonic())
-        monkeypatch.setattr(stopping, "_noted", 15)
+        monkeypatch.setattr(signals, "_noted", 15)
 
     with _When({1: lambda: proxy.fail("hang"), 3: stop}):
         assert _train(cache_dir) == 143
@@ -161,20 +162,20 @@ def test_a_server_that_hangs_does_not_hold_up_a_stop(
 
 def test_a_folder_in_use_is_refused(proxy: Proxy, cache_dir: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _train(cache_dir) == 0
-    monkeypatch.setattr(store, "_LOCK_WAIT", 0.2)
+    monkeypatch.setattr(run_folder, "_LOCK_WAIT", 0.2)
     ready, hold = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        with store.locked(Path("run")):
+        with run_folder.locked(Path("run")):
             os.write(ready[1], b"x")
             os.read(hold[0], 1)
         os._exit(0)
     try:
         os.read(ready[0], 1)
-        assert store.in_use(Path("run"))
+        assert run_folder.in_use(Path("run"))
         assert main(["sync", "--run", "run"]) == 2
         assert "output_dir=run is in use by another process. Wait" in capfd.readouterr().err
     finally:
         os.write(hold[1], b"x")
         os.waitpid(child, 0)
-    assert not store.in_use(Path("run")) and main(["sync", "--run", "run"]) == 0
+    assert not run_folder.in_use(Path("run")) and main(["sync", "--run", "run"]) == 0

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import store
+from pipeline import run as run_folder
 from pipeline.cli import main
 from pipeline.tracking import runs
 from pipeline.tracking.sender import NOT_METRICS
@@ -42,7 +42,7 @@ def killed(cache_dir: Path) -> str:
     words = ["train", *FLAGS, "--epochs", "30", "--cache_dir", str(cache_dir)]
     done = subprocess.run([sys.executable, "-c", _STRUCK.format(words=words)], capture_output=True, timeout=180, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    return store.open_run(Path("run"), check=False).mlflow_run_id
+    return run_folder.open_run(Path("run"), check=False).mlflow_run_id
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def killed_rank(cache_dir: Path) -> Iterator[tuple[int, str]]:
         process.communicate(timeout=120)
     finally:
         process.kill()
-    yield process.returncode, store.open_run(Path("run"), check=False).mlflow_run_id
+    yield process.returncode, run_folder.open_run(Path("run"), check=False).mlflow_run_id
 
 
 def _status(run_id: str) -> str:
@@ -97,13 +97,13 @@ def test_the_launcher_closes_the_run_of_a_rank_0_that_was_killed(killed_rank: tu
 
 
 _HOLDER = (
-    "import sys, pathlib, pipeline.store as s\nwith s.locked(pathlib.Path('run')): print('held', flush=True); sys.stdin.read()"
+    "import sys, pathlib, pipeline.run as s\nwith s.locked(pathlib.Path('run')): print('held', flush=True); sys.stdin.read()"
 )
 
 
 def test_only_a_run_whose_folder_nobody_holds_is_closed() -> None:
     runs.configure()
-    run_id = runs.begin()
+    run_id = runs.create_run()
     Path("run").mkdir()
     Path("run/config.json").write_text(json.dumps({"mlflow_run_id": run_id}))
     for name, value in (("host", socket.gethostname()), ("output_dir", str(Path("run").resolve()))):
@@ -145,7 +145,7 @@ def test_a_run_that_another_process_still_works_on_is_left_alone(cache_dir: Path
         for line in process.stdout:
             if line.startswith("epoch"):
                 break
-        run_id = store.open_run(Path("run"), check=False).mlflow_run_id
+        run_id = run_folder.open_run(Path("run"), check=False).mlflow_run_id
         assert main(["train", "--model", "polynomial", "--epochs", "1", "--cache_dir", str(cache_dir)]) == 0
         assert _status(run_id) == "RUNNING"
     finally:
@@ -194,8 +194,8 @@ def test_a_process_is_known_by_its_time_of_birth_too() -> None:
 
 
 def test_a_run_of_another_process_that_lives_and_has_not_begun_is_left_alone() -> None:
-    run_id = runs.begin()
+    run_id = runs.create_run()
     runs.close_abandoned()
     assert _status(run_id) == "RUNNING"
-    runs.give_up(run_id)
+    runs.abort_run(run_id)
     assert _status(run_id) == "FAILED"

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import sys
 
-from pipeline import stopping
+from pipeline import signals
 from pipeline.cli import main
 from pipeline.distributed import num_restarts
 from tests.faults.inject import arm
 
 if __name__ == "__main__":
     rank, hook, call, moment, kind, _, *arguments = sys.argv[1:]
-    stopping.install()
+    signals.install()
     if os.environ["RANK"] == rank and num_restarts() == 0:
         arm(hook, int(call), after=moment == "after", kind=kind)
-    stopping.leave(main(arguments))
+    signals.exit_now(main(arguments))

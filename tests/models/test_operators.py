@@ -6,7 +6,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from models import operators
-from models.moons import Moons
+from models.two_layer import Moons
 
 
 def _double(*shape: int) -> torch.Tensor:

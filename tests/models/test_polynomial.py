@@ -8,7 +8,7 @@ import torch
 
 from models import build_model
 from models.polynomial import Polynomial, _Cubic, _SquaredError, coefficients, formula
-from models.preprocess import Model
+from models.wrapper import Model
 
 GRADIENTS = ("manual", "autograd", "linear")
 
@@ -51,7 +51,7 @@ def test_manual_autograd_and_linear_walk_the_same_path() -> None:
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_formula_is_in_the_raw_input_though_the_model_standardises(gradient: str) -> None:
+def test_formula_is_in_the_raw_input_though_the_model_standardizes(gradient: str) -> None:
     torch.manual_seed(1)
     model = build_model(
         "polynomial",

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from models import MODELS, build_model
 from models.activations import ACTIVATIONS
-from models.preprocess import Model, statistics
+from models.wrapper import Model, statistics
+from pipeline.checks import input_shape
 from pipeline.config import RunConfig, resolve
 from pipeline.data.catalog import DATASETS
-from pipeline.rules import input_shape
 
 
 def _model(name: str, **flags: str) -> tuple[Model, RunConfig]:

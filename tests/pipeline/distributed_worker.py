@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import distributed, stopping
+from pipeline import distributed, signals
 from pipeline.config import resolve
 from pipeline.data.loader import open_split
 from pipeline.data.prepare import prepare
@@ -22,7 +22,7 @@ from pipeline.distributed import Ranks
 from pipeline.evaluate import measure
 from pipeline.losses import loss_sum
 from pipeline.progress import Progress
-from pipeline.stopping import Stopped
+from pipeline.signals import Interrupted
 from tests.trainings import begin, curve, losses
 
 CASES: dict[str, dict[str, str]] = {  # 20 steps or more each; no batch size or data set divides by 2 and by 3
@@ -32,9 +32,9 @@ CASES: dict[str, dict[str, str]] = {  # 20 steps or more each; no batch size or 
     "images": {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "batch_size": "101", "epochs": "2", "augment_shift": "2",
                "augment_affine": "0.1"},
     "parts and clipping": {
-        "model": "mlp", "accumulation_steps": "4", "grad_clip": "0.01", "batch_size": "35", "epochs": "2", "optimizer": "sgd",
+        "model": "mlp", "grad_accum_steps": "4", "max_grad_norm": "0.01", "batch_size": "35", "epochs": "2", "optimizer": "sgd",
     },
-    "tiny batches": {"model": "moons", "batch_size": "7", "epochs": "1", "accumulation_steps": "2"},
+    "tiny batches": {"model": "moons", "batch_size": "7", "epochs": "1", "grad_accum_steps": "2"},
 }  # fmt: skip
 
 
@@ -96,14 +96,14 @@ STOP_AT = 7  # of the 11 steps of the first epoch
 class _StopAt(Progress):
     def step(self, step: int, loss: float) -> None:
         if step == STOP_AT - 1:
-            stopping._noted = signal.SIGTERM
+            signals._noted = signal.SIGTERM
 
 
 def train_in_parts(folder: Path, cache_dir: str, ranks: Ranks, *, stop: bool) -> list[float]:
     """Start a training in `folder` or go on with the one that is there, on these ranks; return the losses of its steps."""
     config = resolve(STOPPED | {"cache_dir": cache_dir, "log_every": "1"})
     training = begin(config, folder, ranks=ranks)
-    with contextlib.suppress(Stopped):
+    with contextlib.suppress(Interrupted):
         training.fit(_StopAt() if stop else Progress())
     return losses(training)
 
@@ -116,4 +116,4 @@ if __name__ == "__main__":
         result["parts"] = train_in_parts(Path(sys.argv[3]), sys.argv[2], this, stop=this.world_size == 2)
         if this.is_main:
             (Path(sys.argv[1]) / "seen.json").write_text(json.dumps(result))
-    stopping.leave(0)
+    signals.exit_now(0)

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import checkpoint, stopping, store
+from pipeline import checkpoint, signals
+from pipeline import run as run_folder
 from pipeline.checkpoint import Writer, snapshot
 from pipeline.config import Failure, RunConfig, UserError
 from pipeline.progress import Progress
-from pipeline.stopping import Stopped
+from pipeline.signals import Interrupted
 from tests.trainings import curve, fit
 
 Make = Callable[..., RunConfig]
@@ -146,22 +147,22 @@ class _StopAt(Progress):
 
     def step(self, step: int, loss: float) -> None:
         if step == self.at - 1:
-            stopping._noted = 15
+            signals._pending = 15
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_stopped_at_any_step_a_run_resumes_bit_for_bit(make_config: Make, tmp_path: Path, workers: int) -> None:
-    """Weights, optimiser state and curve, with dropout, accumulation, a schedule and early stopping on."""
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_stopped_at_any_step_a_run_resumes_bit_for_bit(make_config: Make, tmp_path: Path, num_workers: int) -> None:
+    """Weights, optimizer state and curve, with dropout, accumulation, a schedule and early stopping on."""
     config = make_config(
-        model="mlp", epochs=3, batch_size=60, dropout=0.4, accumulation_steps=2, scheduler="one_cycle", warmup=0.3,
-        early_stopping=9, log_every=1, checkpoint_every="epoch", workers=workers,
+        model="mlp", epochs=3, batch_size=60, dropout=0.4, grad_accum_steps=2, scheduler="one_cycle", warmup_ratio=0.3,
+        early_stopping=9, log_every=1, checkpoint_every="epoch", num_workers=num_workers,
     )  # fmt: skip
     whole = fit(config, tmp_path / "whole")
     rows = curve(whole)
-    positions = range(2, 19) if not workers else (4, 6, 7)
+    positions = range(2, 19) if not num_workers else (4, 6, 7)
     for position in positions:
         folder = tmp_path / str(position)
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             fit(config, folder, _StopAt(position))
         found = checkpoint.newest_checkpoint(folder)
         assert found and found[1]["state"]["step"] == position
@@ -175,7 +176,7 @@ def test_stopped_at_any_step_a_run_resumes_bit_for_bit(make_config: Make, tmp_pa
         assert vars(resumed.state) == vars(whole.state)
         tail = curve(resumed)
         assert tail == rows[len(rows) - len(tail) :]
-        assert (folder / store.WEIGHTS).read_bytes() == (tmp_path / "whole" / store.WEIGHTS).read_bytes()
+        assert (folder / run_folder.WEIGHTS).read_bytes() == (tmp_path / "whole" / run_folder.WEIGHTS).read_bytes()
 
 
 def test_short_epochs_that_share_a_logged_loss_resume_bit_for_bit_too(make_config: Make, tmp_path: Path) -> None:
@@ -185,24 +186,24 @@ def test_short_epochs_that_share_a_logged_loss_resume_bit_for_bit_too(make_confi
     rows = curve(whole)
     for at, stopped in ((5, 8), (9, 12), (13, 16)):
         folder = tmp_path / str(at)
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             fit(config, folder, _StopAt(at))
         found = checkpoint.newest_checkpoint(folder)
         assert found and found[1]["state"]["step"] == stopped
         resumed = fit(config, folder)
         tail = curve(resumed)
         assert tail == rows[len(rows) - len(tail) :] and tail[0]["step"] > stopped - 3
-        assert (folder / store.WEIGHTS).read_bytes() == (tmp_path / "whole" / store.WEIGHTS).read_bytes()
+        assert (folder / run_folder.WEIGHTS).read_bytes() == (tmp_path / "whole" / run_folder.WEIGHTS).read_bytes()
 
 
 def test_changed_images_resume_bit_for_bit_too(make_config: Make, tmp_path: Path) -> None:
     """With augmentation, dropout, accumulation and a schedule, in mid-epoch, with loader processes before and none after."""
     flags: dict[str, Any] = {"model": "cnn", "epochs": 2, "batch_size": 300, "dropout": 0.3, "augment_shift": 2,
-                             "augment_affine": 0.2, "accumulation_steps": 2, "scheduler": "one_cycle", "warmup": 0.3,
+                             "augment_affine": 0.2, "grad_accum_steps": 2, "scheduler": "one_cycle", "warmup_ratio": 0.3,
                              "log_every": 1}  # fmt: skip
     whole = fit(make_config(**flags), tmp_path / "whole")
-    with pytest.raises(Stopped):
-        fit(make_config(**flags, workers=2), tmp_path / "run", _StopAt(3))
+    with pytest.raises(Interrupted):
+        fit(make_config(**flags, num_workers=2), tmp_path / "run", _StopAt(3))
     resumed = fit(make_config(**flags), tmp_path / "run")
     plain = fit(make_config(**flags | {"augment_shift": 0, "augment_affine": 0}), tmp_path / "plain")
     weights = [t.model.state_dict()["network.conv1.weight"] for t in (whole, resumed, plain)]

@@ -30,7 +30,7 @@ def test_help_lists_every_field_with_meaning_and_default(name: str, capsys: pyte
     text = " ".join(capsys.readouterr().out.split())
     for field in dataclasses.fields(COMMANDS[name][0]):
         assert f"--{field.name} " in text
-        assert field.metadata["meaning"] in text
+        assert field.metadata["description"] in text
     assert text.count("(default:") + text.count("(required)") >= len(dataclasses.fields(COMMANDS[name][0]))
 
 
@@ -82,7 +82,7 @@ def test_a_process_ends_without_tear_down_but_does_all_that_is_asked_for_at_exit
         (["train", "--max_steps", "9" * 5000], "(5000 characters) is not a whole number"),
         (["train", "--seed", f"{2**32}"], "at least 0 and at most 4294967295"),
         (["prepare", "--split_seed", f"{2**32}"], "at least 0 and at most 4294967295"),
-        (["train", "--timeout", f"{10**18}"], f"timeout={10**18} is out of range"),
+        (["train", "--collective_timeout", f"{10**18}"], f"timeout={10**18} is out of range"),
         (["train", "--lr", "1e300"], "lr=1e300 is out of range"),
         (["train", "--layer_lr", "fc2=1e300"], "gives '1e300' for fc2. Give a number from 0 to 1e38"),
         (["train", "--checkpoint_every", "9" * 999], "is neither `epoch`, nor steps, nor minutes"),
@@ -119,7 +119,7 @@ def test_a_process_ends_without_tear_down_but_does_all_that_is_asked_for_at_exit
         (["verify", "--run", "no/such"], "run=no/such is not a run folder"),
         (["train", "--device", "cuda"], "device=cuda: torch finds no CUDA device here"),
         (["train", "--dataset", "mnist", "--cache_dir", "/proc/nowhere"], "/proc/nowhere"),
-        (["plot", "--picture", "scater"], "Did you mean scatter?"),
+        (["plot", "--plot", "scater"], "Did you mean scatter?"),
     ],
 )
 def test_a_mistake_gets_a_sentence_exit_2_and_leaves_nothing(
@@ -240,7 +240,7 @@ def test_mlproject_flags_and_fields_are_in_step() -> None:
 def test_the_overview_of_flags_is_the_configuration() -> None:
     assert {f.name for f in dataclasses.fields(RunConfig)} >= {
         "model", "dataset", "data_dir", "epochs", "batch_size", "lr", "optimizer", "weight_decay", "loss", "scheduler",
-        "seed", "device", "precision", "nproc", "workers", "checkpoint_every", "output_dir", "resume",
+        "seed", "device", "precision", "nproc", "num_workers", "checkpoint_every", "output_dir", "resume",
     }  # fmt: skip
 
 

@@ -247,9 +247,9 @@ def test_the_tags_of_a_run_hold_no_password(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("MLFLOW_RUN_CONTEXT", CONTEXT)
     client = MlflowClient()
     wrapper = client.create_run("0", tags={f"mlflow.source.{k}": v for k, v in SOURCE.items()}).info.run_id
-    tags = client.get_run(runs.begin()).data.tags
+    tags = client.get_run(runs.create_run()).data.tags
     monkeypatch.setenv("MLFLOW_RUN_ID", wrapper)
-    assert runs.begin() == wrapper
+    assert runs.create_run() == wrapper
     tags |= client.get_run(wrapper).data.tags
     assert tags["ci.url"] == "https://***@ci.example/7" and tags["mlflow.source.name"] == "https://***@git.example/x.git#sub"
     assert tags["mlflow.source.git.repoURL"] == "https://***@g/x"

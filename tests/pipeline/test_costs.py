@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import distributed, store
+from pipeline import distributed
+from pipeline import run as run_folder
 from pipeline.config import RunConfig
 from pipeline.progress import Progress
 from pipeline.tracking import runs, sender
@@ -88,7 +89,7 @@ def test_the_training_thread_never_calls_mlflow(make_config: Make, tmp_path: Pat
         monkeypatch.setattr(MlflowClient, name, recorded)
     runs.configure()
     config = make_config(model="mlp", batch_size=10, epochs=3)
-    training = begin(config, tmp_path / "run", run_id=runs.begin())
+    training = begin(config, tmp_path / "run", run_id=runs.create_run())
     with training_run(training.run, {}, dataset={"name": "x", "digest": "0" * 36, "source": "x"}) as tracker:
         training.tracker = tracker
         called.clear()
@@ -103,7 +104,7 @@ def test_mlflow_is_called_once_for_a_thousand_figures(tmp_path: Path, monkeypatc
 
     sizes: list[int] = []
     monkeypatch.setattr(MlflowClient, "log_batch", lambda self, run_id, metrics: sizes.append(len(metrics)))
-    journal, outbox = Journal(tmp_path / store.METRICS), Outbox(tmp_path, "0" * 32)
+    journal, outbox = Journal(tmp_path / run_folder.METRICS), Outbox(tmp_path, "0" * 32)
     for step in range(2500):
         journal.append({"step": step, "epoch": 0, "time": 0, "train/loss": 1.0})
     assert sender.send(outbox, [journal]) == 2500
@@ -116,7 +117,7 @@ def test_neither_a_long_first_call_nor_a_curve_that_grows_holds_up_a_checkpoint(
     """The sender rests after a batch, in proportion to its work (10 s here, at 2 %), while the training writes more."""
     from mlflow import MlflowClient
 
-    journal, outbox = Journal(tmp_path / store.METRICS), Outbox(tmp_path, "0" * 32)
+    journal, outbox = Journal(tmp_path / run_folder.METRICS), Outbox(tmp_path, "0" * 32)
 
     def grow(*_: Any, **__: Any) -> None:
         journal.append({"step": 1, "epoch": 0, "time": 0, "train/loss": 1.0})
@@ -127,7 +128,7 @@ def test_neither_a_long_first_call_nor_a_curve_that_grows_holds_up_a_checkpoint(
     monkeypatch.setitem(sender._SEND, "checkpoint", lambda *_: uploaded.set())
     monkeypatch.setattr(runs, "close_abandoned", lambda **_: None)
     grow()
-    outbox.want("checkpoint", 1)
+    outbox.enqueue("checkpoint", 1)
     started = sender.Sender(outbox, [journal])
     try:
         assert uploaded.wait(20)

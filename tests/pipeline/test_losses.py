@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.losses import loss_sum, normaliser
-from pipeline.rules import LOSSES
+from pipeline.checks import LOSSES
+from pipeline.losses import loss_divisor, loss_sum
 
 N = 12
 
@@ -33,7 +33,7 @@ def test_loss_over_its_normaliser_is_torchs_own(task: str, name: str) -> None:
         ),
         "sse": lambda: ((torch.sigmoid(scores) if task == "binary" else scores) - y.reshape(N, 1)).square().sum(),
     }
-    ours = loss_sum(name, task=task)(scores, y) / normaliser(name, N)
+    ours = loss_sum(name, task=task)(scores, y) / loss_divisor(name, N)
     torch.testing.assert_close(ours, theirs[name](), rtol=1e-5, atol=1e-6)
 
 
@@ -52,7 +52,7 @@ def test_label_smoothing_is_torchs() -> None:
 
 
 def test_a_networks_hand_written_loss_is_used_and_agrees_with_torch() -> None:
-    from models.moons import Moons
+    from models.two_layer import Moons
 
     network = Moons(input_shape=(2,), num_outputs=1, hidden=3)
     scores, y = _scores_and_target("binary")

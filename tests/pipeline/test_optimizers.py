@@ -15,33 +15,33 @@ def _course(steps_per_epoch: int = 10, **flags: str) -> list[float]:
 
 
 def test_constant_stays_and_warmup_rises_to_it() -> None:
-    assert set(_course(scheduler="constant", warmup="0", epochs="3")) == {1.0}
-    course = _course(scheduler="constant", warmup="0.5", epochs="2")
+    assert set(_course(scheduler="constant", warmup_ratio="0", epochs="3")) == {1.0}
+    course = _course(scheduler="constant", warmup_ratio="0.5", epochs="2")
     assert course[:10] == pytest.approx([(k + 1) / 11 for k in range(10)]) and set(course[10:]) == {1.0}
 
 
 def test_step_cuts_by_gamma_every_step_size_epochs() -> None:
-    course = _course(scheduler="step", warmup="0", epochs="6", step_size="2", gamma="0.5")
+    course = _course(scheduler="step", warmup_ratio="0", epochs="6", step_size="2", gamma="0.5")
     assert [course[e * 10] for e in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25] and course[19:21] == [1, 0.5]
 
 
 def test_cosine_falls_from_the_peak_to_nearly_nothing() -> None:
-    course = _course(scheduler="cosine", warmup="0", epochs="10")
+    course = _course(scheduler="cosine", warmup_ratio="0", epochs="10")
     assert course[0] == 1 and course[50] == pytest.approx(0.5) and 0 < course[-1] < 0.001
     assert course == sorted(course, reverse=True)
 
 
 def test_one_cycle_rises_from_a_25th_and_falls_again() -> None:
-    course = _course(scheduler="one_cycle", warmup="0.3", epochs="10")
+    course = _course(scheduler="one_cycle", warmup_ratio="0.3", epochs="10")
     assert course[0] == pytest.approx(1 / 25, abs=0.01) and max(course) == course[30] == 1 and course[-1] < 0.001
     assert course[:31] == sorted(course[:31])
 
 
 @pytest.mark.parametrize("scheduler", ["constant", "step", "cosine", "one_cycle"])
-@pytest.mark.parametrize("warmup", ["0.1", "0.5", "0.99"])
-def test_every_course_is_defined_for_trainings_of_any_length(scheduler: str, warmup: str) -> None:
+@pytest.mark.parametrize("warmup_ratio", ["0.1", "0.5", "0.99"])
+def test_every_course_is_defined_for_trainings_of_any_length(scheduler: str, warmup_ratio: str) -> None:
     for epochs in ("2", "20") if scheduler == "step" else ("1", "2", "20"):
-        assert all(0 <= f <= 1 for f in _course(1, scheduler=scheduler, warmup=warmup, epochs=epochs))
+        assert all(0 <= f <= 1 for f in _course(1, scheduler=scheduler, warmup_ratio=warmup_ratio, epochs=epochs))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])

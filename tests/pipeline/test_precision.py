@@ -14,7 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.data.loader import open_split
 from pipeline.data.prepare import prepare, read_manifest
 from pipeline.distributed import single_process
-from pipeline.store import Run
+from pipeline.run import Run
 
 Make = Callable[..., RunConfig]
 

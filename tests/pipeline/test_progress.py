@@ -43,7 +43,7 @@ def test_thousands_of_epochs_have_about_twenty_lines_with_the_first_and_the_last
     assert 20 <= len(lines) <= 22 and lines[0].startswith("epoch 1/2000") and lines[-1].startswith("epoch 2000/2000")
 
 
-def test_distributed_above_zero_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ranks_above_zero_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with show(epochs=1, steps_per_epoch=1, first_step=0, is_main=False) as progress:
         progress.step(1, 0.5)
         progress.epoch(1, ROW)

@@ -25,12 +25,12 @@ def test_another_optimizer_brings_its_own_values_and_the_recipes_own_none(model:
         assert chosen.lr == pytest.approx(own["lr"] / scale, rel=0.01)  # type: ignore[operator]
         assert chosen.weight_decay == own["weight_decay"]
         assert (chosen.momentum, chosen.nesterov) == (own.get("momentum", 0), own.get("nesterov", False))
-        assert chosen.warmup == (0.3 if base.scheduler == "one_cycle" else 0)
+        assert chosen.warmup_ratio == (0.3 if base.scheduler == "one_cycle" else 0)
 
 
 def test_a_value_that_was_given_stays() -> None:
-    chosen = resolve({"model": "lenet", "optimizer": "adam", "weight_decay": "0.1", "lr": "0.5", "warmup": "0.1"})
-    assert (chosen.weight_decay, chosen.lr, chosen.warmup) == (0.1, 0.5, 0.1)
+    chosen = resolve({"model": "lenet", "optimizer": "adam", "weight_decay": "0.1", "lr": "0.5", "warmup_ratio": "0.1"})
+    assert (chosen.weight_decay, chosen.lr, chosen.warmup_ratio) == (0.1, 0.5, 0.1)
     assert resolve({"model": "lenet", "lr": "0.5"}).weight_decay == resolve({"model": "lenet"}).weight_decay
 
 
@@ -45,15 +45,15 @@ def test_a_value_that_was_given_stays() -> None:
         ({"recipe": "fast", "optimizer": "sgd"}, {"layer_lr": "conv1=0"}),
         ({"recipe": "fast", "dataset": "digits"}, {"holdout": True}),
         ({"recipe": "accurate", "dataset": "digits"}, {"holdout": True}),
-        ({"model": "mlp", "recipe": "seed"}, {"holdout": False}),
-        ({"model": "mlp", "recipe": "seed", "dataset": "moons"}, {"holdout": True}),
+        ({"model": "mlp", "recipe": "reference"}, {"holdout": False}),
+        ({"model": "mlp", "recipe": "reference", "dataset": "moons"}, {"holdout": True}),
         ({"max_steps": "70"}, {"epochs": 0, "max_steps": 70}),
         ({"loss": "mse"}, {"label_smoothing": 0}),
-        ({"scheduler": "constant"}, {"warmup": 0}),
-        ({"scheduler": "step"}, {"warmup": 0, "step_size": 3}),
-        ({"model": "mlp", "scheduler": "one_cycle"}, {"warmup": 0.3}),
+        ({"scheduler": "constant"}, {"warmup_ratio": 0}),
+        ({"scheduler": "step"}, {"warmup_ratio": 0, "step_size": 3}),
+        ({"model": "mlp", "scheduler": "one_cycle"}, {"warmup_ratio": 0.3}),
         ({"model": "polynomial", "loss": "sse"}, {"lr": 0.05 / 400}),
-        ({"model": "polynomial", "recipe": "seed", "loss": "mse"}, {"lr": 2e-3}),
+        ({"model": "polynomial", "recipe": "reference", "loss": "mse"}, {"lr": 2e-3}),
         ({"model": "polynomial", "momentum": "0"}, {"nesterov": False}),
         ({"model": "polynomial", "optimizer": "adam"}, {"momentum": 0, "nesterov": False}),
     ],
@@ -64,13 +64,13 @@ def test_what_belongs_to_a_choice_goes_with_it(flags: dict[str, str], expected: 
 
 
 def test_one_line_says_what_is_the_recipes_what_was_given_and_what_was_reset_by_it() -> None:
-    assert describe({"model": "moons", "recipe": "seed"}) == (
-        "moons on moons, recipe seed: loss=bce preprocess=none monitor=accuracy optimizer=sgd lr=0.2 epochs=1000 "
+    assert describe({"model": "moons", "recipe": "reference"}) == (
+        "moons on moons, recipe reference: loss=bce preprocess=none monitor=accuracy optimizer=sgd lr=0.2 epochs=1000 "
         "batch_size=640 checkpoint_every=200 hidden=5"
     )
     assert describe({"model": "lenet", "optimizer": "adam", "output_dir": "x", "seed": "3"}) == (
         "lenet on digits, recipe default: loss=cross_entropy preprocess=standardize monitor=accuracy label_smoothing=0.05 "
-        "scheduler=one_cycle warmup=0.3 batch_size=32 precision=auto epochs=20; given: optimizer=adam (was adamw), "
+        "scheduler=one_cycle warmup_ratio=0.3 batch_size=32 precision=auto epochs=20; given: optimizer=adam (was adamw), "
         "seed=3 (was 0); reset with it: lr=0.005 (was 0.01), weight_decay=0.0 (was 0.1)"
     )
 
@@ -78,6 +78,6 @@ def test_one_line_says_what_is_the_recipes_what_was_given_and_what_was_reset_by_
 def test_what_has_no_effect_is_not_among_the_parameters() -> None:
     cnn, polynomial = applicable(resolve({"model": "cnn"})), applicable(resolve({"model": "polynomial"}))
     assert not {"hidden", "gradient", "noise", "momentum", "nesterov", "step_size", "gamma", "data_dir", "max_steps"} & set(cnn)
-    assert {"dropout", "label_smoothing", "init", "lr", "warmup", "augment_shift"} <= set(cnn)
+    assert {"dropout", "label_smoothing", "init", "lr", "warmup_ratio", "augment_shift"} <= set(cnn)
     assert not {"dropout", "label_smoothing", "init", "hidden", "augment_shift"} & set(polynomial)
     assert {"gradient", "momentum", "nesterov"} <= set(polynomial)

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import manifest, store
+from pipeline import manifest
+from pipeline import run as run_folder
 from pipeline.cli import main
 from pipeline.config import UserError, applicable
-from pipeline.store import Run
+from pipeline.run import Run
 from pipeline.tracking import runs
 from tests.conftest import ROOT, all_runs, read_rows
 from tests.servers import mlflow_server
@@ -55,7 +56,7 @@ def test_a_name_or_an_experiment_that_somebody_gave_stays(cache_dir: Path, monke
     monkeypatch.delenv("MLFLOW_RUN_NAME")
     monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run("0", run_name="of-mlflow-run").info.run_id)
     assert main([*flags, "--output_dir", "b"]) == 0
-    first, second = (client.get_run(store.open_run(Path(folder)).mlflow_run_id).info for folder in "ab")
+    first, second = (client.get_run(run_folder.open_run(Path(folder)).mlflow_run_id).info for folder in "ab")
     assert (first.run_name, second.run_name, second.experiment_id) == ("first-try", "of-mlflow-run", "0")
     assert client.get_experiment(first.experiment_id).name == "mine"
 
@@ -202,7 +203,7 @@ def test_later_stages_work_from_another_folder_with_only_the_server_to_reach(
     monkeypatch.chdir(tmp_path / "here")
     assert main(["train", "--model", "moons", "--epochs", "5", *cache]) == 0
     (folder,) = (tmp_path / "here" / "runs").iterdir()
-    run_id = store.open_run(folder).mlflow_run_id
+    run_id = run_folder.open_run(folder).mlflow_run_id
     folder.rename(tmp_path / "out-of-reach")
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import checkpoint, store
+from pipeline import checkpoint
+from pipeline import run as run_folder
 from pipeline.cli import main
 from pipeline.config import Failure, RunConfig
 from pipeline.data.loader import Split
@@ -32,7 +33,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_confi
 
 def test_accumulation_does_not_change_the_gradient(make_config: Make, tmp_path: Path) -> None:
     flags = {"model": "mlp", "epochs": 2, "batch_size": 50, "optimizer": "sgd", "log_every": 1}
-    whole, parts = (losses(fit(make_config(**flags, accumulation_steps=k), tmp_path / str(k))) for k in (1, 7))
+    whole, parts = (losses(fit(make_config(**flags, grad_accum_steps=k), tmp_path / str(k))) for k in (1, 7))
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
@@ -87,7 +88,7 @@ def test_the_accuracy_of_a_cut_epoch_counts_its_own_samples(make_config: Make, t
 
 
 def test_the_logged_loss_is_that_of_the_global_batch_before_the_update(make_config: Make, tmp_path: Path) -> None:
-    training = begin(make_config(model="polynomial", recipe="seed", epochs=1, log_every=1), tmp_path / "run")
+    training = begin(make_config(model="polynomial", recipe="reference", epochs=1, log_every=1), tmp_path / "run")
     (((x, y),),) = training.batches.epoch(0)
     expected = ((training.model(x)[0] - y) ** 2).sum().item()
     training.fit(Progress())
@@ -96,7 +97,7 @@ def test_the_logged_loss_is_that_of_the_global_batch_before_the_update(make_conf
 
 def test_gradient_clipping_bounds_the_update(make_config: Make, tmp_path: Path) -> None:
     config = make_config(model="mlp", optimizer="sgd", lr=1, weight_decay=0, momentum=0, scheduler="constant",
-                         grad_clip=0.01, epochs=1, batch_size=341)  # fmt: skip
+                         max_grad_norm=0.01, epochs=1, batch_size=341)  # fmt: skip
     training = begin(config, tmp_path / "run")
     before = torch.cat([p.detach().flatten() for p in training.model.parameters()])
     training.fit(Progress())
@@ -116,7 +117,7 @@ def test_the_best_weights_on_validation_are_kept_not_the_last(make_config: Make,
     with torch.no_grad():
         loss = training.val_loss_sum(kept(val.x)[0], val.y).item() / len(val)
     assert loss == pytest.approx(best["val/loss"], rel=1e-5)
-    last = store.Run.load_model(training.run, store.LAST_WEIGHTS)
+    last = run_folder.Run.load_model(training.run, run_folder.LAST_WEIGHTS)
     assert not torch.equal(last.network.output.weight, kept.network.output.weight)  # type: ignore[union-attr]
 
 
@@ -129,7 +130,7 @@ def test_early_stopping_ends_after_the_patience(make_config: Make, tmp_path: Pat
 def test_patience_begins_after_the_warm_up(make_config: Make, tmp_path: Path) -> None:
     """With a rate that only rises, and hardly anything learnt, no epoch of the warm-up counts as one without a gain."""
     flags = {"model": "mlp", "epochs": 10, "early_stopping": 1, "lr": 1e-30, "scheduler": "constant", "batch_size": 341}
-    assert fit(make_config(**flags, warmup=0.6), tmp_path / "warm").state.epoch == 7
+    assert fit(make_config(**flags, warmup_ratio=0.6), tmp_path / "warm").state.epoch == 7
     assert fit(make_config(**flags), tmp_path / "cold").state.epoch == 2
 
 
@@ -140,7 +141,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_remedy(make_config: Ma
     batch = next(i for i, parts in enumerate(training.batches.epoch(0)) if 7 in _positions(training, parts))
     y[7] = poison
     training.batches.split = Split(training.batches.split.x, y)
-    with pytest.raises(Failure, match=rf"loss=(nan|inf) in step {batch + 1} \(epoch 1\).*Lower --lr.*--grad_clip"):
+    with pytest.raises(Failure, match=rf"loss=(nan|inf) in step {batch + 1} \(epoch 1\).*Lower --lr.*--max_grad_norm"):
         training.fit(Progress())
 
 
@@ -157,7 +158,7 @@ def test_a_diverged_run_keeps_its_best_weights_and_is_failed(tmp_path: Path, cac
     assert main(["train", *flags]) == 1
     error = capsys.readouterr().err
     assert "the training diverged" in error and "Traceback" not in error and "Lower --lr (now 5)" in error
-    run = store.open_run(Path("run"), check=False)
+    run = run_folder.open_run(Path("run"), check=False)
     assert all(p.isfinite().all() for p in run.load_model().parameters())
     assert MlflowClient().get_run(run.mlflow_run_id).info.status == "FAILED"
 
@@ -224,7 +225,7 @@ def test_a_stopped_run_is_killed_and_resumes_in_the_same_mlflow_run(cache_dir: P
     flags = ["--model", "moons", "--batch_size", "2", "--epochs", "4", "--cache_dir", str(cache_dir)]
     status, said = _interrupt([*flags, "--output_dir", "stopped"], "epoch 2/4", signal.SIGTERM)
     assert status == 143 and said == "stopped by SIGTERM\n"
-    run = store.open_run(Path("stopped"), check=False)
+    run = run_folder.open_run(Path("stopped"), check=False)
     client = MlflowClient()
     assert client.get_run(run.mlflow_run_id).info.status == "KILLED"
     found = checkpoint.newest_checkpoint(run.folder, run_id=run.mlflow_run_id)
@@ -232,7 +233,7 @@ def test_a_stopped_run_is_killed_and_resumes_in_the_same_mlflow_run(cache_dir: P
     assert main(["train", "--output_dir", "stopped", "--resume", "true", "--cache_dir", str(cache_dir)]) == 0
     assert client.get_run(run.mlflow_run_id).info.status == "FINISHED"
     assert main(["train", *flags, "--output_dir", "whole"]) == 0
-    for name in (store.WEIGHTS, store.LAST_WEIGHTS):
+    for name in (run_folder.WEIGHTS, run_folder.LAST_WEIGHTS):
         assert same_weights(Path("stopped") / name, Path("whole") / name)
     names = ("step", "epoch", "train/loss", "train/accuracy", "train/epoch_loss", "val/loss", "val/accuracy", "train/lr")
     stopped, whole = ([{k: r[k] for k in names if k in r} for r in read_rows(Path(f))] for f in ("stopped", "whole"))
@@ -248,7 +249,7 @@ def test_ctrl_c_ends_with_130_and_a_killed_run(cache_dir: Path) -> None:
     flags = ["--model", "moons", "--batch_size", "2", "--epochs", "8", "--cache_dir", str(cache_dir), "--output_dir", "run"]
     status, said = _interrupt(flags, "epoch 1/8", signal.SIGINT)
     assert status == 130 and "Traceback" not in said
-    run = store.open_run(Path("run"), check=False)
+    run = run_folder.open_run(Path("run"), check=False)
     assert MlflowClient().get_run(run.mlflow_run_id).info.status == "KILLED"
 
 
@@ -256,17 +257,17 @@ def test_an_update_that_diverges_at_the_very_end_is_told_and_its_weights_are_not
     cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No loss is computed after the last update: the weights themselves must be looked at."""
-    flags = ["--model", "mlp", "--recipe", "seed", "--cache_dir", str(cache_dir), "--output_dir", "run"]
+    flags = ["--model", "mlp", "--recipe", "reference", "--cache_dir", str(cache_dir), "--output_dir", "run"]
     assert main(["train", *flags, "--epochs", "1", "--lr", "1e38"]) == 1
     told = capsys.readouterr().err
     assert "weights are not finite after step 1: the training diverged. Lower --lr (now 1e+38)" in told
-    assert not (Path("run") / store.WEIGHTS).exists() and not list(Path("run").glob("checkpoints/*"))
+    assert not (Path("run") / run_folder.WEIGHTS).exists() and not list(Path("run").glob("checkpoints/*"))
 
 
 def test_weights_that_are_finite_and_useless_are_told_by_the_evaluation(
     cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--model", "polynomial", "--recipe", "seed", "--cache_dir", str(cache_dir), "--output_dir", "run"]
+    flags = ["--model", "polynomial", "--recipe", "reference", "--cache_dir", str(cache_dir), "--output_dir", "run"]
     assert main(["train", *flags, "--epochs", "1", "--lr", "1e20"]) == 1
     told = capsys.readouterr().err
     assert "loss=inf on the train samples" in told and "Traceback" not in told

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.data import scratch
-from pipeline.data.loader import Batches, Split, open_split, share
+from pipeline.data import spill
+from pipeline.data.loader import Batches, Split, open_split, shard_slice
 from pipeline.data.prepare import prepare
 
 CPU = torch.device("cpu")
@@ -18,17 +18,17 @@ def _split(length: int) -> Split:
     return Split(torch.arange(length, dtype=torch.float32)[:, None], torch.arange(length))
 
 
-def _batches(length: int, batch_size: int, *, rank: int = 0, world: int = 1, parts: int = 1, workers: int = 0) -> Batches:
+def _batches(length: int, batch_size: int, *, rank: int = 0, world: int = 1, parts: int = 1, num_workers: int = 0) -> Batches:
     return Batches(
-        _split(length), batch_size=batch_size, accumulation_steps=parts, seed=5, rank=rank, world_size=world, device=CPU,
-        workers=workers,
+        _split(length), batch_size=batch_size, grad_accum_steps=parts, seed=5, rank=rank, world_size=world, device=CPU,
+        num_workers=num_workers,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 64, 101])
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_shares_cover_each_item_once_and_differ_by_one_at_most(length: int, world: int) -> None:
-    parts = [list(range(length))[share(length, r, world)] for r in range(world)]
+    parts = [list(range(length))[shard_slice(length, r, world)] for r in range(world)]
     assert [i for part in parts for i in part] == list(range(length))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -59,7 +59,7 @@ def test_an_epoch_can_be_taken_up_in_the_middle() -> None:
 
 def test_loader_processes_give_the_same_batches() -> None:
     plain = [[y.tolist() for _, y in step] for step in _batches(50, 8, parts=2).epoch(1)]
-    assert [[y.tolist() for _, y in step] for step in _batches(50, 8, parts=2, workers=2).epoch(1)] == plain
+    assert [[y.tolist() for _, y in step] for step in _batches(50, 8, parts=2, num_workers=2).epoch(1)] == plain
 
 
 def test_inputs_and_targets_stay_together() -> None:
@@ -86,12 +86,12 @@ def test_the_order_of_many_samples_lies_in_a_file_and_is_the_same(monkeypatch: p
     images = Split(torch.arange(300 * 4, dtype=torch.int32).to(torch.uint8).view(300, 1, 2, 2), torch.arange(300))
 
     def drawn() -> list[torch.Tensor]:
-        batches = Batches(images, batch_size=64, accumulation_steps=1, seed=5, rank=0, world_size=1, device=CPU, shift=1)
+        batches = Batches(images, batch_size=64, grad_accum_steps=1, seed=5, rank=0, world_size=1, device=CPU, shift=1)
         return [tensor for parts in batches.epoch(2) for part in parts for tensor in part]
 
     small = drawn()
-    monkeypatch.setattr(scratch, "_LARGE", 0)
-    room = scratch.scratch((7, 2), torch.int8)
+    monkeypatch.setattr(spill, "_LARGE", 0)
+    room = spill.scratch((7, 2), torch.int8)
     assert room.shape == (7, 2) and room.dtype == torch.int8
     address = room.data_ptr()
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "(deleted)" in line]

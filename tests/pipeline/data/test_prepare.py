@@ -84,7 +84,7 @@ def test_images_become_uint8_of_the_size_that_the_model_takes(model: str, size: 
 
 
 def test_without_holdout_every_sample_is_trained_on_and_none_is_called_a_test(make_config: Make) -> None:
-    splits = read_manifest(prepare(make_config(model="mlp", recipe="seed")))["splits"]
+    splits = read_manifest(prepare(make_config(model="mlp", recipe="reference")))["splits"]
     assert splits["train"]["x"]["shape"] == [569, 30] and splits["val"]["x"]["shape"] == [0, 30]
     assert set(splits) == {"train", "val"}
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from export.deployed import BATCH, METADATA, ExportError
+from export.module import BATCH, METADATA, ExportError
 
 DYNAMIC = ({0: torch.export.Dim(BATCH)},)
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-
-from pipeline import plots
-from pipeline.config import RunConfig
 from pipeline.curves import curves, kept_epoch
+
+from pipeline.config import RunConfig
+from pipeline.plots import evaluation
 from tests.pictures import history, legend_texts
 from tests.trainings import curve, fit
 
@@ -37,7 +37,7 @@ def kept_lines(figure: Figure) -> list[float]:
 def test_the_epoch_whose_weights_were_kept_is_a_line_in_every_panel_and_named_once(monitor: str) -> None:
     figure = curves(history(20), monitor=monitor)
     assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "accuracy"]
-    assert figure.axes[-1].get_xlabel() == "optimiser step"
+    assert figure.axes[-1].get_xlabel() == "optimizer step"
     assert kept_lines(figure) == [120, 120]
     value = {"loss": "0.5", "accuracy": "0.9"}[monitor]
     assert [t for t in legend_texts(figure) if "best" in t or "kept" in t] == [f"kept: epoch 12 (best val {monitor} {value})"]
@@ -126,11 +126,11 @@ def test_curves_survive_a_loss_that_diverged(tmp_path: Path) -> None:
     rows = [{"step": s, "epoch": float(s), "val/loss": v} for s, v in enumerate((2.0, 1.0, math.inf, math.nan))]
     figure = curves(rows)
     assert "kept: epoch 1 (best val loss 1)" in legend_texts(figure)
-    plots.save(figure, tmp_path / "curves.png", about="a run")
+    evaluation.save(figure, tmp_path / "curves.png", about="a run")
 
 
 def test_one_row_is_drawn_as_a_point_on_whole_steps(tmp_path: Path) -> None:
     figure = curves(history(1)[1:])
-    plots.save(figure, tmp_path / "curves.png", about="a run")
+    evaluation.save(figure, tmp_path / "curves.png", about="a run")
     assert all(line.get_marker() == "o" for axes in figure.axes for line in axes.lines if line.get_linestyle() == "-")
     assert [t for t in figure.axes[-1].get_xticks() if t % 1] == []

@@ -31,7 +31,7 @@ from pipeline.output import say
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.preprocess import Model
+    from models.wrapper import Model
 
 _LOCK_WAIT = 5.0  # s: the process that a launcher has just ended may still hold it
 _MARGIN = 20_000_000  # bytes
@@ -54,7 +54,7 @@ class Run:
 
     def build_model(self) -> Model:
         """Return the model of this run with fresh weights, on the CPU."""
-        from models.preprocess import statistics
+        from models.wrapper import statistics
 
         stats = self.data["statistics"]
         return build_model(
@@ -90,13 +90,13 @@ class Run:
         return model.eval()
 
 
-def holds_run(folder: Path) -> bool:
+def is_run_dir(folder: Path) -> bool:
     return (folder / "config.json").exists() or (folder / manifest.MANIFEST).exists()
 
 
-def refuse_existing(folder: Path, *, but: tuple[str, ...] = ()) -> None:
+def ensure_new(folder: Path, *, but: tuple[str, ...] = ()) -> None:
     """Raise UserError if `folder` is there and holds anything `but` some names: a run's folder is for its files alone."""
-    if holds_run(folder):
+    if is_run_dir(folder):
         raise UserError(f"output_dir={folder} already holds a run. Give another folder, or go on with that run: --resume true.")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir={folder} is a file. Give a folder, one that is empty or that does not exist yet.")
@@ -113,7 +113,7 @@ def create(folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: s
 
     Raises UserError if the folder holds anything already or cannot be written.
     """
-    refuse_existing(folder)
+    ensure_new(folder)
     run = Run(
         folder=folder,
         config=config,
@@ -125,14 +125,14 @@ def create(folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: s
         "trainyard_version": __version__, "mlflow_run_id": mlflow_run_id, "git_commit": git_commit, "data": run.data,
         "config": to_json(config),
     }  # fmt: skip
-    make_folder(folder)
+    ensure_writable(folder)
     with locked(folder):
-        refuse_existing(folder)  # another process may have been faster
+        ensure_new(folder)  # another process may have been faster
         write_json(folder / "config.json", values | {"sha256": digest_of(values)})
     return run
 
 
-def make_folder(folder: Path, *, num_bytes: int = 0) -> None:
+def ensure_writable(folder: Path, *, num_bytes: int = 0) -> None:
     """Make a folder that can be written into, on a disk with `num_bytes` left. Raises UserError if that is not to be had."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,10 +148,10 @@ def make_folder(folder: Path, *, num_bytes: int = 0) -> None:
         )
 
 
-def num_bytes(config: RunConfig, data: Mapping[str, Any]) -> int:
+def estimate_size(config: RunConfig, data: Mapping[str, Any]) -> int:
     """Return about how much a training writes: checkpoints, weights, exports, and a margin for pictures and rows.
 
-    A checkpoint holds the weights, the best ones, and at most twice as much of the optimiser's; three lie there at a time.
+    A checkpoint holds the weights, the best ones, and at most twice as much of the optimizer's; three lie there at a time.
     """
     model = Run(folder=Path(), config=config, mlflow_run_id="", git_commit="", data=data).build_model()
     weights = sum(value.nbytes for value in model.state_dict().values())

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from export.deployed import INPUT, METADATA, ExportError
+from export.module import INPUT, METADATA, ExportError
 
-_CLASS = "__torch__.Deployed"
+_CLASS = "__torch__.ExportModule"
 _CODE = "code/__torch__.py"
 _SKIPPED = ".data/serialization_id"  # the writer makes a new one from the contents
 

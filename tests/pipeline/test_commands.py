@@ -14,15 +14,16 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from export import stage
-from export.deployed import ExportError
-from export.probing import Probes
+from export import artifacts
+from export.module import ExportError
+from export.runner import Runner
 from models import MODELS
-from pipeline import manifest, store
+from pipeline import manifest
+from pipeline import run as run_folder
 from pipeline.cli import main
 from pipeline.data.catalog import DATASETS
 from pipeline.data.prepare import digest_of
-from pipeline.store import Run
+from pipeline.run import Run
 from tests.conftest import all_runs, read_rows
 
 Trained = Callable[[str], Run]
@@ -32,7 +33,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.mark.parametrize("model", MODELS)
 def test_a_training_leaves_a_sealed_folder_with_its_report_and_pictures(trained: Trained, model: str) -> None:
     run = trained(model)
-    assert store.open_run(run.folder) == run
+    assert run_folder.open_run(run.folder) == run
     names = {p.relative_to(run.folder).as_posix() for p in run.folder.rglob("*") if p.is_file()}
     assert names >= {"config.json", "metrics.jsonl", "weights.safetensors", "last.safetensors", "test.json", "parameters.md"}
     pictures = {Path(n).stem for n in names if n.startswith("plots/")}
@@ -78,7 +79,7 @@ def test_other_data_than_the_trainings_is_refused(trained: Trained, tmp_path: Pa
     config["data"]["data_sha256"] = "0" * 64
     del config["sha256"]
     (copy / "config.json").write_text(json.dumps(config | {"sha256": digest_of(config)}))
-    run_in_copy = store.open_run(copy, check=False)
+    run_in_copy = run_folder.open_run(copy, check=False)
     (copy / "manifest.json").unlink()
     manifest.seal(run_in_copy, *manifest.FILES["train"])
     assert main(["evaluate", "--run", str(copy), "--cache_dir", str(run.config.cache_dir)]) == 2
@@ -95,11 +96,11 @@ def test_verify_before_export_says_what_to_do(trained: Trained, capsys: Any) -> 
 
 def test_an_output_folder_that_holds_a_run_is_refused_before_anything_happens(trained: Trained, capsys: Any) -> None:
     run = trained("mlp")
-    digest = store.sha256(run.folder / "manifest.json")
+    digest = run_folder.sha256(run.folder / "manifest.json")
     number = len(all_runs())
     assert main(["train", "--model", "mlp", "--output_dir", str(run.folder)]) == 2
     assert "already holds a run" in capsys.readouterr().err
-    assert store.sha256(run.folder / "manifest.json") == digest and len(all_runs()) == number
+    assert run_folder.sha256(run.folder / "manifest.json") == digest and len(all_runs()) == number
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_an_mlflow_run_exists(cache_dir: Path, capsys: Any) -> None:
@@ -133,12 +134,12 @@ def test_files_that_answer_otherwise_cost_no_picture_and_are_told_first(
         onnx.save(model, path)
         return figures
 
-    export_run = stage.export_run
-    monkeypatch.setattr(stage, "export_run", spoil)
+    export_run = artifacts.export_run
+    monkeypatch.setattr(artifacts, "export_run", spoil)
     flags = ["--model", "moons", "--epochs", "2", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(cache_dir)]
     assert main(["run", *flags]) == 1
     assert "the artifacts do not answer as the model does:\nmodel.onnx: its weights differ" in capsys.readouterr().err
-    run = store.open_run(tmp_path / "run")
+    run = run_folder.open_run(tmp_path / "run")
     pictures = list((run.folder / "plots").iterdir())
     assert len(pictures) == 7
     told = (run.folder / "export" / "parity.md").stat().st_mtime_ns
@@ -151,14 +152,14 @@ def test_an_export_that_fails_costs_neither_the_pictures_nor_a_process(
     def fail(_run: Run) -> None:
         raise ExportError("onnx: no such operator")
 
-    started: list[Probes] = []
-    begin = Probes.__init__
-    monkeypatch.setattr(Probes, "__init__", lambda self, kinds: (started.append(self), begin(self, kinds))[1])
-    monkeypatch.setattr("export.stage.export_run", fail)
+    started: list[Runner] = []
+    begin = Runner.__init__
+    monkeypatch.setattr(Runner, "__init__", lambda self, kinds: (started.append(self), begin(self, kinds))[1])
+    monkeypatch.setattr("export.artifacts.export_run", fail)
     flags = ["--model", "moons", "--epochs", "2", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(cache_dir)]
     assert main(["run", *flags]) == 1
     assert "onnx: no such operator" in capsys.readouterr().err
-    run = store.open_run(tmp_path / "run")
+    run = run_folder.open_run(tmp_path / "run")
     names = {p.stem for p in (run.folder / "plots").iterdir()}
     assert names == {"curves", "confusion_matrix", "roc_pr", "tsne", "scatter", "decision_regions", "activations"}
     artifacts = {Path(file.path).stem for file in MlflowClient().list_artifacts(run.mlflow_run_id, "plots")}
@@ -178,12 +179,12 @@ def test_the_training_curve_has_every_step_window(trained: Trained) -> None:
 def test_samples_that_were_trained_on_are_never_called_a_test(
     cache_dir: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    flags = ["--model", "mlp", "--recipe", "seed", "--epochs", "20", "--cache_dir", str(cache_dir), "--output_dir", "run"]
+    flags = ["--model", "mlp", "--recipe", "reference", "--epochs", "20", "--cache_dir", str(cache_dir), "--output_dir", "run"]
     assert main(["run", *flags]) == 0
     said = capsys.readouterr().out
     assert "569 train samples of 2 classes" in said and "no samples are held out for a test" in said
     assert "train/final/accuracy" in said and "test/" not in said and "val/" not in said
-    run = store.open_run(tmp_path / "run")
+    run = run_folder.open_run(tmp_path / "run")
     assert (run.folder / "train.json").is_file() and not (run.folder / "test.json").exists()
     assert not [name for row in read_rows(run.folder) for name in row if name.startswith(("test/", "val/"))]
     tracked = MlflowClient().get_run(run.mlflow_run_id)

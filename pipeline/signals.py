@@ -16,13 +16,13 @@ from typing import NoReturn
 
 ORPHANED = signal.SIGUSR2
 
-_noted = 0  # the signal received while deferring
+_pending = 0  # the signal received while deferring
 _deferring = False
 _received = 0
-_holding_back = False
+_ignoring_first = False
 
 
-class Stopped(SystemExit):
+class Interrupted(SystemExit):
     """The process was asked to stop. Exit status 143 for SIGTERM, 130 for SIGINT."""
 
     def __init__(self, signum: int) -> None:
@@ -38,13 +38,13 @@ def install() -> None:
 
 
 def _handle(signum: int, _frame: object) -> None:
-    global _noted, _received
+    global _pending, _received
     _received += 1
-    if _holding_back and _received == 1:
+    if _ignoring_first and _received == 1:
         return
-    if not _deferring or _noted:
-        raise Stopped(signum)
-    _noted = signum
+    if not _deferring or _pending:
+        raise Interrupted(signum)
+    _pending = signum
 
 
 def _handle_orphaned(_signum: int, frame: object) -> None:
@@ -52,36 +52,36 @@ def _handle_orphaned(_signum: int, frame: object) -> None:
         _handle(signal.SIGTERM, frame)
 
 
-def noted() -> int:
-    """Return the signal that was received since `deferred` began, or 0."""
-    return _noted
+def pending_signal() -> int:
+    """Return the signal that was received since `defer_signals` began, or 0."""
+    return _pending
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
-    """Only note a first signal in the block; whoever runs it asks `noted` and stops where it can."""
-    global _noted, _deferring
-    _noted, _deferring = 0, True
+def defer_signals() -> Iterator[None]:
+    """Only note a first signal in the block; whoever runs it asks `pending_signal` and stops where it can."""
+    global _pending, _deferring
+    _pending, _deferring = 0, True
     try:
         yield
-        if _noted:
-            raise Stopped(_noted)
+        if _pending:
+            raise Interrupted(_pending)
     finally:
-        _noted, _deferring = 0, False
+        _pending, _deferring = 0, False
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def ignore_first_signal() -> Iterator[None]:
     """Let a first signal pass in the block, which only closes what is ending anyway; a second one is obeyed at once."""
-    global _holding_back
-    _holding_back = True
+    global _ignoring_first
+    _ignoring_first = True
     try:
         yield
     finally:
-        _holding_back = False
+        _ignoring_first = False
 
 
-def leave(status: int) -> NoReturn:
+def exit_now(status: int) -> NoReturn:
     """End the process at once, its output flushed, without Python's tear-down.
 
     That frees a million objects one by one, two seconds behind the last word of a command; and gloo threads that outlive the

@@ -1,4 +1,4 @@
-"""Pictures that need no run, for `python -m pipeline plot --picture NAME`: each function returns a figure.
+"""Pictures that need no run, for `python -m pipeline plot --plot NAME`: each function returns a figure.
 
 What a picture shows stands beside its name in `PICTURES`, and above it in the file.
 """
@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from pipeline import plots
 from pipeline.config import RunConfig
 from pipeline.data import sources
 from pipeline.data.catalog import DATASETS
+from pipeline.plots import evaluation
 
 NOISES = (0.0, 0.2, 0.5)
 _ACTIVATIONS = "Activation functions and their derivatives"
@@ -28,7 +28,7 @@ def activations() -> Figure:
     num_rows = -(-len(ACTIVATIONS) // num_columns)
     figure = Figure(figsize=(9, 0.6 + 2.4 * num_rows), layout="constrained")
     grid = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True)
-    blue, orange = plots.class_colors(2)
+    blue, orange = evaluation.class_colors(2)
     for axes, (name, function) in zip(grid.ravel(), ACTIVATIONS.items(), strict=False):
         x = torch.linspace(-10, 10, 10_000, requires_grad=True)
         y = function(x)
@@ -51,10 +51,10 @@ def scatter() -> Figure:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, noise in zip(figure.subplots(1, len(NOISES), sharex=True, sharey=True), NOISES, strict=True):
         x, y, *_ = sources.moons(RunConfig(model="moons", dataset="moons", noise=noise))
-        plots.draw_points(axes, {"all": (x, y)}, classes=classes)
+        evaluation.draw_points(axes, {"all": (x, y)}, classes=classes)
         axes.set_title(f"noise {noise:g}")
         axes.label_outer()
-    plots.point_legend(axes, {"all": (x, y)}, classes=classes)
+    evaluation.point_legend(axes, {"all": (x, y)}, classes=classes)
     return figure
 
 
@@ -62,7 +62,7 @@ def tsne() -> Figure:
     """Draw t-SNE of the raw pixels of scikit-learn's digits 0 to 5."""
     images, labels = _digits()
     kept = labels < 6
-    return plots.tsne(
+    return evaluation.tsne(
         images[kept].reshape(kept.sum(), -1), labels=labels[kept], classes=DATASETS["digits"].classes[:6], of="images"
     )
 
@@ -76,12 +76,12 @@ def samples() -> Figure:
     grid = figure.subplots(num_rows, len(classes))
     for k, name in enumerate(classes):
         for axes, image in zip(grid[:, k], images[labels == k][:num_rows], strict=True):
-            plots.show_image(axes, image)
+            evaluation.show_image(axes, image)
         grid[0, k].set_title(name)
     return figure
 
 
-def _digits() -> plots.Part:
+def _digits() -> evaluation.Series:
     x, y, *_ = sources.digits(RunConfig())
     return x, y
 

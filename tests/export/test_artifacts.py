@@ -22,10 +22,12 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 import export
-from export import onnx_model, stage, torchscript
-from export.deployed import OUTPUTS, Deployed, ExportError, deployed, example_input, metadata
-from export.stage import FILES, FOLDER, export_run
-from pipeline import store
+from export import artifacts
+from export.artifacts import FILES, FOLDER, export_run
+from export.formats import onnx as onnx_format
+from export.formats import torchscript
+from export.module import OUTPUTS, ExportError, ExportModule, deployed, example_input, metadata
+from pipeline import run as run_folder
 from pipeline.config import RUNTIME_FIELDS
 from pipeline.data.prepare import sha256
 from tests.export.conftest import VARIANTS, MakeRun, Trained
@@ -60,9 +62,9 @@ def test_onnx_declares_raw_input_dynamic_batch_and_named_outputs(exported: Train
 
 
 def test_onnx_is_one_file_of_the_pinned_opset_that_passes_the_full_checker(exported: Trained) -> None:
-    content, model = onnx_model.read(file(exported, "onnx"), what="it")
+    content, model = onnx_format.read(file(exported, "onnx"), what="it")
     onnx.checker.check_model(content, full_check=True)
-    assert onnx_model.opset(model) == onnx_model.OPSET == 20
+    assert onnx_format.opset(model) == onnx_format.OPSET == 20
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
     named = {tensor.name for tensor in model.graph.initializer}
     assert not named & {value.name for value in model.graph.value_info}
@@ -71,7 +73,7 @@ def test_onnx_is_one_file_of_the_pinned_opset_that_passes_the_full_checker(expor
 def test_every_format_tells_where_it_comes_from(exported: Trained) -> None:
     run, expected = exported.run, metadata(exported.run)
     assert set(expected) == METADATA
-    assert expected["weights_sha256"] == sha256(run.folder / store.WEIGHTS)
+    assert expected["weights_sha256"] == sha256(run.folder / run_folder.WEIGHTS)
     props = {p.key: json.loads(p.value) for p in onnx.load(file(exported, "onnx")).metadata_props}
     extra = {"metadata.json": ""}
     torch.jit.load(file(exported, "torchscript"), _extra_files=extra)
@@ -100,13 +102,13 @@ def test_exporting_again_in_another_process_and_folder_gives_the_same_bytes(
     exports: Callable[[str], Trained], tmp_path: Path
 ) -> None:
     for variant in VARIANTS:
-        copied = ("config.json", store.WEIGHTS)
+        copied = ("config.json", run_folder.WEIGHTS)
         (tmp_path / variant).mkdir()
         for name in copied:
             shutil.copy(exports(variant).run.folder / name, tmp_path / variant / name)
     script = (
         "import pathlib, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from export.stage import export_run; from pipeline.store import open_run\n"
+        "from export.artifacts import export_run; from pipeline.run import open_run\n"
         "for name in sys.argv[2:]: export_run(open_run(pathlib.Path(name), check=False))"
     )
     reverse = reversed(VARIANTS)  # another history of the process, too
@@ -131,7 +133,7 @@ def test_exporting_again_in_the_same_process_gives_the_same_bytes_and_prints_not
     first = exports("cnn").run
     shutil.copytree(first.folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / FOLDER)
-    figures = export_run(store.open_run(tmp_path / "run", check=False))
+    figures = export_run(run_folder.open_run(tmp_path / "run", check=False))
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
     for name in FILES.values():
@@ -141,13 +143,13 @@ def test_exporting_again_in_the_same_process_gives_the_same_bytes_and_prints_not
 
 def test_torchscript_keeps_its_weights_as_buffers_that_can_be_moved(exported: Trained) -> None:
     state = torch.jit.load(file(exported, "torchscript")).state_dict()
-    weights = load_file(exported.run.folder / store.WEIGHTS)
+    weights = load_file(exported.run.folder / run_folder.WEIGHTS)
     assert set(state) == {"model_" + name.replace(".", "_") for name in weights}
     assert all(np.array_equal(state["model_" + n.replace(".", "_")].numpy(), a) for n, a in weights.items())
 
 
 def test_safetensors_are_the_runs_weights_with_a_configuration_free_of_folders(exported: Trained) -> None:
-    assert sha256(file(exported, "safetensors")) == sha256(exported.run.folder / store.WEIGHTS)
+    assert sha256(file(exported, "safetensors")) == sha256(exported.run.folder / run_folder.WEIGHTS)
     config = json.loads(file(exported, "config").read_text())["config"]
     assert config["model"] == exported.run.config.model
     assert not RUNTIME_FIELDS & set(config)
@@ -160,7 +162,7 @@ def test_deployed_probabilities_have_one_column_a_class_and_sum_to_one(task: str
             return x, x
 
     logits = torch.tensor([[0.5], [-200.0]]) if task == "binary" else torch.tensor([[1.0, 2.0], [90.0, -90.0]])
-    outputs = Deployed(Fixed(), task=task)(logits)  # type: ignore[arg-type]
+    outputs = ExportModule(Fixed(), task=task)(logits)  # type: ignore[arg-type]
     assert len(outputs) == len(OUTPUTS[task])
     if task == "binary":
         assert torch.allclose(outputs[1], torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1), rtol=1e-6)
@@ -199,7 +201,7 @@ def test_a_model_that_cannot_be_exported_fails_with_the_operators_name_and_leave
     kind: str, message: str, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run("mlp", tmp_path / "run").run
-    monkeypatch.setattr(stage, "deployed", lambda run: Deployed(Refused(kind), task="regression").eval())
+    monkeypatch.setattr(artifacts, "deployed", lambda run: ExportModule(Refused(kind), task="regression").eval())
     with pytest.raises(ExportError, match=message):
         export_run(run)
     assert not (run.folder / FOLDER).exists()

@@ -11,14 +11,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import run as run_folder
 from pipeline.config import UserError
 from pipeline.output import say
 from pipeline.tracking import connection, runs
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.sender import NOT_METRICS
 
-_FETCHED = ("checkpoints", *store.JOURNALS)  # what a takeover that was cut off may have left, before config.json
+_FETCHED = ("checkpoints", *run_folder.JOURNALS)  # what a takeover that was cut off may have left, before config.json
 
 
 def take_over(folder: Path, *, job_id: str) -> None:
@@ -34,14 +34,14 @@ def take_over(folder: Path, *, job_id: str) -> None:
         if not found:
             return
         run_id, step = found.info.run_id, int(found.data.tags["checkpoint_step"])
-        if not store.holds_run(folder):
-            store.refuse_existing(folder, but=_FETCHED)
-        elif store.open_run(folder, check=False).mlflow_run_id != run_id or _newest(folder) >= step:
+        if not run_folder.is_run_dir(folder):
+            run_folder.ensure_new(folder, but=_FETCHED)
+        elif run_folder.open_run(folder, check=False).mlflow_run_id != run_id or _newest(folder) >= step:
             return
         _fetch(folder, run_id)
     except MlflowException as error:
-        if not store.holds_run(folder):
-            raise connection.no_answer(error) from error
+        if not run_folder.is_run_dir(folder):
+            raise connection.unreachable_error(error) from error
         say(f"MLflow at {connection.shown()} does not answer; going on from the checkpoints in {folder}")
         return
     say(f"run {run_id} was taken over from MLflow into {folder}, at step {step}")
@@ -63,8 +63,8 @@ def _newest(folder: Path) -> int:
 
 
 def _fetch(folder: Path, run_id: str) -> None:
-    store.make_folder(folder)
-    with store.locked(folder):
+    run_folder.ensure_writable(folder)
+    with run_folder.locked(folder):
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".takeover."))
         try:
             _download(run_id, temporary)
@@ -74,7 +74,7 @@ def _fetch(folder: Path, run_id: str) -> None:
                 if note.with_suffix(".pt").exists() and not path.with_suffix(".json").exists():
                     note.with_suffix(".pt").rename(path)
                     note.rename(path.with_suffix(".json"))
-            for name in (*store.JOURNALS, "config.json"):  # it is a run once its config.json is there
+            for name in (*run_folder.JOURNALS, "config.json"):  # it is a run once its config.json is there
                 if (temporary / name).exists() and not (folder / name).exists():
                     (temporary / name).rename(folder / name)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -83,7 +83,7 @@ def _fetch(folder: Path, run_id: str) -> None:
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        _add_rows(folder / store.METRICS, run_id)
+        _add_rows(folder / run_folder.METRICS, run_id)
 
 
 def _download(run_id: str, folder: Path) -> None:
@@ -91,7 +91,7 @@ def _download(run_id: str, folder: Path) -> None:
     import mlflow
 
     names = {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)}
-    for name in sorted(names & {"config.json", "checkpoints", *store.JOURNALS}):
+    for name in sorted(names & {"config.json", "checkpoints", *run_folder.JOURNALS}):
         mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(folder))
     for path in (folder / "config.json", *(folder / "checkpoints").glob("slot-*.json")):
         if (owner := json.loads(path.read_text())["mlflow_run_id"]) != run_id:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from export import onnx_model, pt2, torchscript
-from export.deployed import OUTPUTS, deployed, example_input, metadata
-from pipeline import manifest, store
+from export.formats import onnx as onnx_format
+from export.formats import pt2, torchscript
+from export.module import OUTPUTS, deployed, example_input, metadata
+from pipeline import manifest
+from pipeline import run as run_folder
 from pipeline.config import RUNTIME_FIELDS, to_json
 
 FOLDER = "export"
@@ -24,7 +26,7 @@ FILES = {
 }
 
 
-def export_run(run: store.Run) -> dict[str, float | int | str]:
+def export_run(run: run_folder.Run) -> dict[str, float | int | str]:
     """Write a run's `export/` folder and return the size of each file, named as MLflow metrics.
 
     Exported again from the same run, every file has the same bytes; a parity report goes, as it is of the files that are
@@ -34,22 +36,22 @@ def export_run(run: store.Run) -> dict[str, float | int | str]:
     module, example, properties = deployed(run), example_input(run), metadata(run)
     program = pt2.capture(module, example)
     contents = {
-        "onnx": onnx_model.build(program, properties, outputs=OUTPUTS[run.task]),
+        "onnx": onnx_format.build(program, properties, outputs=OUTPUTS[run.task]),
         "torchscript": torchscript.build(module, example, properties),
         "pt2": pt2.build(program, properties),
-        "safetensors": (run.folder / store.WEIGHTS).read_bytes(),
+        "safetensors": (run.folder / run_folder.WEIGHTS).read_bytes(),
         "config": _config(run, properties),
     }
     manifest.unseal(run, *manifest.REPLACES["export"])
     for name in manifest.FILES["verify"]:
         (run.folder / name).unlink(missing_ok=True)
     for name, content in contents.items():
-        with store.atomic(run.folder / FOLDER / FILES[name]) as temporary:
+        with run_folder.atomic(run.folder / FOLDER / FILES[name]) as temporary:
             temporary.write_bytes(content)
     return {f"{METRICS}/{name}/size_bytes": len(content) for name, content in contents.items() if name != "config"}
 
 
-def _config(run: store.Run, properties: Mapping[str, object]) -> bytes:
+def _config(run: run_folder.Run, properties: Mapping[str, object]) -> bytes:
     """Return what rebuilds the model around `model.safetensors`, without the fields that name folders."""
     config = {name: value for name, value in to_json(run.config).items() if name not in RUNTIME_FIELDS}
     values = {**properties, "statistics": run.data["statistics"], "config": config}

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from pipeline import __version__
 from pipeline.config import Failure
 from pipeline.data.prepare import sha256
-from pipeline.store import WEIGHTS, Run
+from pipeline.run import WEIGHTS, Run
 
 if TYPE_CHECKING:
-    from models.preprocess import Model
+    from models.wrapper import Model
 
 INPUT = "input"
 BATCH = "batch"
@@ -29,7 +29,7 @@ class ExportError(Failure):
     """A model that a format cannot express. The message names the format, the operator and what to do."""
 
 
-class Deployed(nn.Module):
+class ExportModule(nn.Module):
     """(B, *input_shape), uint8 or float32, to a tuple of float32 tensors in the order of `OUTPUTS[task]`.
 
     multiclass: logits (B, C), probabilities (B, C), features (B, F). binary: logits (B, 1), probabilities
@@ -50,9 +50,9 @@ class Deployed(nn.Module):
         return output, torch.softmax(output, dim=1), features
 
 
-def deployed(run: Run) -> Deployed:
+def deployed(run: Run) -> ExportModule:
     """Return a run's trained model, wrapped, on the CPU, in evaluation mode and without gradients. Raises UserError."""
-    return Deployed(run.load_model(), task=run.task).eval().requires_grad_(False)
+    return ExportModule(run.load_model(), task=run.task).eval().requires_grad_(False)
 
 
 def example_input(run: Run) -> Tensor:

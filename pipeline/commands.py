@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline import distributed, manifest, precision, store
+from pipeline import distributed, manifest, precision
+from pipeline import run as run_folder
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import EvaluateConfig, Failure, RunConfig, StageConfig, UserError, VerifyConfig
 from pipeline.data.catalog import DATASETS
@@ -20,15 +21,14 @@ from pipeline.data.prepare import prepare, prepared_folder, read_manifest
 from pipeline.distributed import Ranks
 from pipeline.output import log_to
 from pipeline.output import say as _say
-from pipeline.stopping import Stopped
-from pipeline.store import Run
-from pipeline.tracking import connection, runs
-from pipeline.tracking import onnx as onnx_model
+from pipeline.run import Run
+from pipeline.signals import Interrupted
+from pipeline.tracking import connection, registry, runs
 from pipeline.tracking import tracker as tracking
 from pipeline.tracking.tracker import HostTracker, NullTracker, Tracker
 
 if TYPE_CHECKING:
-    from export.probing import Probes
+    from export.runner import Runner
 
 
 def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
@@ -36,11 +36,11 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
 
     A run that is gone on with does what it has not done yet.
     """
-    if distributed.broadcast(distributed.together(lambda: _is_finished(config, export=export), on=ranks.is_main)):
+    if distributed.broadcast(distributed.run_on_main(lambda: _is_finished(config, export=export), on=ranks.is_main)):
         return
     data = _prepare_everywhere(config, ranks)
     with ExitStack() as stack:
-        begun = distributed.together(lambda: _begin(config, ranks, data, stack), on=ranks.is_main)
+        begun = distributed.run_on_main(lambda: _begin(config, ranks, data, stack), on=ranks.is_main)
         tracker: NullTracker = begun[1] if begun else NullTracker()
         if ranks.local_rank == 0 and not begun:
             tracker = stack.enter_context(closing(HostTracker()))
@@ -50,9 +50,9 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
             _fit(run, config, ranks, tracker, data, command="run" if export else "train")
         probes = None
         if begun and "verify" in missing:
-            from export.probing import FORMATS, Probes
+            from export.runner import FORMATS, Runner
 
-            probes = stack.enter_context(Probes(FORMATS))  # these import their runtimes while the model is exported
+            probes = stack.enter_context(Runner(FORMATS))  # these import their runtimes while the model is exported
         draw = _nothing
         if "evaluate" in missing:
             draw = _evaluate(run, ranks, tracker, data)
@@ -74,7 +74,7 @@ def _fit(run: Run, config: RunConfig, ranks: Ranks, tracker: NullTracker, data: 
 
     if ranks.is_main:
         manifest.unseal(run, *manifest.REPLACES["train"])
-    found = distributed.together(
+    found = distributed.run_on_main(
         lambda: newest_checkpoint(run.folder, run_id=run.mlflow_run_id), on=config.resume == "true" and ranks.is_main
     )
     checkpoint = distributed.broadcast(found)
@@ -84,19 +84,19 @@ def _fit(run: Run, config: RunConfig, ranks: Ranks, tracker: NullTracker, data: 
     if ranks.is_main and run.config.optimizer == "muon" and not training.has_matrices():
         _say("muon finds no matrix between the first and the last layer here: every step is AdamW's")
     if ranks.is_main:
-        with store.atomic(run.folder / "parameters.md") as path:
+        with run_folder.atomic(run.folder / "parameters.md") as path:
             path.write_text("\n".join(parameter_table(training.model)) + "\n")
     with show(
         epochs=training.num_epochs, steps_per_epoch=len(training.batches), first_step=training.state.step,
         is_main=ranks.is_main,
     ) as progress:  # fmt: skip
         try:
-            with distributed.impatient(config.timeout):
+            with distributed.collective_timeout(config.collective_timeout):
                 training.fit(progress)
         except Failure:
             training.keep_best()
             raise
-        except Stopped:
+        except Interrupted:
             if ranks.is_main:
                 _say(f"stopped at step {training.state.step}; the checkpoint is written. Go on with:")
                 _say(f"python -m pipeline {command} --output_dir {run.folder} --resume true")
@@ -127,7 +127,7 @@ def _evaluate(run: Run, ranks: Ranks, tracker: NullTracker, data: Path) -> Calla
 
 
 def _finish(
-    run: Run, tracker: Tracker, data: Path, missing: Sequence[str], probes: Probes | None, draw: Callable[[], None]
+    run: Run, tracker: Tracker, data: Path, missing: Sequence[str], probes: Runner | None, draw: Callable[[], None]
 ) -> None:
     """Do what is left after the evaluation. The proof comes before the pictures, as it is what is waited for."""
     if "export" in missing:
@@ -162,16 +162,16 @@ def _is_finished(config: RunConfig, *, export: bool) -> bool:
     """Tell whether nothing is left to do for a run that is to be gone on with, and say so. Raises UserError."""
     if config.resume != "true":
         return False
-    run = store.open_run(Path(config.output_dir), check=False)
+    run = run_folder.open_run(Path(config.output_dir), check=False)
     missing = _missing(run, export=export)
     if "train" in missing and manifest.is_sealed(run.folder, "train") and not any((run.folder / "checkpoints").glob("*.json")):
         manifest.check(run.folder)  # damaged, and nothing to make it anew from
     if missing or not tracking.is_told(run):
         return False
     connection.configure(check=False)
-    runs.nest_wrapper(run.mlflow_run_id)
+    runs.set_parent_run(run.mlflow_run_id)
     tracking.send_rest(run)
-    rows = store.parse_rows((run.folder / store.METRICS).read_bytes(), run.folder / store.METRICS)
+    rows = run_folder.parse_rows((run.folder / run_folder.METRICS).read_bytes(), run.folder / run_folder.METRICS)
     epochs = max((row.get("epoch", 0) for row in rows), default=0)
     _say(f"run {run.folder} is finished ({epochs:g} epochs): nothing to do")
     return True
@@ -179,7 +179,7 @@ def _is_finished(config: RunConfig, *, export: bool) -> bool:
 
 def _prepare_everywhere(config: RunConfig, ranks: Ranks) -> Path:
     """Prepare once on each host; return the folder on this one."""
-    distributed.together(lambda: prepare(config), on=ranks.local_rank == 0)
+    distributed.run_on_main(lambda: prepare(config), on=ranks.local_rank == 0)
     return prepared_folder(config)
 
 
@@ -191,37 +191,37 @@ def _begin(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tup
     connection.configure(check=config.resume == "false")  # a run that goes on need not wait for a server
     dataset = None
     if config.resume == "true":
-        run = store.open_run(Path(config.output_dir), check=False)
+        run = run_folder.open_run(Path(config.output_dir), check=False)
         _same_data(run, prepared)
-        store.make_folder(run.folder, num_bytes=store.num_bytes(config, prepared))
-        runs.nest_wrapper(run.mlflow_run_id)
+        run_folder.ensure_writable(run.folder, num_bytes=run_folder.estimate_size(config, prepared))
+        runs.set_parent_run(run.mlflow_run_id)
         run = dataclasses.replace(run, config=config)
     else:
         runs.check_new(config.dataset)
         config = _settle_precision(config, ranks, data, prepared)
         if config.output_dir:
-            store.refuse_existing(Path(config.output_dir))
+            run_folder.ensure_new(Path(config.output_dir))
         parent = Path(config.output_dir or "runs")
         is_new = not parent.exists()
-        store.make_folder(parent, num_bytes=store.num_bytes(config, prepared))
+        run_folder.ensure_writable(parent, num_bytes=run_folder.estimate_size(config, prepared))
         try:
-            run_id = runs.begin(dataset=config.dataset, output_dir=config.output_dir)
+            run_id = runs.create_run(dataset=config.dataset, output_dir=config.output_dir)
         except BaseException:
             if is_new:
                 parent.rmdir()
             raise
         folder = Path(config.output_dir or f"runs/{config.model}-{run_id[:8]}")
         try:
-            run = store.create(folder, config=config, mlflow_run_id=run_id, git_commit=commit, data=prepared)
+            run = run_folder.create(folder, config=config, mlflow_run_id=run_id, git_commit=commit, data=prepared)
         except BaseException as error:
-            runs.give_up(run_id, "KILLED" if isinstance(error, Stopped) else "FAILED")
+            runs.abort_run(run_id, "KILLED" if isinstance(error, Interrupted) else "FAILED")
             raise
         source = f"pipeline.data.sources.{config.dataset}"
         dataset = {"name": config.dataset, "digest": prepared["data_sha256"], "source": source}
     tags = tracking.environment_tags(run, world_size=ranks.world_size, device=ranks.device.type, dirty=dirty)
     tags["evaluated_on"] = evaluation_split(data)
     tracker = stack.enter_context(tracking.training_run(run, tags, dataset=dataset))
-    log_to(run.folder / store.LOG)
+    log_to(run.folder / run_folder.LOG)
     _say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}")
     return run, tracker
 
@@ -257,9 +257,9 @@ def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
     """Evaluate a run's best weights on its test split (without one, on its training samples) and log the figures to MLflow."""
     data = _data_of(run, config, ranks)
     with ExitStack() as stack:
-        attached = distributed.together(lambda: stack.enter_context(tracking.attached(run)), on=ranks.is_main)
+        attached = distributed.run_on_main(lambda: stack.enter_context(tracking.attached(run)), on=ranks.is_main)
         if attached:
-            log_to(run.folder / store.LOG)
+            log_to(run.folder / run_folder.LOG)
         draw = _evaluate(run, ranks, attached or NullTracker(), data)
         if attached:
             draw()
@@ -270,7 +270,7 @@ def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
 def export(config: StageConfig, run: Run) -> None:
     """Write the artifacts of a run, and their sizes into its MLflow run."""
     with tracking.attached(run) as tracker:
-        log_to(run.folder / store.LOG)
+        log_to(run.folder / run_folder.LOG)
         _export(run, tracker)
     _say(f"next: {_next(run, exported=False)}".replace(" export ", " verify "))
 
@@ -282,11 +282,11 @@ def verify(config: VerifyConfig, run: Run) -> None:
         raise UserError(f"onnx={onnx} is not a file. Give the path of an .onnx file.")
     if onnx:  # somebody else's file: nothing of it belongs into the run that is tracked
         with tracking.beside(run):
-            log_to(run.folder / store.LOG)
+            log_to(run.folder / run_folder.LOG)
             return _verify(run, None, _data_of(run, config, distributed.single_process()), onnx=onnx)
     with tracking.attached(run) as tracker:
         manifest.need(run.folder, "export")
-        log_to(run.folder / store.LOG)
+        log_to(run.folder / run_folder.LOG)
         _verify(run, tracker, _data_of(run, config, distributed.single_process()))
         _say_where_served(tracker)
 
@@ -302,7 +302,7 @@ def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> Path:
 
 
 def _export(run: Run, tracker: Tracker) -> None:
-    from export.stage import export_run
+    from export.artifacts import export_run
 
     _say("exporting to ONNX, TorchScript and .pt2 ...")
     figures = export_run(run)
@@ -317,12 +317,12 @@ def _import_plots() -> None:
     """Import what drawing needs, when there is nothing else to do but to wait for the probes."""
     import sklearn.manifold  # noqa: F401
 
-    import pipeline.plots  # noqa: F401
+    import pipeline.plots.evaluation  # noqa: F401
 
 
 def _verify(
     run: Run, tracker: Tracker | None, data: Path, *, onnx: Path | None = None,
-    probes: Probes | None = None, meanwhile: Callable[[], None] = _nothing, draw: Callable[[], None] = _nothing,
+    probes: Runner | None = None, meanwhile: Callable[[], None] = _nothing, draw: Callable[[], None] = _nothing,
 ) -> None:  # fmt: skip
     from export.verify import report_files, verify_run
 
@@ -339,7 +339,7 @@ def _verify(
             example = open_split(data, evaluation_split(data)).x[:7].numpy().copy()
             path, name = run.folder / "export" / "model.onnx", f"{run.config.model}-{run.config.dataset}"
             _say("logging the ONNX file as an MLflow model ...")
-            address, difference = onnx_model.log_onnx_model(run.mlflow_run_id, path, example, name=name)
+            address, difference = registry.log_onnx_model(run.mlflow_run_id, path, example, name=name)
             tracker.set_tags({"model_uri": address})
             verdict.figures["verify/pyfunc/max_abs_diff"] = difference
             _say(f"MLflow model logged and loaded back with pyfunc: max abs diff {difference:.1e}")
@@ -377,7 +377,7 @@ def _say_where_served(tracker: Tracker) -> None:
 
 
 def _where(run: Run) -> str:
-    figures = next(name for name in store.EVALUATIONS if (run.folder / name).exists())
+    figures = next(name for name in run_folder.EVALUATIONS if (run.folder / name).exists())
     return f"run folder: {run.folder} (figures in {figures}, pictures in plots/)"
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch.export import ExportedProgram
 
-from export.deployed import BATCH, INPUT, ExportError
+from export.module import BATCH, INPUT, ExportError
 from pipeline.config import UserError
 
 OPSET = 20
@@ -70,9 +70,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _clean(model: onnx.ModelProto) -> None:
-    """Name the batch axis, drop all notes, and the types of initialisers, over which int8 quantisation trips."""
-    initialisers = {tensor.name for tensor in model.graph.initializer}
-    kept = [value for value in model.graph.value_info if value.name not in initialisers]
+    """Name the batch axis, drop all notes, and the types of initializers, over which int8 quantization trips."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.value_info if value.name not in initializers]
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)
     symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
@@ -125,7 +125,7 @@ def read(path: Path, *, what: str) -> tuple[bytes, onnx.ModelProto]:
     return content, model
 
 
-def initialisers(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+def initializers(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     """Return the floating-point weights that a model holds, by name."""
     kept = [tensor for tensor in model.graph.initializer if tensor.data_type in _FLOATS]
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in kept}

@@ -13,7 +13,7 @@ _CONTRAST = 0.1  # patches that vary less show background
 
 
 @torch.no_grad()
-def set_patches(convolution: nn.Conv2d, images: Tensor) -> None:
+def set_pca_filters(convolution: nn.Conv2d, images: Tensor) -> None:
     """Set the filters of `convolution` to the leading components of patches of `images` (B, C, H, W), each with both signs.
 
     ReLU keeps one sign only, hence both. Filters have norm 1, biases are 0. Where there are fewer components than pairs of

@@ -1,4 +1,4 @@
-"""Standardisation as the first layer of every model, so that the exported graph takes the raw input that training took.
+"""Standardization as the first layer of every model, so that the exported graph takes the raw input that training took.
 
 The statistics are buffers: they travel with the weights and are part of every exported file.
 """
@@ -28,11 +28,11 @@ class Model(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(shape))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(shape))
 
-    def standardised(self, x: Tensor) -> Tensor:
+    def standardized(self, x: Tensor) -> Tensor:
         return (x.float() - self.mean) / self.std
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network(self.standardised(x))
+        return self.network(self.standardized(x))
 
 
 def statistics(

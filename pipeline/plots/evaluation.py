@@ -1,7 +1,7 @@
 """The pictures of a run: arrays in, a matplotlib figure out. Nothing is written but by `save`.
 
 Figures are built without pyplot, so there is no global state, no window and nothing to close. Pictures
-that need no run are in `pipeline.pictures`.
+that need no run are in `pipeline.plots.standalone`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from pipeline.store import atomic
+from pipeline.run import atomic
 
 Array = NDArray[Any]
-Part = tuple[Array, Array]
+Series = tuple[Array, Array]
 
 MAX_TILES = 25
 MAX_COUNTS = 30  # classes, beyond which the cells of a confusion matrix are too small for their counts
@@ -53,7 +53,7 @@ def save(figure: Figure, path: Path, *, about: str) -> None:
 
 
 def confusion_matrix(counts: Array, *, classes: Sequence[str], split: str) -> Figure:
-    """Draw counts (C, C), rows true and columns predicted; a cell's colour is its share of the true class."""
+    """Draw counts (C, C), rows true and columns predicted; a cell's color is its share of the true class."""
     num_classes = len(classes)
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
@@ -162,7 +162,7 @@ def tsne(features: Array, *, labels: Array, classes: Sequence[str], of: str, see
         present = np.unique(labels)
         for k in present:
             x, y = points[labels == k].T
-            marker = _MARKERS[k // 10 % len(_MARKERS)]  # the colours repeat after ten classes
+            marker = _MARKERS[k // 10 % len(_MARKERS)]  # the colors repeat after ten classes
             axes.scatter(x, y, s=22, color=colors[k], marker=marker, label=_short(classes[k]))
         num_columns = -(-len(present) // _LEGEND_ROWS)
         column = max(len(_short(classes[k])) for k in present) / _LETTERS_PER_INCH + 0.5
@@ -176,8 +176,8 @@ def tsne(features: Array, *, labels: Array, classes: Sequence[str], of: str, see
     return figure
 
 
-def scatter(splits: Mapping[str, Part], *, classes: Sequence[str]) -> Figure:
-    """Draw points x (N, 2) of classes y (N,): colour tells the class, marker the split."""
+def scatter(splits: Mapping[str, Series], *, classes: Sequence[str]) -> Figure:
+    """Draw points x (N, 2) of classes y (N,): color tells the class, marker the split."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     draw_points(axes, splits, classes=classes)
@@ -186,7 +186,7 @@ def scatter(splits: Mapping[str, Part], *, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def decision_regions(predict: Callable[[Array], Array], splits: Mapping[str, Part], *, classes: Sequence[str]) -> Figure:
+def decision_regions(predict: Callable[[Array], Array], splits: Mapping[str, Series], *, classes: Sequence[str]) -> Figure:
     """Draw what `predict` answers over [-pi, pi]^2, or wider where points lie outside, and the points.
 
     `predict` is called once with (40000, 2) float32 and returns (40000,): floats are probabilities of class
@@ -243,12 +243,12 @@ def fitted_curve(x: Array, y: Array, *, predicted: Array, split: str, formula: s
 
 
 def class_colors(num_classes: int) -> list[Any]:
-    """Return a colour for each class, fit for colour-blind readers (Petroff 2021); after ten they repeat."""
+    """Return a color for each class, fit for color-blind readers (Petroff 2021); after ten they repeat."""
     palette = cycle(matplotlib.color_sequences["petroff10"])
     return [next(palette) for _ in range(num_classes)]
 
 
-def draw_points(axes: Axes, splits: Mapping[str, Part], *, classes: Sequence[str]) -> None:
+def draw_points(axes: Axes, splits: Mapping[str, Series], *, classes: Sequence[str]) -> None:
     """Draw points x (N, 2) of classes y (N,) into `axes`, with equal scales."""
     colors = np.array(class_colors(len(classes)))
     for (x, y), marker in zip(splits.values(), _MARKERS, strict=False):
@@ -258,8 +258,8 @@ def draw_points(axes: Axes, splits: Mapping[str, Part], *, classes: Sequence[str
     axes.set_ylabel("feature 2")
 
 
-def point_legend(axes: Axes, splits: Mapping[str, Part], *, classes: Sequence[str]) -> None:
-    """List the classes by colour, and the splits by marker if there are several, to the right of `axes`."""
+def point_legend(axes: Axes, splits: Mapping[str, Series], *, classes: Sequence[str]) -> None:
+    """List the classes by color, and the splits by marker if there are several, to the right of `axes`."""
     sizes = {name: len(x) for name, (x, _) in splits.items() if len(splits) > 1}
     entries = [("o", color, name) for color, name in zip(class_colors(len(classes)), classes, strict=True)]
     for (name, size), marker in zip(sizes.items(), _MARKERS, strict=False):

@@ -1,6 +1,6 @@
 """Starts one probe for each format, all at once, gives each its artifact, and brings back what they found.
 
-A probe that crashes or hangs is a finding like any other: it says that the artifact does not work.
+A probe that crashes or hangs is a result like any other: it says that the artifact does not work.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _POLL = 0.02
 
 
 @dataclass
-class Finding:
+class RunResult:
     """What a probe found. `outputs` has the outputs of each case by position; `failure` is why there are none."""
 
     failure: str = ""
@@ -42,7 +42,7 @@ class Finding:
     latency_ms: float | None = None
 
 
-class Probes:
+class Runner:
     """Processes that import what a format needs and then wait for a file of it: they can be started before there is one.
 
     As a context manager it leaves no process and no file behind.
@@ -69,7 +69,7 @@ class Probes:
             (self._folder / f"{kind}.artifact").write_bytes(content)
             self._tell(kind, "load\n")
 
-    def __enter__(self) -> Probes:
+    def __enter__(self) -> Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,7 +78,7 @@ class Probes:
             process.communicate()
         self._temporary.cleanup()
 
-    def findings(self) -> dict[str, Finding]:
+    def results(self) -> dict[str, RunResult]:
         """Wait for all probes and return what each found; their times are taken one after the other."""
         for kind, process in self._processes.items():
             while not self._file(kind, "facts.json").exists() and process.poll() is None and self._left() > 0:
@@ -92,24 +92,24 @@ class Probes:
             stdin.write(line)
             stdin.flush()
 
-    def _finish(self, kind: str, process: subprocess.Popen[str]) -> Finding:
+    def _finish(self, kind: str, process: subprocess.Popen[str]) -> RunResult:
         self._tell(kind, "measure\n")
         try:
             process.wait(timeout=max(self._left(), 0.0))
         except subprocess.TimeoutExpired:
-            return Finding(failure=f"it did not finish within {TIMEOUT:.0f} s")
+            return RunResult(failure=f"it did not finish within {TIMEOUT:.0f} s")
         if process.returncode:
-            return Finding(failure=f"it cannot be loaded and run: {self._last_words(kind, process.returncode)}")
-        finding = Finding(facts=json.loads(self._file(kind, "facts.json").read_text()))
+            return RunResult(failure=f"it cannot be loaded and run: {self._last_words(kind, process.returncode)}")
+        result = RunResult(facts=json.loads(self._file(kind, "facts.json").read_text()))
         with np.load(self._file(kind, "values.npz"), allow_pickle=False) as values:
             for case in CASES:
                 keys = [key for key in values.files if key.startswith(f"{case}/")]  # in the order of the outputs
                 if keys:
-                    finding.outputs[case] = [values[key] for key in keys]
-            finding.weights = {k.removeprefix("weights/"): values[k] for k in values.files if k.startswith("weights/")}
+                    result.outputs[case] = [values[key] for key in keys]
+            result.weights = {k.removeprefix("weights/"): values[k] for k in values.files if k.startswith("weights/")}
         if self._file(kind, "latency.json").exists():
-            finding.latency_ms = json.loads(self._file(kind, "latency.json").read_text())
-        return finding
+            result.latency_ms = json.loads(self._file(kind, "latency.json").read_text())
+        return result
 
     def _last_words(self, kind: str, status: int) -> str:
         if status < 0:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.deployed import BATCH, INPUT
-from export.parity import ATOL, RTOL, Comparison, Difference, matches
-from export.probing import CASES, Finding
+from export.compare import ATOL, RTOL, Comparison, Difference, matches
+from export.module import BATCH, INPUT
+from export.runner import CASES, RunResult
 
 Array = NDArray[Any]
 
@@ -55,13 +55,13 @@ def origin(found: Mapping[str, Any], expected: Mapping[str, object], *, complete
             yield f"its metadata says {key}={json.dumps(found[key])}, the run has {json.dumps(value)}"
 
 
-def behaviour(
-    finding: Finding, comparison: Comparison, *, names: Sequence[str], want: Mapping[str, Sequence[Array]], split: str
+def behavior(
+    result: RunResult, comparison: Comparison, *, names: Sequence[str], want: Mapping[str, Sequence[Array]], split: str
 ) -> Iterator[str]:
     """Say which batch sizes fail, and which outputs differ, by how much and where; `split` is `test` or `train`."""
-    if finding.facts["errors"]:
-        yield _failed_batches(finding.facts["errors"], split)
-    for case, outputs in finding.outputs.items():
+    if result.facts["errors"]:
+        yield _failed_batches(result.facts["errors"], split)
+    for case, outputs in result.outputs.items():
         if len(outputs) != len(names):
             yield f"it gives {len(outputs)} outputs, not {len(names)} ({_list(names)})"
             break
@@ -118,11 +118,11 @@ def swapped(got: Mapping[str, Sequence[Array]], want: Mapping[str, Sequence[Arra
             return
 
 
-def unstandardised(got: Mapping[str, Sequence[Array]], plain: Mapping[str, Sequence[Array]]) -> Iterator[str]:
+def unstandardized(got: Mapping[str, Sequence[Array]], plain: Mapping[str, Sequence[Array]]) -> Iterator[str]:
     """Say so if the answers are those of the network on raw input; `plain` holds these."""
     shared = [case for case in plain if case in got]
     if shared and all(matches(a, b) for case in shared for a, b in zip(got[case], plain[case], strict=False)):
-        yield "standardisation is missing: the answers equal those of the network fed with raw input"
+        yield "standardization is missing: the answers equal those of the network fed with raw input"
 
 
 def weights(found: Mapping[str, Array], expected: Mapping[str, Array]) -> Iterator[str]:

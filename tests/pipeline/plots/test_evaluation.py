@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from pipeline.curves import curves
 from sklearn import metrics
 
 from models.activations import ACTIVATIONS
-from pipeline import pictures, plots
 from pipeline.cli import main
 from pipeline.config import PlotConfig
-from pipeline.curves import curves
+from pipeline.plots import evaluation, standalone
 from tests.pictures import history, legend_texts
 
 DIGITS = tuple("0123456789")
-TUMOURS = ("malignant", "benign")
+TUMORS = ("malignant", "benign")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def no_warnings() -> Iterator[None]:
         yield
 
 
-def moons(*, shift: float = 0.0) -> dict[str, plots.Part]:
+def moons(*, shift: float = 0.0) -> dict[str, evaluation.Part]:
     rng = np.random.default_rng(0)
     sizes = {"train": 30, "val": 12, "test": 18}
     return {name: (rng.normal(shift, 1, (n, 2)).astype(np.float32), rng.integers(0, 2, n)) for name, n in sizes.items()}
@@ -55,13 +55,13 @@ def losses(num: int, channels: int = 1, **changes: Any) -> Figure:
         "classes": DIGITS,
         "title": "3 of 359 are wrong",
     }
-    return plots.top_losses(rng.integers(0, 256, (num, channels, 28, 28), dtype=np.uint8), **(values | changes))
+    return evaluation.top_losses(rng.integers(0, 256, (num, channels, 28, 28), dtype=np.uint8), **(values | changes))
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 20])
 def test_confusion_matrix_writes_every_count_in_its_cell(num_classes: int) -> None:
     counts = np.arange(num_classes**2).reshape(num_classes, num_classes)
-    figure = plots.confusion_matrix(counts, classes=[f"class {k}" for k in range(num_classes)], split="test")
+    figure = evaluation.confusion_matrix(counts, classes=[f"class {k}" for k in range(num_classes)], split="test")
     axes = figure.axes[0]
     assert {(t.get_position()[1], t.get_position()[0]): t.get_text() for t in axes.texts} == {
         (i, j): str(counts[i, j]) for i, j in np.ndindex(counts.shape)
@@ -71,14 +71,14 @@ def test_confusion_matrix_writes_every_count_in_its_cell(num_classes: int) -> No
 
 
 def test_confusion_matrix_colours_a_cell_by_its_share_of_the_true_class() -> None:
-    figure = plots.confusion_matrix(np.array([[30, 10], [0, 0]]), classes=TUMOURS, split="test")
+    figure = evaluation.confusion_matrix(np.array([[30, 10], [0, 0]]), classes=TUMORS, split="test")
     assert np.asarray(figure.axes[0].images[0].get_array()).tolist() == [[0.75, 0.25], [0, 0]]
 
 
 def test_a_hundred_classes_are_drawn_without_their_counts(tmp_path: Path) -> None:
     names = [f"a long name of a class, number {k}" for k in range(100)]
-    figure = plots.confusion_matrix(np.eye(100, dtype=int), classes=names, split="test")
-    plots.save(figure, tmp_path / "matrix.png", about="a run")
+    figure = evaluation.confusion_matrix(np.eye(100, dtype=int), classes=names, split="test")
+    evaluation.save(figure, tmp_path / "matrix.png", about="a run")
     assert not figure.axes[0].texts and len(figure.axes[0].get_yticklabels()) == 100
     assert max(len(t.get_text()) for t in figure.axes[0].get_yticklabels()) <= 24
     assert max(figure.get_size_inches()) < 20
@@ -99,7 +99,7 @@ def test_top_losses_draws_up_to_25_titled_tiles_right_ones_too(num_images: int, 
 def test_roc_and_precision_recall_carry_their_areas_and_the_decision_that_is_taken(shift: float) -> None:
     margin = np.array([-3, -2, -1, -0.5, 0.5, 1, 2, 3]) - shift
     truth = np.array([0, 0, 1, 0, 1, 0, 1, 1], bool)
-    figure = plots.roc_pr(margin, is_positive=truth, positive="benign", split="test")
+    figure = evaluation.roc_pr(margin, is_positive=truth, positive="benign", split="test")
     area, average = metrics.roc_auc_score(truth, margin), metrics.average_precision_score(truth, margin)
     assert [t for t in legend_texts(figure) if t[-1].isdigit()] == [f"AUC {area:.4f}", f"average precision {average:.4f}"]
     assert "8 test samples, 4 of them benign" in figure.get_suptitle()
@@ -108,7 +108,7 @@ def test_roc_and_precision_recall_carry_their_areas_and_the_decision_that_is_tak
 
 
 def test_roc_of_a_single_class_is_a_note() -> None:
-    figure = plots.roc_pr(np.ones(3), is_positive=np.ones(3, bool), positive="benign", split="train")
+    figure = evaluation.roc_pr(np.ones(3), is_positive=np.ones(3, bool), positive="benign", split="train")
     assert [t.get_text() for t in figure.texts] == ["ROC and precision-recall need train samples of both classes."]
 
 
@@ -117,10 +117,10 @@ def test_pictures_name_the_split_that_they_are_of(split: str) -> None:
     rng, x = np.random.default_rng(0), np.linspace(-3, 3, 50)[:, None]
     features = rng.normal(size=(8, 3)).astype(np.float32)
     figures = [
-        plots.confusion_matrix(np.eye(2, dtype=int), classes=TUMOURS, split=split),
-        plots.tsne(features, labels=np.arange(8) % 2, classes=TUMOURS, of=f"{split} samples"),
-        plots.roc_pr(features[:, 0], is_positive=np.arange(8) > 3, positive="benign", split=split),
-        plots.fitted_curve(x, np.sin(x), predicted=x, split=split),
+        evaluation.confusion_matrix(np.eye(2, dtype=int), classes=TUMORS, split=split),
+        evaluation.tsne(features, labels=np.arange(8) % 2, classes=TUMORS, of=f"{split} samples"),
+        evaluation.roc_pr(features[:, 0], is_positive=np.arange(8) > 3, positive="benign", split=split),
+        evaluation.fitted_curve(x, np.sin(x), predicted=x, split=split),
     ]
     for figure in figures:
         words = " ".join([*texts(figure), *legend_texts(figure), figure.get_suptitle()])
@@ -132,29 +132,31 @@ def test_every_saved_picture_carries_model_data_and_run_and_nothing_of_it_is_cut
     figures = every_figure() | demanding_figures() if folder == "cnn-2a2cd71d" else {"the narrowest": curves([])}
     for name, figure in figures.items():
         for _ in range(2):
-            plots.save(figure, tmp_path / f"{name}.png", about=f"cnn on digits, run {folder}")
+            evaluation.save(figure, tmp_path / f"{name}.png", about=f"cnn on digits, run {folder}")
         heading = figure.get_suptitle()
         assert heading.startswith("cnn on digits, run") and heading.count("cnn on digits") == 1
-        figure.set_dpi(plots._DPI)  # letters are a whole number of dots apart
+        figure.set_dpi(evaluation._DPI)  # letters are a whole number of dots apart
         figure.draw_without_rendering()
         drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
         assert drawn.x0 >= 0 and drawn.x1 <= width and drawn.y0 >= 0 and drawn.y1 <= height, f"{name} is cut: {drawn}"
 
 
-@pytest.mark.parametrize("picture", pictures.PICTURES)
+@pytest.mark.parametrize("picture", standalone.PICTURES)
 def test_a_picture_without_a_run_says_above_it_what_it_shows(
     picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(plots, "_embed", lambda features, *, seed: features[:, 20:22].astype(np.float32))
+    monkeypatch.setattr(evaluation, "_embed", lambda features, *, seed: features[:, 20:22].astype(np.float32))
     saved: list[Figure] = []
-    save = plots.save
-    monkeypatch.setattr(plots, "save", lambda figure, path, *, about: (saved.append(figure), save(figure, path, about=about)))
-    assert main(["plot", "--picture", picture]) == 0
+    save = evaluation.save
+    monkeypatch.setattr(
+        evaluation, "save", lambda figure, path, *, about: (saved.append(figure), save(figure, path, about=about))
+    )
+    assert main(["plot", "--plot", picture]) == 0
     assert (
         capsys.readouterr().out == f"drawing {picture} ...\nruns/plots/{picture}.png\n"
         and Path(f"runs/plots/{picture}.png").is_file()
     )
-    assert saved[0].get_suptitle() == pictures.PICTURES[picture][0]
+    assert saved[0].get_suptitle() == standalone.PICTURES[picture][0]
     boxes = [saved[0]._suptitle, *(axes.get_legend() for axes in saved[0].axes), *saved[0].legends]  # type: ignore[attr-defined]
     title, *others = (box.get_window_extent() for box in boxes if box)
     assert not [box for box in others if box.overlaps(title)]
@@ -164,7 +166,7 @@ def test_tsne_draws_each_sample_as_its_short_class_name() -> None:
     labels = np.arange(40) % 10
     labels[labels == 3] = 7  # a class without a sample
     features = np.random.default_rng(0).normal(labels[:, None], 0.1, (40, 8)).astype(np.float32)
-    figure = plots.tsne(features, labels=labels, classes=DIGITS, of="test samples")
+    figure = evaluation.tsne(features, labels=labels, classes=DIGITS, of="test samples")
     (axes,) = figure.axes
     assert [t.get_text() for t in axes.texts] == [DIGITS[k] for k in labels]
     assert len({str(t.get_color()) for t in axes.texts}) == 9
@@ -176,48 +178,48 @@ def test_tsne_draws_each_sample_as_its_short_class_name() -> None:
 @pytest.mark.parametrize(("num_samples", "num_features"), [(4, 5), (40, 1), (40, 30)])
 def test_tsne_draws_long_class_names_in_a_legend(num_samples: int, num_features: int) -> None:
     features = np.random.default_rng(0).normal(size=(num_samples, num_features)).astype(np.float32)
-    figure = plots.tsne(features, labels=np.arange(num_samples) % 2, classes=TUMOURS, of="test samples")
-    assert legend_texts(figure) == list(TUMOURS)
+    figure = evaluation.tsne(features, labels=np.arange(num_samples) % 2, classes=TUMORS, of="test samples")
+    assert legend_texts(figure) == list(TUMORS)
     drawn = [np.asarray(c.get_offsets()) for c in figure.axes[0].collections]
     assert sum(map(len, drawn)) == num_samples and all(np.isfinite(points).all() for points in drawn)
 
 
 def test_tsne_takes_the_first_500_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "_embed", lambda features, *, seed: features[:, :2])
+    monkeypatch.setattr(evaluation, "_embed", lambda features, *, seed: features[:, :2])
     features = np.arange(1200, dtype=np.float32).reshape(600, 2)
-    figure = plots.tsne(features, labels=np.zeros(600, int), classes=TUMOURS, of="test samples")
+    figure = evaluation.tsne(features, labels=np.zeros(600, int), classes=TUMORS, of="test samples")
     assert np.asarray(figure.axes[0].collections[0].get_offsets()).tolist() == features[:500].tolist()
 
 
 @pytest.mark.parametrize("num_samples", [0, 3, 50])
 def test_tsne_of_too_few_or_equal_samples_is_a_note(num_samples: int) -> None:
     features = np.full((num_samples, 8), 0.5, np.float32)  # 50 of these crash scikit-learn 1.9 and Python
-    figure = plots.tsne(features, labels=np.zeros(num_samples, int), classes=DIGITS, of="test samples")
+    figure = evaluation.tsne(features, labels=np.zeros(num_samples, int), classes=DIGITS, of="test samples")
     assert figure.axes == [] and len(figure.texts) == 1
 
 
 def test_scatter_draws_every_point_of_every_split() -> None:
     splits = moons()
-    figure = plots.scatter(splits, classes=TUMOURS)
+    figure = evaluation.scatter(splits, classes=TUMORS)
     (axes,) = figure.axes
     assert [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()] == ["Samples", "feature 1", "feature 2"]
     drawn = [np.asarray(c.get_offsets()).tolist() for c in axes.collections]
     assert drawn == [x.tolist() for x, _ in splits.values()]
-    assert legend_texts(figure) == [*TUMOURS, "train (30)", "val (12)", "test (18)"]
+    assert legend_texts(figure) == [*TUMORS, "train (30)", "val (12)", "test (18)"]
 
 
 @pytest.mark.parametrize("shift", [0.0, 6.0, -6.0])
 def test_the_grid_covers_the_square_and_every_point(shift: float) -> None:
     seen = []
 
-    def predict(points: plots.Array) -> plots.Array:
+    def predict(points: evaluation.Array) -> evaluation.Array:
         seen.append(points)
         return 1 / (1 + np.exp(-points[:, 0]))
 
     splits = moons(shift=shift)
-    figure = plots.decision_regions(predict, splits, classes=TUMOURS)
+    figure = evaluation.decision_regions(predict, splits, classes=TUMORS)
     (grid,) = seen
-    assert grid.shape == (plots.GRID**2, 2) and grid.dtype == np.float32
+    assert grid.shape == (evaluation.GRID**2, 2) and grid.dtype == np.float32
     low, high = grid.min(axis=0), grid.max(axis=0)
     assert (low <= -math.pi + 1e-6).all() and (high >= math.pi - 1e-6).all()
     for x, _ in splits.values():
@@ -229,9 +231,9 @@ def test_the_grid_covers_the_square_and_every_point(shift: float) -> None:
 
 
 def test_regions_grow_rightwards_and_upwards_with_the_features() -> None:
-    figure = plots.decision_regions(lambda p: (p[:, 1] > 0).astype(np.int64), moons(), classes=TUMOURS)
+    figure = evaluation.decision_regions(lambda p: (p[:, 1] > 0).astype(np.int64), moons(), classes=TUMORS)
     answers = np.asarray(figure.axes[0].collections[0].get_array())  # row 0 is drawn at the bottom
-    assert answers[: plots.GRID // 2].max() == 0 and answers[plots.GRID // 2 :].min() == 1
+    assert answers[: evaluation.GRID // 2].max() == 0 and answers[evaluation.GRID // 2 :].min() == 1
 
 
 @pytest.mark.parametrize("kind", ["probabilities", "classes", "one answer"])
@@ -242,17 +244,17 @@ def test_regions_list_classes_and_the_splits_that_hold_points(kind: str, tmp_pat
         "one answer": lambda p: np.full(len(p), 0.3, np.float32),
     }
     splits = moons() | {"val": (np.zeros((0, 2), np.float32), np.zeros(0, int))}
-    figure = plots.decision_regions(answers[kind], splits, classes=TUMOURS)
-    plots.save(figure, tmp_path / "regions.png", about="a run")
+    figure = evaluation.decision_regions(answers[kind], splits, classes=TUMORS)
+    evaluation.save(figure, tmp_path / "regions.png", about="a run")
     axes = figure.axes[0]
-    assert legend_texts(figure) == [*TUMOURS, "train (30)", "test (18)"]
+    assert legend_texts(figure) == [*TUMORS, "train (30)", "test (18)"]
     legend = axes.get_legend()
     assert legend and legend.get_window_extent().x0 > axes.get_window_extent().x1, "the legend covers the data"
 
 
 def test_fitted_curve_draws_data_fit_and_residuals_in_the_order_of_x() -> None:
     x = np.random.default_rng(0).permutation(np.linspace(-3, 3, 50, dtype=np.float32))[:, None]
-    figure = plots.fitted_curve(x, np.sin(x), predicted=0.5 * x, split="test", formula="y = 0.5 x")
+    figure = evaluation.fitted_curve(x, np.sin(x), predicted=0.5 * x, split="test", formula="y = 0.5 x")
     top, bottom = figure.axes
     data, fit, residual = (np.asarray(line.get_xydata()) for line in (*top.lines, bottom.lines[1]))
     assert data[:, 0].tolist() == fit[:, 0].tolist() == residual[:, 0].tolist() == sorted(x[:, 0].tolist())
@@ -264,7 +266,7 @@ def test_fitted_curve_draws_data_fit_and_residuals_in_the_order_of_x() -> None:
 
 
 def test_activations_draw_each_function_and_its_derivative() -> None:
-    figure = pictures.activations()
+    figure = standalone.activations()
     assert texts(figure) == list(ACTIVATIONS)
     for axes in figure.axes:
         function, derivative = axes.lines
@@ -276,25 +278,25 @@ def test_activations_draw_each_function_and_its_derivative() -> None:
 
 
 def test_moons_are_drawn_for_each_noise() -> None:
-    figure = pictures.scatter()
+    figure = standalone.scatter()
     assert texts(figure) == ["noise 0", "noise 0.2", "noise 0.5"]
     assert [len(np.asarray(axes.collections[0].get_offsets())) for axes in figure.axes] == [1000] * 3
 
 
 def test_samples_are_five_of_each_digit() -> None:
-    figure = pictures.samples()
+    figure = standalone.samples()
     assert sum(len(axes.images) for axes in figure.axes) == 50 and texts(figure) == list(DIGITS)
 
 
 def test_raw_pixels_of_six_digits_are_drawn_by_tsne(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "_embed", lambda features, *, seed: features[:, 20:22].astype(np.float32))
-    figure = pictures.tsne()
+    monkeypatch.setattr(evaluation, "_embed", lambda features, *, seed: features[:, 20:22].astype(np.float32))
+    figure = standalone.tsne()
     assert len(figure.axes[0].texts) == 500 and {t.get_text() for t in figure.axes[0].texts} == set("012345")
 
 
 def test_the_flag_names_every_picture() -> None:
     choices = PlotConfig.__dataclass_fields__["picture"].metadata["choices"]
-    assert sorted(choices) == sorted(pictures.PICTURES)
+    assert sorted(choices) == sorted(standalone.PICTURES)
 
 
 def every_figure() -> dict[str, Figure]:
@@ -303,13 +305,13 @@ def every_figure() -> dict[str, Figure]:
     return {
         "curves": curves(history(20)),
         "no curves": curves([]),
-        "confusion_matrix": plots.confusion_matrix(np.eye(2, dtype=int), classes=TUMOURS, split="test"),
+        "confusion_matrix": evaluation.confusion_matrix(np.eye(2, dtype=int), classes=TUMORS, split="test"),
         "top_losses": losses(3),
-        "roc_pr": plots.roc_pr(features[:, 0], is_positive=features[:, 1] > 0, positive="benign", split="test"),
-        "tsne": plots.tsne(features, labels=np.arange(12) % 10, classes=DIGITS, of="test samples"),
-        "scatter": plots.scatter(moons(), classes=TUMOURS),
-        "decision_regions": plots.decision_regions(lambda p: p[:, 0] > 0, moons(), classes=TUMOURS),
-        "fitted_curve": plots.fitted_curve(x, np.sin(x), predicted=x, split="test"),
+        "roc_pr": evaluation.roc_pr(features[:, 0], is_positive=features[:, 1] > 0, positive="benign", split="test"),
+        "tsne": evaluation.tsne(features, labels=np.arange(12) % 10, classes=DIGITS, of="test samples"),
+        "scatter": evaluation.scatter(moons(), classes=TUMORS),
+        "decision_regions": evaluation.decision_regions(lambda p: p[:, 0] > 0, moons(), classes=TUMORS),
+        "fitted_curve": evaluation.fitted_curve(x, np.sin(x), predicted=x, split="test"),
     }
 
 
@@ -322,9 +324,9 @@ def demanding_figures() -> dict[str, Figure]:
     rows = [row | layers if "train/lr" in row else row for row in history(5)]
     return {
         "smoothed": curves(rows, monitor="accuracy", smoothed=True),
-        "100 classes": plots.confusion_matrix(np.eye(100, dtype=int), classes=names, split="test"),
-        "long names": plots.confusion_matrix(np.eye(3, dtype=int), classes=names[:3], split="test"),
-        "tsne": plots.tsne(features, labels=numbers, classes=names, of="test samples, by the features"),
+        "100 classes": evaluation.confusion_matrix(np.eye(100, dtype=int), classes=names, split="test"),
+        "long names": evaluation.confusion_matrix(np.eye(3, dtype=int), classes=names[:3], split="test"),
+        "tsne": evaluation.tsne(features, labels=numbers, classes=names, of="test samples, by the features"),
         "losses": losses(25, 3, classes=names),
         "one loss": losses(1, classes=names),
     }
@@ -335,7 +337,7 @@ def test_the_same_picture_is_the_same_file(tmp_path: Path) -> None:
     for name in first:
         files = [tmp_path / folder / f"{name}.png" for folder in ("first", "saved again", "made again")]
         for figure, file in zip((first[name], first[name], second[name]), files, strict=True):
-            plots.save(figure, file, about="a run")
+            evaluation.save(figure, file, about="a run")
         contents = [file.read_bytes() for file in files]
         assert contents[0].startswith(b"\x89PNG")
         assert contents[0] == contents[1] == contents[2], name

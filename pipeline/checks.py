@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 LOSSES = {"multiclass": ("cross_entropy", "nll", "mse"), "binary": ("bce", "mse", "sse"), "regression": ("mse", "sse")}
 
 
-def broken_rules(
-    c: RunConfig, spec: ModelSpec, given: set[str], world_size: int | None
-) -> Iterator[tuple[tuple[str, ...], str]]:
+def violations(c: RunConfig, spec: ModelSpec, given: set[str], world_size: int | None) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the fields concerned and the message for every rule between fields that `c` breaks."""
     data = DATASETS[c.dataset]
     if data.task not in spec.tasks:
@@ -53,10 +51,10 @@ def broken_rules(
         yield ("epochs", "max_steps"), "epochs=0 leaves it to --max_steps when to end, which is 0 too. Give one of the two."
     if c.monitor == "accuracy" and data.task == "regression":
         yield ("dataset", "monitor"), f"monitor=accuracy does not fit regression data ({c.dataset}). Use --monitor loss."
-    if c.scheduler == "one_cycle" and not c.warmup:
+    if c.scheduler == "one_cycle" and not c.warmup_ratio:
         yield (
-            ("scheduler", "warmup"),
-            "scheduler=one_cycle rises and falls, and warmup=0 leaves nothing of the rise. Use --warmup 0.3, or "
+            ("scheduler", "warmup_ratio"),
+            "scheduler=one_cycle rises and falls, and warmup_ratio=0 leaves nothing of the rise. Use --warmup_ratio 0.3, or "
             "--scheduler cosine.",
         )
     if c.scheduler == "step" and 0 < num_epochs(vars(c)) <= c.step_size:
@@ -79,11 +77,11 @@ def broken_rules(
             f"batch_size={c.batch_size} is smaller than the {ranks} ranks. "
             f"Use --batch_size {ranks} or more, or fewer processes (--nproc).",
         )
-    elif c.batch_size < ranks * c.accumulation_steps:
+    elif c.batch_size < ranks * c.grad_accum_steps:
         yield (
-            ("batch_size", "nproc", "accumulation_steps"),
+            ("batch_size", "nproc", "grad_accum_steps"),
             f"batch_size={c.batch_size} is smaller than {ranks} ranks x "
-            f"accumulation_steps={c.accumulation_steps}. Use --batch_size {ranks * c.accumulation_steps} or more.",
+            f"grad_accum_steps={c.grad_accum_steps}. Use --batch_size {ranks * c.grad_accum_steps} or more.",
         )
     if c.precision == "fp16" and c.device == "cpu":
         yield (

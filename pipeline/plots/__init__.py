@@ -1,0 +1,1 @@
+"""Every picture: those of a run, its curves, and those that need no run."""
