@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-DEFAULTS = {"polynomial": ["sine"], "mlp": ["breast_cancer"], "moons": ["moons"], "lenet": ["digits"], "cnn": ["digits"]}
+DEFAULTS = {"polynomial": "sine", "mlp": "breast_cancer", "two_layer": "moons", "lenet": "digits", "cnn": "digits"}
 RANKS = (1, 2, 3)
 MNIST = ["--dataset", "mnist", "--max_steps", "100"]
 
@@ -29,13 +29,12 @@ MNIST = ["--dataset", "mnist", "--max_steps", "100"]
 def cases(data_dir: str, reference: str) -> dict[str, list[str]]:
     """Return the flags of each training."""
     found: dict[str, list[str]] = {}
-    for model, datasets in DEFAULTS.items():
-        for dataset in datasets:
-            for ranks in RANKS:
-                flags = ["--model", model, "--dataset", dataset, "--nproc", str(ranks)]
-                found[f"{model} on {dataset}, {ranks} ranks"] = flags
-            found[f"{model} on {dataset}, resumed"] = ["--model", model, "--dataset", dataset, "--checkpoint_every", "20"]
-    for model in ("polynomial", "mlp", "moons"):
+    for model, dataset in DEFAULTS.items():
+        for ranks in RANKS:
+            flags = ["--model", model, "--dataset", dataset, "--nproc", str(ranks)]
+            found[f"{model} on {dataset}, {ranks} ranks"] = flags
+        found[f"{model} on {dataset}, resumed"] = ["--model", model, "--dataset", dataset, "--checkpoint_every", "20"]
+    for model in ("polynomial", "mlp", "two_layer"):
         found[f"{model}, {reference}"] = ["--model", model, "--recipe", reference, "--epochs", "300"]
     if data_dir:
         data = ["--data_dir", data_dir]

@@ -15,7 +15,7 @@ from benchmarks.report import Row, pairs, row, run
 from benchmarks.training import build
 from export.formats import onnx as onnx_format
 from export.formats import pt2
-from export.module import OUTPUTS, ExportModule, example_input
+from export.module import ExportModule, example_input
 
 
 def _milliseconds(call: Callable[[], object], count: int = 500) -> float:
@@ -31,9 +31,9 @@ def _milliseconds(call: Callable[[], object], count: int = 500) -> float:
 def measure(given: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as base:
         training = build({"model": "cnn", "cache_dir": given.cache_dir}, Path(base) / "run", saves=False)
-        model = ExportModule(training.model, task=training.task).eval().requires_grad_(False)
+        model = ExportModule(training.model, task=training.run.task).eval().requires_grad_(False)
         program = pt2.capture(model, example_input(training.run))
-        exported = onnx_format.build(program, {}, outputs=OUTPUTS[training.task])
+        exported = onnx_format.build(program, {}, outputs=training.run.task.outputs)
         session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
         x = training.val.x[:1].clone()
         fed = {"input": x.numpy()}

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.report import Row, pairs, row, run
-from pipeline import run as run_folder
-from pipeline.config import resolve
 from pipeline.data.loader import open_split
-from pipeline.data.prepare import prepare, read_manifest
+from pipeline.data.prepare import prepare, read_spec
 from pipeline.distributed import single_process
 from pipeline.progress import Progress
+from pipeline.resolve import resolve
+from pipeline.run import Run
 from pipeline.tracking import runs
 from pipeline.tracking.tracker import training_run
 from pipeline.train import Training
@@ -34,9 +34,7 @@ def _ours(flags: dict[str, str]) -> float:
     data = prepare(config)
     with tempfile.TemporaryDirectory() as base:
         run_id = runs.create_run()
-        made = run_folder.create(
-            Path(base) / "run", config=config, mlflow_run_id=run_id, git_commit="", data=read_manifest(data)
-        )
+        made = Run.create(Path(base) / "run", config=config, mlflow_run_id=run_id, git_commit="", data=read_spec(data))
         dataset = {"name": config.dataset, "digest": "0" * 36, "source": "benchmark"}
         with training_run(made, {}, dataset=dataset) as tracker:
             training = Training(made, single_process(), tracker, open_split(data, "train"), open_split(data, "val"))

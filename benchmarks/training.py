@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from pipeline import run as run_folder
-from pipeline.config import resolve
 from pipeline.data.loader import Split, open_split
-from pipeline.data.prepare import prepare, read_manifest
+from pipeline.data.prepare import prepare, read_spec
 from pipeline.distributed import Ranks, compute_alike, flush_denormals, keep_freed_memory, resolve_device
+from pipeline.resolve import resolve
+from pipeline.run import Run
 from pipeline.tracking.tracker import NullTracker
 from pipeline.train import Training
 
@@ -46,9 +47,9 @@ def build(
     config = resolve(flags)
     data = prepare(config)
     if run_folder.is_run_dir(folder):
-        run = run_folder.open_run(folder, check=False)
+        run = Run.open(folder, check=False)
     else:
-        run = run_folder.create(folder, config=config, mlflow_run_id=run_id, git_commit="", data=read_manifest(data))
+        run = Run.create(folder, config=config, mlflow_run_id=run_id, git_commit="", data=read_spec(data))
     train, val = (keep(name, open_split(data, name)) for name in ("train", "val"))
     ranks = ranks or Ranks(0, 0, 1, torch.device(resolve_device(config.device)))
     return (Training if saves else _Unsaved)(run, ranks, tracker or NullTracker(), train, val)

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from pipeline.task import Task
 
 Array = NDArray[Any]
 
@@ -38,7 +41,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """All samples: changed decisions (None for regression), and accuracy or RMSE here and in torch."""
+    """All samples: how many are decided otherwise (None without decisions), and the task's metric here and in torch."""
 
     flips: int | None
     value: float
@@ -82,7 +85,7 @@ def compare(
     *,
     names: Sequence[str],
     labels: Array,
-    task: str,
+    task: Task,
 ) -> Comparison:
     """Compare outputs by case and position; `names` are the outputs' names, `labels` those of all samples."""
     comparison = Comparison()
@@ -114,16 +117,12 @@ def _difference(name: str, got: Array, want: Array) -> Difference:
     )
 
 
-def score(got: Array, want: Array, labels: Array, task: str) -> Score:
+def score(got: Array, want: Array, labels: Array, task: Task) -> Score:
     """Return how the first output of all samples does against the labels, and against torch."""
-    if task == "regression":
+    if not task.has_decisions:  # squared errors, added up in float64 by numpy, whose order of adding every report has had
         error, want_error = (float(np.sqrt(np.mean((a.astype(np.float64) - labels) ** 2))) for a in (got, want))
         return Score(flips=None, value=error, want=want_error)
-    decided, want_decided = decisions(got, task), decisions(want, task)
+    decided, want_decided = (task.decide(torch.from_numpy(a.astype(np.float64))).numpy() for a in (got, want))
     accuracy, want_accuracy = (float((d == labels).mean()) for d in (decided, want_decided))
-    return Score(flips=int((decided != want_decided).sum()), value=accuracy, want=want_accuracy)
-
-
-def decisions(logits: Array, task: str) -> Array:
-    """Return the class that each row of logits stands for."""
-    return (logits[:, 0] > 0).astype(np.int64) if task == "binary" else logits.argmax(axis=1)
+    flipped = (decided != want_decided).reshape(len(decided), -1).any(axis=1)
+    return Score(flips=int(flipped.sum()), value=accuracy, want=want_accuracy)

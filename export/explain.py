@@ -1,6 +1,6 @@
 """Sentences: what differs between an artifact and the run, and why, as far as it can be found out.
 
-Called on what `probing` found and `parity` measured. Every sentence is a reason to fail.
+Called with the result of an isolated process and its comparison with torch. Every sentence is a reason to fail.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NUM_WEIGHTS = 3  # differing tensors that are named one by one
 
 
 def interface(facts: Mapping[str, Any], *, names: Sequence[str], shape: Sequence[int], dtype: str) -> Iterator[str]:
-    """Say where an ONNX file's input and outputs are not declared as the run's are."""
+    """Say where a file that declares its input and outputs does so otherwise than the run has them."""
     if facts["checker"]:
         yield f"onnx.checker refuses it: {facts['checker']}"
     inputs, outputs = facts["inputs"], [o["name"] for o in facts["outputs"]]
@@ -119,10 +119,10 @@ def swapped(got: Mapping[str, Sequence[Array]], want: Mapping[str, Sequence[Arra
 
 
 def unstandardized(got: Mapping[str, Sequence[Array]], plain: Mapping[str, Sequence[Array]]) -> Iterator[str]:
-    """Say so if the answers are those of the network on raw input; `plain` holds these."""
+    """Say so if the outputs are those of the network on raw input; `plain` holds these."""
     shared = [case for case in plain if case in got]
     if shared and all(matches(a, b) for case in shared for a, b in zip(got[case], plain[case], strict=False)):
-        yield "standardization is missing: the answers equal those of the network fed with raw input"
+        yield "standardization is missing: the outputs equal those of the network fed with raw input"
 
 
 def weights(found: Mapping[str, Array], expected: Mapping[str, Array]) -> Iterator[str]:

@@ -1,24 +1,24 @@
 """Run by `verify` as a file, in a fresh and isolated process: one artifact, as somebody else would load it.
 
-    python -I probe.py {onnx,torchscript,pt2} ARTIFACT FOLDER
+    python -I isolated.py formats/FORMAT.py ARTIFACT FOLDER
 
-Imports nothing of ours, and blocks it, since an editable install would be found even by an isolated interpreter.
-Imports the runtime, and waits for a line on standard input. Then reads ARTIFACT, and `samples.npy` and `request.json` in
-FOLDER; writes the outputs (`values.npz`), then what the file says of itself (`facts.json`), and waits for another line before
-it measures the time of a call (`latency.json`), so that no other probe works meanwhile.
+Imports nothing of ours but the one file that has the format's loader, and blocks our packages, since an editable install would
+be found even by an isolated interpreter. Imports the runtime, and waits for a line on standard input. Then reads ARTIFACT, and
+`samples.npy` and `request.json` in FOLDER; writes the outputs (`FORMAT-values.npz`), then what the file says of itself
+(`FORMAT-facts.json`), and waits for another line before it measures the time of a call (`FORMAT-latency.json`), so that no
+other process of ours works meanwhile.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ BLOCKED = ("models", "pipeline", "export")
 NUM_CALLS, NUM_WARM_UP = 200, 20
 NUM_THREADS = 1  # where anything else is busy, two wait for each other: a call of 0.3 ms takes 50
 LONGEST = 10.0  # seconds spent on measuring
-_ONNX_TYPES = {"uint8": "uint8", "float": "float32", "double": "float64", "float16": "float16", "int64": "int64"}
 
 
 class Blocker:
@@ -43,85 +42,13 @@ class Blocker:
             raise ImportError(f"{name} is blocked: an exported file must work without it")
 
 
-def load_onnx(path: Path) -> tuple[Call, dict[str, Any], dict[str, Array]]:
-    """Return a call, what the file says of itself, and nothing for its weights, which `verify` reads on its own."""
-    import onnx
-    import onnxruntime
-
-    checker = ""
-    try:
-        onnx.checker.check_model(path.read_bytes(), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        checker = _line(error)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = NUM_THREADS
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    inputs = session.get_inputs()
-    if not inputs:
-        raise ValueError("it has no input")
-    name, dtype = inputs[0].name, _ONNX_TYPES.get(inputs[0].type[len("tensor(") : -1], "")
-    facts = {
-        "runtime": "onnxruntime",
-        "version": onnxruntime.__version__,
-        "checker": checker,
-        "inputs": [{"name": i.name, "dtype": _ONNX_TYPES.get(i.type[7:-1], i.type), "shape": i.shape} for i in inputs],
-        "outputs": [{"name": o.name, "shape": o.shape} for o in session.get_outputs()],
-        "metadata": {key: _value(text) for key, text in session.get_modelmeta().custom_metadata_map.items()},
-    }
-
-    def call(x: Array) -> list[Array]:
-        return session.run(None, {name: x.astype(dtype, copy=False) if dtype else x})
-
-    return call, facts, {}
-
-
-def _value(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:  # somebody else's entry
-        return text
-
-
-def _load_torch(path: Path, kind: str) -> tuple[Call, dict[str, Any], dict[str, Array]]:
-    import torch
-
-    torch.set_num_threads(NUM_THREADS)
-    extra = {"metadata.json": ""}
-    if kind == "torchscript":
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`torch.jit.load` is deprecated", category=FutureWarning)
-            module = torch.jit.load(path, map_location="cpu", _extra_files=extra)
-    else:
-        module = torch.export.load(path, extra_files=extra).module()
-    facts = {
-        "runtime": "torch.jit" if kind == "torchscript" else "torch.export",
-        "version": torch.__version__,
-        "metadata": json.loads(extra["metadata.json"] or "{}"),
-    }
-
-    def call(x: Array) -> list[Array]:
-        with torch.inference_mode():
-            outputs = module(torch.from_numpy(x))
-        return [output.numpy() for output in outputs]
-
-    return call, facts, {name: value.detach().numpy() for name, value in module.state_dict().items()}
-
-
-def import_runtime(kind: str) -> None:
-    """Import what `load` needs, which takes longer than to load a small file."""
-    if kind == "onnx":
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    else:
-        import torch
-    if kind == "pt2":
-        with suppress(ImportError):  # where torch 2.15 has all that loading imports, most of it late
-            import torch.export.pt2_archive  # noqa: F401
-
-
-def load(kind: str, path: Path) -> tuple[Call, dict[str, Any], dict[str, Array]]:
-    return load_onnx(path) if kind == "onnx" else _load_torch(path, kind)
+def load_format(source: Path) -> Any:
+    """Return the module of a format, which is no part of any package here."""
+    spec = importlib.util.spec_from_file_location(f"format_{source.stem}", source)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run(call: Call, x: Array, *, batch_sizes: list[int], chunk: int) -> tuple[dict[str, list[Array]], dict[str, str]]:
@@ -170,31 +97,33 @@ def _wait_for_line() -> None:
         sys.exit("nobody waits for the answer")
 
 
-def main(kind: str, artifact: str, folder: Path) -> None:
+def main(source: Path, artifact: Path, folder: Path) -> None:
+    name = source.stem
     try:
-        import_runtime(kind)
+        loader = load_format(source)
+        loader.import_runtime()
     except Exception as error:
         sys.exit(_line(error))
     _wait_for_line()
     request = json.loads((folder / "request.json").read_text())
     x = np.load(folder / "samples.npy", mmap_mode="r", allow_pickle=False)
     try:
-        call, facts, weights = load(kind, Path(artifact))
+        call, facts, weights = loader.load(artifact, num_threads=NUM_THREADS)
     except Exception as error:
         sys.exit(_line(error))
     outputs, facts["errors"] = run(call, x, batch_sizes=request["batch_sizes"], chunk=request["chunk"])
     arrays: dict[str, Any] = {f"{case}/{i}": a for case, values in outputs.items() for i, a in enumerate(values)}
-    arrays |= {f"weights/{name}": a for name, a in weights.items()}
-    np.savez(folder / f"{kind}-values.npz", **arrays)
-    (folder / f"{kind}-facts.tmp").write_text(json.dumps(facts))
-    (folder / f"{kind}-facts.tmp").rename(folder / f"{kind}-facts.json")
+    arrays |= {f"weights/{key}": a for key, a in weights.items()}
+    np.savez(folder / f"{name}-values.npz", **arrays)
+    (folder / f"{name}-facts.tmp").write_text(json.dumps(facts))
+    (folder / f"{name}-facts.tmp").rename(folder / f"{name}-facts.json")
     _wait_for_line()
     if "1" in outputs:
-        (folder / f"{kind}-latency.json").write_text(json.dumps(latency_ms(call, np.array(x[:1]))))
+        (folder / f"{name}-latency.json").write_text(json.dumps(latency_ms(call, np.array(x[:1]))))
 
 
 if __name__ == "__main__":
     gc.disable()  # a process of seconds
     sys.meta_path.insert(0, Blocker())
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
-    os._exit(0)  # without Python's tear-down, which the next probe would wait for
+    main(*map(Path, sys.argv[1:4]))
+    os._exit(0)  # without Python's tear-down, which the next process would wait for

@@ -13,13 +13,12 @@ from export.compare import Comparison
 from export.explain import SETS
 from export.runner import RunResult
 
-METRIC = {"multiclass": "accuracy", "binary": "accuracy", "regression": "rmse"}
-
 
 def artifact(result: RunResult, comparison: Comparison, *, problems: Sequence[str]) -> dict[str, Any]:
     """Return one artifact's part of the report."""
     score = comparison.score
     return {
+        **({"opset": result.facts["opset"]} if "opset" in result.facts else {}),
         "runtime": result.facts.get("runtime"),
         "version": result.facts.get("version"),
         "max_abs_diff": comparison.largest(),
@@ -48,7 +47,7 @@ def artifact(result: RunResult, comparison: Comparison, *, problems: Sequence[st
     }
 
 
-def figures(report: Mapping[str, Any], *, prefixes: Mapping[str, str]) -> dict[str, float]:
+def metrics(report: Mapping[str, Any], *, prefixes: Mapping[str, str]) -> dict[str, float]:
     """Return the numbers of a report as MLflow metrics, each artifact's under its prefix."""
     names = {
         "max_abs_diff": "max_abs_diff",
@@ -77,7 +76,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     good = [kind for kind, part in artifacts.items() if not part["problems"]]
     if report["passed"]:
-        yield f"**PASSED**: {', '.join(good)} {'answers' if len(good) == 1 else 'answer'} as the trained model does."
+        yield f"**PASSED**: {', '.join(good)} {'predicts' if len(good) == 1 else 'predict'} as the trained model does."
     else:
         yield f"**FAILED**: {', '.join(kind for kind in artifacts if kind not in good)} must not be used."
     yield ""

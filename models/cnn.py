@@ -9,7 +9,9 @@ from torch import Tensor, nn
 class CNN(nn.Module):
     """(B, 1, 28, 28) float32 to logits (B, num_outputs) and the 128 features before the last layer."""
 
-    def __init__(self, *, input_shape: tuple[int, ...], num_outputs: int, dropout: float) -> None:
+    hidden_matrices = ("conv2.weight", "fc1.weight")
+
+    def __init__(self, *, input_shape: tuple[int, ...], num_outputs: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(input_shape[0], 16, 5, padding=2)
         self.conv2 = nn.Conv2d(16, 32, 5, padding=2)

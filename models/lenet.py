@@ -9,7 +9,9 @@ from torch import Tensor, nn
 class LeNet(nn.Module):
     """(B, 1, 32, 32) float32 to logits (B, num_outputs) and the 84 features before the last layer."""
 
-    def __init__(self, *, input_shape: tuple[int, ...], num_outputs: int, dropout: float) -> None:
+    hidden_matrices = ("conv2.weight", "fc1.weight", "fc2.weight")
+
+    def __init__(self, *, input_shape: tuple[int, ...], num_outputs: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(input_shape[0], 6, 5)
         self.conv2 = nn.Conv2d(6, 16, 5)

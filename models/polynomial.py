@@ -7,7 +7,7 @@ coefficients belong to the standardized x: `formula` gives them back for the raw
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.polynomial import Polynomial as Series
@@ -50,7 +50,9 @@ class _SquaredError(torch.autograd.Function):
 class Polynomial(nn.Module):
     """(B, 1) float32 to the prediction (B, 1) and its terms (x, x^2, x^3) as (B, 3)."""
 
-    def __init__(self, *, input_shape: tuple[int, ...], num_outputs: int, gradient: str) -> None:
+    def __init__(
+        self, *, input_shape: tuple[int, ...], num_outputs: int, gradient: Literal["manual", "autograd", "linear"] = "autograd"
+    ) -> None:
         super().__init__()
         assert input_shape == (1,) and num_outputs == 1
         self.gradient = gradient

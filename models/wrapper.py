@@ -6,9 +6,25 @@ The statistics are buffers: they travel with the weights and are part of every e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+class Data(Protocol):
+    """What a model has to know of its data (a DataSpec): the shape of a sample, the outputs, and the statistics."""
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]: ...
+    @property
+    def num_outputs(self) -> int: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+    @property
+    def value_range(self) -> tuple[int, int] | None: ...
 
 
 class Model(nn.Module):
@@ -31,23 +47,34 @@ class Model(nn.Module):
     def standardized(self, x: Tensor) -> Tensor:
         return (x.float() - self.mean) / self.std
 
+    @property
+    def hidden_matrices(self) -> tuple[str, ...]:
+        """The names of the weights between the first and the last layer, as the network gives them; muon is for these."""
+        return tuple(f"network.{name}" for name in getattr(self.network, "hidden_matrices", ()))
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.network(self.standardized(x))
 
 
-def statistics(
-    kind: str, *, mean: Sequence[float], std: Sequence[float], input_range: Sequence[float] | None
-) -> dict[str, list[float]]:
-    """Return the mean and std that preprocessing `kind` uses, given a training split's statistics and value range.
+def check_width(hidden: int) -> None:
+    """Raise ValueError where a layer would have no units."""
+    if hidden < 1:
+        raise ValueError(f"hidden={hidden} is no width of a layer; it takes at least 1")
+
+
+def statistics(kind: str, data: Data) -> dict[str, list[float]]:
+    """Return the mean and std that preprocessing `kind` uses: one value a channel (images) or a feature (vectors).
 
     `none` leaves the input as it is, `scale` maps its range to [0, 1], `standardize` gives mean 0 and deviation 1; a constant
-    feature keeps deviation 1. Raises ValueError when `scale` is asked for data without a fixed range.
+    feature keeps deviation 1. Data that was not prepared has no statistics yet and is left as it is. Raises ValueError when
+    `scale` is asked for data without a fixed range.
     """
-    if kind == "standardize":
-        return {"mean": list(mean), "std": [s if s > 0 else 1.0 for s in std]}
-    if kind == "none":
-        return {"mean": [0.0] * len(mean), "std": [1.0] * len(std)}
-    if input_range is None:
-        raise ValueError("preprocess=scale needs data with a fixed range of values. Use --preprocess standardize.")
-    low, high = input_range
-    return {"mean": [float(low)] * len(mean), "std": [float(high - low)] * len(std)}
+    size = data.sample_shape[0]
+    if kind == "standardize" and data.mean:
+        return {"mean": list(data.mean), "std": [s if s > 0 else 1.0 for s in data.std]}
+    if kind == "scale":
+        if data.value_range is None:
+            raise ValueError("preprocess=scale needs data with a fixed range of values. Use --preprocess standardize.")
+        low, high = data.value_range
+        return {"mean": [float(low)] * size, "std": [float(high - low)] * size}
+    return {"mean": [0.0] * size, "std": [1.0] * size}

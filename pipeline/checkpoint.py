@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from pipeline.config import Failure, UserError
-from pipeline.data.prepare import read_json, sha256
-from pipeline.files import atomic, write_json
+from pipeline.errors import Failure, UserError
+from pipeline.files import atomic, read_json, sha256, write_json
 from pipeline.manifest import LAST_WEIGHTS, WEIGHTS
 from pipeline.output import say
 from pipeline.run import save_weights
@@ -77,7 +76,7 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._wait()
         if self._problem and kind is None:
-            raise Failure(f"{self._problem}. Make room or mend the access, and go on: --resume true.")
+            raise Failure(f"{self._problem}. Free some space or fix the permissions, then rerun with --resume true.")
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
@@ -97,7 +96,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: 
 
 
 def newest_checkpoint(folder: Path, *, run_id: str = "") -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest checkpoint that is whole, or None if none was ever finished; says which ones it passed over.
+    """Return the newest checkpoint that is whole, or None if none was ever finished; says which ones it skipped.
 
     Raises UserError if there are finished checkpoints and none of them is valid, or if one is of another MLflow run.
     """
@@ -105,7 +104,7 @@ def newest_checkpoint(folder: Path, *, run_id: str = "") -> tuple[Path, dict[str
     names = {path.with_suffix(".pt") for path in (folder / "checkpoints").glob("step-*.*")}
     for path in sorted(names, reverse=True):
         if not path.with_suffix(".json").exists():  # the process ended before it was complete
-            say(f"checkpoint {path} was never finished and is passed over")
+            say(f"checkpoint {path} was never finished and is skipped")
             continue
         finished += 1
         try:
@@ -119,7 +118,7 @@ def newest_checkpoint(folder: Path, *, run_id: str = "") -> tuple[Path, dict[str
         except UserError:
             raise
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
-            say(f"checkpoint {path} is damaged and passed over ({str(error).splitlines()[0]})")
+            say(f"checkpoint {path} is damaged and skipped ({str(error).splitlines()[0]})")
     if finished:
         raise UserError(f"output_dir={folder}: none of its {finished} checkpoints is valid. Train anew in another folder.")
     return None

@@ -3,65 +3,73 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from models import MODELS, ModelSpec
-from pipeline.data.catalog import DATASETS
-from pipeline.recipe import num_epochs
+from models import ModelSpec
+from pipeline import data
+from pipeline.data.spec import DataSpec, Source
+from pipeline.recipe import held_out, num_epochs
+from pipeline.task import task
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
-LOSSES = {"multiclass": ("cross_entropy", "nll", "mse"), "binary": ("bce", "mse", "sse"), "regression": ("mse", "sse")}
 
-
-def violations(c: RunConfig, spec: ModelSpec, given: set[str], world_size: int | None) -> Iterator[tuple[tuple[str, ...], str]]:
+def violations(
+    c: RunConfig, model: ModelSpec, source: Source, given: Collection[str], world_size: int | None
+) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the fields concerned and the message for every rule between fields that `c` breaks."""
-    data = DATASETS[c.dataset]
-    if data.task not in spec.tasks:
+    spec = source.spec.resized(c.image_size)
+    if spec.task not in model.tasks:
         yield (
             ("dataset",),
-            f"model={c.model} does {' or '.join(spec.tasks)}, dataset={c.dataset} is {data.task}. "
-            f"Use --dataset {_fitting(spec)}, or another --model.",
+            f"model={c.model} does {' or '.join(model.tasks)}, dataset={c.dataset} is {spec.task}. "
+            f"Use --dataset {_fitting(model)}, or another --model.",
         )
-    elif not _shapes_fit(spec, data.sample_shape):
+    elif not _shapes_fit(model, source.spec):
         yield (
             ("dataset",),
-            f"model={c.model} takes samples of shape {_shape(spec.input_shape)}, dataset={c.dataset} has "
-            f"{_shape(data.sample_shape)}. Use --dataset {_fitting(spec)}, or another --model.",
+            f"model={c.model} takes samples of shape {_shape(model.input_shape)}, dataset={c.dataset} has "
+            f"{_shape(source.spec.sample_shape)}. Use --dataset {_fitting(model)}, or another --model.",
         )
-    elif c.loss not in LOSSES[data.task]:
+    elif spec.is_image and (c.image_size or spec.sample_shape[-1]) != model.image_size:
+        yield (
+            ("image_size",),
+            f"image_size={c.image_size}: model={c.model} takes images of {model.image_size} x {model.image_size} pixels. Leave "
+            "--image_size out, or use another --model.",
+        )
+    elif c.loss not in task(spec.task).losses:
         yield (
             ("dataset", "loss"),
-            f"loss={c.loss} does not fit {data.task} data. Use --loss {' or '.join(LOSSES[data.task])}.",
+            f"loss={c.loss} does not fit {spec.task} data. Use --loss {' or '.join(task(spec.task).losses)}.",
         )
-    if c.preprocess == "scale" and not data.is_image:
+    if c.preprocess == "scale" and not spec.is_image:
         yield (
             ("dataset", "preprocess"),
-            f"preprocess=scale needs images, dataset={c.dataset} has {_shape(data.sample_shape)} "
+            f"preprocess=scale needs images, dataset={c.dataset} has {_shape(spec.sample_shape)} "
             "without a fixed range. Use --preprocess standardize.",
         )
-    for name, (without, others) in without_effect(c, spec).items():
+    for name, (without, others) in without_effect(c, source).items():
         value = getattr(c, name)
-        if name in given and value and value != "random":  # an explicit 0 or false says what is so
+        if name in given and value and value not in ("random", "auto"):  # an explicit 0 or false says what is so
             text = str(value).lower() if isinstance(value, bool) else value
             yield (name, *others), f"{name}={text} has no effect {without}. Leave --{name} out{_instead(name)}."
     if not c.epochs and not c.max_steps:
         yield ("epochs", "max_steps"), "epochs=0 leaves it to --max_steps when to end, which is 0 too. Give one of the two."
-    if c.monitor == "accuracy" and data.task == "regression":
-        yield ("dataset", "monitor"), f"monitor=accuracy does not fit regression data ({c.dataset}). Use --monitor loss."
+    if c.monitor not in ("loss", task(spec.task).metric):
+        yield ("dataset", "monitor"), f"monitor={c.monitor} does not fit {spec.task} data ({c.dataset}). Use --monitor loss."
     if c.scheduler == "one_cycle" and not c.warmup_ratio:
         yield (
             ("scheduler", "warmup_ratio"),
             "scheduler=one_cycle rises and falls, and warmup_ratio=0 leaves nothing of the rise. Use --warmup_ratio 0.3, or "
             "--scheduler cosine.",
         )
-    if c.scheduler == "step" and 0 < num_epochs(vars(c)) <= c.step_size:
+    if c.scheduler == "step" and 0 < num_epochs(vars(c), source) <= c.step_size:
         yield (
             ("scheduler", "step_size", "epochs", "max_steps"),
-            f"step_size={c.step_size} never cuts the learning rate, as the training ends after {num_epochs(vars(c))} epochs. "
-            "Use a smaller --step_size, more --epochs, or --scheduler constant.",
+            f"step_size={c.step_size} never cuts the learning rate, as the training ends after {num_epochs(vars(c), source)} "
+            "epochs. Use a smaller --step_size, more --epochs, or --scheduler constant.",
         )
     if not re.fullmatch(r"epoch|[1-9][0-9]{0,8}m?", c.checkpoint_every):
         yield (
@@ -69,7 +77,7 @@ def violations(c: RunConfig, spec: ModelSpec, given: set[str], world_size: int |
             f"checkpoint_every={c.checkpoint_every} is neither `epoch`, nor steps, nor minutes. Give, for one, 500 or 10m.",
         )
     for name in ("layer_lr", "layer_weight_decay"):
-        yield from (((name,), message) for message in _layer_problems(name, getattr(c, name), spec))
+        yield from (((name,), message) for message in _layer_problems(name, getattr(c, name), model))
     ranks = world_size or (c.nproc if isinstance(c.nproc, int) else 1)
     if c.batch_size < ranks:
         yield (
@@ -103,29 +111,26 @@ def violations(c: RunConfig, spec: ModelSpec, given: set[str], world_size: int |
         yield ("resume",), f"resume={c.resume} was given without a run folder. Add --output_dir FOLDER."
 
 
-def without_effect(c: RunConfig, spec: ModelSpec) -> dict[str, tuple[str, tuple[str, ...]]]:
+def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Return the fields that have no effect on a training: why, and because of which other fields."""
-    data = DATASETS[c.dataset]
     idle: dict[str, tuple[str, tuple[str, ...]]] = {}
+    num_val, num_test = held_out(vars(c), source)
 
     def is_idle(when: bool, why: str, because: str, *names: str) -> None:
         idle.update({name: (why, (because,)) for name in names if when})
 
-    for name in ("hidden", "dropout", "gradient"):
-        is_idle(name not in spec.options, f"on model={c.model}", "model", name)
-    for name in ("noise", "data_dir"):
-        is_idle(name not in data.fields, f"on dataset={c.dataset}", "dataset", name)
+    is_idle(not source.files, f"on dataset={c.dataset}", "dataset", "data_dir")
+    is_idle(source.has_test_set, f"on dataset={c.dataset}, which has a test set", "dataset", "test_split")
     no_images = f"on dataset={c.dataset}, which has no images"
-    is_idle(not data.is_image, no_images, "dataset", "augment_shift", "augment_affine", "init")
-    is_idle(
-        not data.is_random(holdout=c.holdout), f"on dataset={c.dataset}, which is not split at random", "holdout", "split_seed"
-    )
+    is_idle(not source.spec.is_image, no_images, "dataset", "augment_shift", "augment_affine", "init", "image_size")
+    is_random = source.is_random or num_val > 0 or num_test > 0
+    is_idle(not is_random, f"on dataset={c.dataset}, which is not split at random", "val_split", "split_seed")
     is_idle(c.optimizer not in ("sgd", "rmsprop"), f"on optimizer={c.optimizer}", "optimizer", "momentum")
     is_idle(c.optimizer != "sgd", f"on optimizer={c.optimizer}", "optimizer", "nesterov")
     is_idle(c.optimizer == "sgd" and not c.momentum, "without momentum", "momentum", "nesterov")
     is_idle(c.loss != "cross_entropy", f"on loss={c.loss}", "loss", "label_smoothing")
     is_idle(c.scheduler != "step", f"on scheduler={c.scheduler}", "scheduler", "step_size", "gamma")
-    is_idle(not c.holdout, "without validation samples (holdout=false)", "holdout", "early_stopping", "monitor")
+    is_idle(not num_val, "without validation samples (val_split=0)", "val_split", "early_stopping", "monitor")
     is_idle(not c.epochs, "while max_steps decides", "max_steps", "epochs")
     is_idle(not c.max_steps, "while epochs decide", "epochs", "max_steps")
     return idle
@@ -133,24 +138,24 @@ def without_effect(c: RunConfig, spec: ModelSpec) -> dict[str, tuple[str, tuple[
 
 _USE = {"momentum": "use --optimizer sgd or rmsprop", "nesterov": "use --optimizer sgd --momentum 0.9",
         "label_smoothing": "use --loss cross_entropy", "step_size": "use --scheduler step", "gamma": "use --scheduler step",
-        "early_stopping": "use --holdout true", "monitor": "use --holdout true"}  # fmt: skip
+        "early_stopping": "use --val_split 0.1", "monitor": "use --val_split 0.1"}  # fmt: skip
 
 
 def _instead(name: str) -> str:
     return f", or {_USE[name]}" if name in _USE else ""
 
 
-def _layer_problems(name: str, text: str, spec: ModelSpec) -> Iterator[str]:
+def _layer_problems(name: str, text: str, model: ModelSpec) -> Iterator[str]:
     for part in filter(None, text.split(",")):
         layer, _, number = part.partition("=")
-        if layer not in spec.layers:
-            yield f"{name}={text} names the layer {layer!r}, which is not there. Its layers are: {', '.join(spec.layers)}."
+        if layer not in model.layers:
+            yield f"{name}={text} names the layer {layer!r}, which is not there. Its layers are: {', '.join(model.layers)}."
         try:
             good = 0 <= float(number) <= 1e38  # what fits into 32 bits
         except ValueError:
             good = False
         if not good:
-            example = f"--{name} {spec.layers[-1]}=1e-4"
+            example = f"--{name} {model.layers[-1]}=1e-4"
             yield f"{name}={text} gives {number!r} for {layer}. Give a number from 0 to 1e38, as in {example}."
 
 
@@ -164,24 +169,17 @@ def layer_values(text: str) -> dict[str, float]:
     return {layer: float(number) for layer, _, number in (p.partition("=") for p in text.split(",") if p)}
 
 
-def _shapes_fit(spec: ModelSpec, sample_shape: tuple[int, ...]) -> bool:
+def _shapes_fit(model: ModelSpec, spec: DataSpec) -> bool:
     """Images of any size fit an image model with as many channels, since `prepare` resizes them."""
-    if len(spec.input_shape) != len(sample_shape):
+    if len(model.input_shape) != len(spec.sample_shape):
         return False
-    if len(sample_shape) == 3:
-        return spec.input_shape[0] == sample_shape[0]
-    return spec.input_shape[0] in (None, sample_shape[0])
+    if spec.is_image:
+        return model.input_shape[0] == spec.sample_shape[0]
+    return model.input_shape[0] in (None, spec.sample_shape[0])
 
 
-def input_shape(model: str, dataset: str) -> tuple[int, ...]:
-    """Return the shape of one sample as `model` takes it from `dataset`."""
-    raw = DATASETS[dataset].sample_shape
-    return tuple(have if want is None else want for want, have in zip(MODELS[model].input_shape, raw, strict=True))
-
-
-def _fitting(spec: ModelSpec) -> str:
-    names = [n for n, d in DATASETS.items() if d.task in spec.tasks and _shapes_fit(spec, d.sample_shape)]
-    return " or ".join(names)
+def _fitting(model: ModelSpec) -> str:
+    return " or ".join(data.matching(lambda spec: spec.task in model.tasks and _shapes_fit(model, spec)))
 
 
 def _shape(shape: tuple[int | None, ...]) -> str:

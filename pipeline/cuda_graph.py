@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Failure
+from pipeline.errors import Failure
 
 Parts = Sequence[tuple[Tensor, Tensor]]
 Passes = Callable[[Parts, float, Tensor], Tensor]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import environment, signals
-from pipeline.config import Failure, UserError
+from pipeline.errors import Failure, UserError
 from pipeline.output import say
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from pipeline.config import UserError
+from pipeline.errors import UserError
 
 LAUNCHED = "TRAINYARD_LAUNCHED"
 _MOST = 1_000_000  # ranks; more is no number of them

@@ -11,14 +11,10 @@ import stat
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import files
-from pipeline.config import UserError
-from pipeline.data.prepare import read_json, sha256
-
-if TYPE_CHECKING:
-    from pipeline.run import Run
+from pipeline.errors import UserError
+from pipeline.files import read_json, sha256
 
 WEIGHTS = "weights.safetensors"
 LAST_WEIGHTS = "last.safetensors"
@@ -35,9 +31,7 @@ LOCK = ".lock"
 FILES: Mapping[str, tuple[str, ...]] = {
     "train": ("config.json", "parameters.md", WEIGHTS, LAST_WEIGHTS),
     "evaluate": (*EVALUATIONS, FORMULA, "plots/*.png"),
-    "export": tuple(
-        f"export/{name}" for name in ("config.json", "model.onnx", "model.pt2", "model.safetensors", "model.torchscript.pt")
-    ),
+    "export": ("export/config.json", "export/model.*"),  # a file of each format, all sealed at once
     "verify": ("export/parity.json", "export/parity.md"),
 }
 """What each stage makes: names, and patterns of names within one folder."""
@@ -85,22 +79,22 @@ def read(folder: Path) -> tuple[str, dict[str, str]]:
     return owner, digests
 
 
-def seal(run: Run, *patterns: str) -> None:
+def seal(folder: Path, run_id: str, *patterns: str) -> None:
     """Put the files of `patterns` that are there into the manifest, as a stage has written all of them."""
-    kept = {name: digest for name, digest in read(run.folder)[1].items() if not matches(name, patterns)}
-    _write(run, kept | {name: sha256(run.folder / name) for name in _present(run.folder, patterns)})
+    kept = {name: digest for name, digest in read(folder)[1].items() if not matches(name, patterns)}
+    _write(folder, run_id, kept | {name: sha256(folder / name) for name in _present(folder, patterns)})
 
 
-def unseal(run: Run, *patterns: str) -> None:
+def unseal(folder: Path, run_id: str, *patterns: str) -> None:
     """Take the files of `patterns` out of the manifest, as a stage is about to write them."""
-    digests = read(run.folder)[1]
+    digests = read(folder)[1]
     kept = {name: digest for name, digest in digests.items() if not matches(name, patterns)}
     if kept != digests:
-        _write(run, kept)
+        _write(folder, run_id, kept)
 
 
-def _write(run: Run, digests: Mapping[str, str]) -> None:
-    files.write_json(run.folder / MANIFEST, {"mlflow_run_id": run.mlflow_run_id, "sha256": dict(sorted(digests.items()))})
+def _write(folder: Path, run_id: str, digests: Mapping[str, str]) -> None:
+    files.write_json(folder / MANIFEST, {"mlflow_run_id": run_id, "sha256": dict(sorted(digests.items()))})
 
 
 def _present(folder: Path, patterns: tuple[str, ...]) -> Iterator[str]:

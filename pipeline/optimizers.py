@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
 
+from models.wrapper import Model
 from pipeline.checks import layer_of, layer_values
 from pipeline.config import RunConfig
 from pipeline.muon import Muon
@@ -16,14 +16,13 @@ _MUON_BETAS = (0.9, 0.99)
 _ONE_CYCLE_START = 1 / 25  # of the peak, as in torch's OneCycleLR
 
 
-def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: Model, config: RunConfig) -> torch.optim.Optimizer:
     """Return the optimizer of `config` over the parameters of `model`, layers with values of their own in their own groups.
 
-    A layer whose learning rate is 0 is frozen. muon makes the steps of the matrices between the first and the last orthogonal.
+    A layer whose learning rate is 0 is frozen. muon makes the steps of the model's hidden matrices orthogonal.
     """
     rates, decays = layer_values(config.layer_lr), layer_values(config.layer_weight_decay)
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     for name, parameter in model.named_parameters():
         layer = layer_of(name)
         own = layer if layer in rates or layer in decays else ""
@@ -31,7 +30,7 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
         if lr == 0:
             parameter.requires_grad_(False)  # so that no gradient is computed for it, nor for what comes before it
             continue
-        hidden = config.optimizer == "muon" and any(parameter is matrix for matrix in matrices[1:-1])
+        hidden = config.optimizer == "muon" and name in model.hidden_matrices
         group = groups.setdefault((own, hidden), {"params": [], "lr": lr, "weight_decay": decays.get(own, config.weight_decay)})
         group["initial_lr"] = lr  # as torch's schedulers call it
         group["metric"] = f"train/lr/{own}" if own else "train/lr"

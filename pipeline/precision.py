@@ -18,7 +18,6 @@ from models.wrapper import Model
 from pipeline.config import RunConfig
 from pipeline.data.loader import Split
 from pipeline.distributed import Ranks
-from pipeline.losses import loss_sum
 from pipeline.run import Run
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,7 +50,7 @@ def choose(run: Run, split: Split, ranks: Ranks) -> tuple[RunConfig, str]:
         return dataclasses.replace(c, precision="fp32"), "no bf16 in hardware"
     with torch.random.fork_rng(devices=[ranks.device] if ranks.device.type == "cuda" else []):
         model = run.build_model().to(ranks.device)
-        if len(run.data["input_shape"]) == 3:
+        if run.data.is_image:
             model.to(memory_format=torch.channels_last)
         count = max(1, min(len(split), c.batch_size) // (ranks.world_size * c.grad_accum_steps))
         part = Split(split.x[:count], split.y[:count]).to(ranks.device)
@@ -76,7 +75,7 @@ def _step(model: Model, part: Split, run: Run, precision: str) -> float:
     start = time.perf_counter()
     with autocast(precision, device):
         scores, _ = model(part.x)
-    loss_sum(run.config.loss, task=run.task, network=model.network)(scores.float(), part.y).backward()
+    run.task.loss_sum(run.config.loss, network=model.network)(scores.float(), part.y).backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     for parameter in model.parameters():

@@ -11,11 +11,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import ModelSpec
-from pipeline.data.catalog import DATASETS
+from models.recipes import OPTIMIZERS
+from pipeline.data.spec import Source
 
 _SUMS = ("sse",)  # losses that are a sum over the batch: their gradient grows with it
 _WARMUP = {"one_cycle": 0.3}  # the share that torch's OneCycleLR rises; no other schedule needs a rise
+_ARGS = ("model_args", "data_args")
 _NUM_CUTS = 3  # of a step schedule that says nothing of its own, over the whole training
 
 
@@ -30,29 +31,42 @@ class Merged:
 
     def describe(self, *, leave_out: Collection[str] = ()) -> str:
         """Return what came from the recipe, and what from flags and what they reset, each with the value before."""
-        kept = [f"{name}={_text(value)}" for name, value in self.kept.items() if name not in leave_out]
+        kept = [f"{name}={text_of(value) or 'none'}" for name, value in self.kept.items() if name not in leave_out]
         parts = [" ".join(kept)]
         for what, changes in (("given", self.overridden), ("reset with it", self.reset)):
-            words = [f"{k}={_text(now)} (was {_text(was)})" for k, (was, now) in changes.items() if k not in leave_out]
+            words = [
+                f"{k}={text_of(now) or 'none'} (was {text_of(was) or 'none'})"
+                for k, (was, now) in changes.items()
+                if k not in leave_out
+            ]
             if words:
                 parts.append(f"{what}: {', '.join(words)}")
         return "; ".join(part for part in parts if part)
 
 
-def merge(spec: ModelSpec, recipe: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Merged:
-    """Return the values for recipe `recipe` of a model and the fields `given` by flags; `defaults` has one of every field."""
-    found = dict(defaults) | spec.recipe(recipe, given.get("dataset"))
-    own_dataset = spec.recipe(recipe)["dataset"]
-    before = dict(found, dataset=own_dataset)
+def merge(
+    model: str, own: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any], *, source: Source, home: str
+) -> Merged:
+    """Return the values for a recipe and the fields `given` by flags.
+
+    `own` holds what the recipe sets for the data that is meant, which is `source`; `home` names the data set that it was found
+    on, and `defaults` has a value of every field.
+    """
+    found = dict(defaults) | dict(own)
+    before = dict(found, dataset=home)
+    given = dict(given)
+    for name in _ARGS:
+        if name in given:
+            given[name] = {**(found[name] if name == "model_args" else {}), **given[name]}
     replaced = {name for name, value in given.items() if value != before[name]}
     now = found | dict(given)
     reset: dict[str, Any] = {}
     if "dataset" in replaced:
-        reset |= _dataset(found, now)
+        reset |= _dataset(found, source)
     if "loss" in replaced:
         reset |= _loss(found, now)
     if "optimizer" in replaced:
-        reset |= _optimizer(spec, now)
+        reset |= _optimizer(model, now)
     if {"optimizer", "scheduler"} & replaced:
         reset["warmup_ratio"] = _WARMUP.get(now["scheduler"], 0.0)
     if "epochs" in replaced:
@@ -67,18 +81,19 @@ def merge(spec: ModelSpec, recipe: str, given: Mapping[str, Any], defaults: Mapp
         reset["nesterov"] = False
     reset = {name: value for name, value in reset.items() if name not in given and value != found[name]}
     fields = found | reset | dict(given)
-    if fields["scheduler"] == "step" and not ({"step_size"} & (set(given) | set(spec.recipe(recipe)))):
-        cuts_every = max(1, num_epochs(fields) // _NUM_CUTS)
+    if fields["scheduler"] == "step" and not ({"step_size"} & (set(given) | set(own))):
+        cuts_every = max(1, num_epochs(fields, source) // _NUM_CUTS)
         if cuts_every != fields["step_size"]:
             reset["step_size"] = fields["step_size"] = cuts_every
     overridden = {name: (before[name], given[name]) for name in given if name in replaced}
-    kept = {name: value for name, value in spec.recipe(recipe, given.get("dataset")).items() if fields[name] == value}
+    kept = {name: value for name, value in own.items() if fields[name] == value}
     return Merged(fields, kept, overridden, {name: (found[name], value) for name, value in reset.items()})
 
 
-def _dataset(found: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+def _dataset(found: Mapping[str, Any], source: Source) -> dict[str, Any]:
     """A recipe for data with a test set of its own may train on all the rest; elsewhere no sample would be left to test on."""
-    return {} if found["holdout"] or DATASETS[now["dataset"]].has_test_set else {"holdout": True}
+    reset: dict[str, Any] = {} if source.has_test_set else {"val_split": "auto", "test_split": "auto"}
+    return reset | {"data_args": {}}
 
 
 def _loss(found: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,9 +105,9 @@ def _loss(found: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     return reset
 
 
-def _optimizer(spec: ModelSpec, now: Mapping[str, Any]) -> dict[str, Any]:
+def _optimizer(model: str, now: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that scales or shapes a step; sgd's learning rate is that of a mean over the batch."""
-    reset = {"momentum": 0.0, "nesterov": False, "layer_weight_decay": ""} | dict(spec.optimizers[now["optimizer"]])
+    reset = {"momentum": 0.0, "nesterov": False, "layer_weight_decay": ""} | dict(OPTIMIZERS[model][now["optimizer"]])
     if now["optimizer"] == "sgd" and now["loss"] in _SUMS:
         reset["lr"] = float(f"{reset['lr'] / now['batch_size']:.3g}")
     if any(value != "0" for _, _, value in (part.partition("=") for part in now["layer_lr"].split(",") if part)):
@@ -100,21 +115,30 @@ def _optimizer(spec: ModelSpec, now: Mapping[str, Any]) -> dict[str, Any]:
     return reset
 
 
-def steps_per_epoch(fields: Mapping[str, Any]) -> int:
+def held_out(fields: Mapping[str, Any], source: Source) -> tuple[int, int]:
+    """Return the numbers of training samples that are held out for validation and for the test."""
+    val, test = (
+        own if fields[name] == "auto" else fields[name]
+        for name, own in (("val_split", source.val_fraction), ("test_split", source.test_fraction))
+    )
+    return round(source.num_train * val), 0 if source.has_test_set else round(source.num_train * test)
+
+
+def steps_per_epoch(fields: Mapping[str, Any], source: Source) -> int:
     """Return the optimizer steps of one epoch, as told by the data set's description."""
-    data = DATASETS[fields["dataset"]]
-    held_out = [data.val_fraction] + ([] if data.has_test_set else [data.test_fraction])
-    num_train = data.num_train - (sum(round(data.num_train * share) for share in held_out) if fields["holdout"] else 0)
-    return max(1, -(-num_train // fields["batch_size"]))
+    return max(1, -(-(source.num_train - sum(held_out(fields, source))) // fields["batch_size"]))
 
 
-def num_epochs(fields: Mapping[str, Any]) -> int:
+def num_epochs(fields: Mapping[str, Any], source: Source) -> int:
     """Return the epochs of a training, the last of which may be cut short by `max_steps`."""
     limits = [fields["epochs"]] if fields["epochs"] else []
     if fields["max_steps"]:
-        limits.append(math.ceil(fields["max_steps"] / steps_per_epoch(fields)))
+        limits.append(math.ceil(fields["max_steps"] / steps_per_epoch(fields, source)))
     return min(limits, default=0)
 
 
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value) or "none"
+def text_of(value: object) -> str:
+    """Return a value as a flag would give it."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={text_of(each)}" for name, each in value.items())
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -10,10 +10,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline import config as configuration
 from pipeline import distributed, environment, skeleton
-from pipeline import run as run_folder
-from pipeline.config import RUNTIME_FIELDS, RunConfig, UserError
+from pipeline.config import RUNTIME_FIELDS, RunConfig, convert
+from pipeline.errors import UserError
+from pipeline.resolve import resolve, resumed
+from pipeline.run import Run, ensure_new, is_run_dir
 
 
 def resolve_run(flags: Mapping[str, str], *, world_size: int | None = None) -> RunConfig:
@@ -23,7 +24,7 @@ def resolve_run(flags: Mapping[str, str], *, world_size: int | None = None) -> R
     torchrun job whose rank 0 was on another host is found too.
     """
     restarted = distributed.num_restarts() > 0
-    values, problems = configuration.convert(RunConfig, flags)
+    values, problems = convert(RunConfig, flags)
     folder = Path(values.get("output_dir", ""))
     if restarted and not flags.get("output_dir"):
         raise UserError("the workers were restarted without --output_dir, so their checkpoint cannot be found. Add it.")
@@ -35,11 +36,11 @@ def resolve_run(flags: Mapping[str, str], *, world_size: int | None = None) -> R
             from pipeline.tracking import fetch
 
             fetch.take_over(folder, job_id=os.environ.get("TORCHELASTIC_RUN_ID", ""))
-        if run_folder.is_run_dir(folder) or (wanted == "true" and not restarted):
-            return configuration.resume(flags, run_folder.open_run(folder, check=False).config)
-    config = configuration.resolve(flags, world_size=world_size)
+        if is_run_dir(folder) or (wanted == "true" and not restarted):
+            return resumed(flags, Run.open(folder, check=False).config)
+    config = resolve(flags, world_size=world_size)
     if config.output_dir:
-        run_folder.ensure_new(folder)
+        ensure_new(folder)
     here = environment.worker().local_world_size if environment.is_worker() else config.nproc
     skeleton.refuse_impossible(config, num_ranks=here if isinstance(here, int) else 1)
     return dataclasses.replace(config, resume="false")
@@ -48,20 +49,20 @@ def resolve_run(flags: Mapping[str, str], *, world_size: int | None = None) -> R
 def config_before_init(flags: Mapping[str, str]) -> RunConfig:
     """Return a configuration whose `device` is right, before rank 0 can be asked for the rest."""
     if flags.get("resume", "false") == "false":
-        return configuration.resolve(flags)
-    values, problems = configuration.convert(RunConfig, flags)
+        return resolve(flags)
+    values, problems = convert(RunConfig, flags)
     if problems:
         raise UserError(*problems.values())
     runtime = {name: value for name, value in values.items() if name in RUNTIME_FIELDS}
     folder = Path(values.get("output_dir") or "none")
     if (folder / "config.json").exists():
-        return dataclasses.replace(run_folder.open_run(folder, check=False).config, **runtime)
+        return dataclasses.replace(Run.open(folder, check=False).config, **runtime)
     return RunConfig(**runtime)
 
 
 def with_local_overrides(config: RunConfig, flags: Mapping[str, str]) -> RunConfig:
     """Return rank 0's configuration with what this host's own flags say of where and how to compute."""
-    values, _ = configuration.convert(RunConfig, flags)
+    values, _ = convert(RunConfig, flags)
     own = {name: value for name, value in values.items() if name in RUNTIME_FIELDS - {"resume"}}
     return dataclasses.replace(config, **own)
 

@@ -6,27 +6,26 @@ folder belongs to one MLflow run, and what says that it is of another one is ref
 
 from __future__ import annotations
 
-import fcntl
+import copy
 import json
-import os
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models import build_model
-from pipeline import __version__, manifest
-from pipeline.config import RunConfig, UserError, from_json, to_json
-from pipeline.data.catalog import DATASETS
-from pipeline.data.prepare import digest_of, read_json, sha256  # noqa: F401, taken from here too
-from pipeline.files import atomic, write_json
-from pipeline.manifest import EVALUATIONS, JOURNALS, LAST_WEIGHTS, LOCK, LOG, METRICS, TRACKING, WEIGHTS  # noqa: F401, the same
+import models
+from pipeline import __version__, files, manifest
+from pipeline.config import RunConfig, from_json, to_json
+from pipeline.data.spec import DataSpec
+from pipeline.errors import UserError
+from pipeline.manifest import LOCK, WEIGHTS
 from pipeline.output import say
+from pipeline.task import Task, task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,38 +33,87 @@ if TYPE_CHECKING:
     from models.wrapper import Model
 
 _LOCK_WAIT = 5.0  # s: the process that a launcher has just ended may still hold it
-_MARGIN = 20_000_000  # bytes
-_DATA_KEYS = ("task", "classes", "input_shape", "input_dtype", "input_range", "statistics", "data_sha256")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run folder's `config.json`: its parameters, where it is tracked, and what its data looked like."""
+    """A run folder's `config.json`: its parameters, where it is tracked, and what its data is."""
 
     folder: Path
     config: RunConfig
     mlflow_run_id: str
     git_commit: str
-    data: Mapping[str, Any]
+    data: DataSpec
+
+    @classmethod
+    def create(cls, folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: str, data: DataSpec) -> Run:
+        """Make a run folder and write its `config.json`.
+
+        Raises UserError if the folder holds anything already or cannot be written.
+        """
+        ensure_new(folder)
+        run = cls(folder=folder, config=config, mlflow_run_id=mlflow_run_id, git_commit=git_commit, data=data)
+        values = {
+            "trainyard_version": __version__, "mlflow_run_id": mlflow_run_id, "git_commit": git_commit,
+            "data": data.to_json(), "config": to_json(config),
+        }  # fmt: skip
+        ensure_writable(folder)
+        with locked(folder):
+            ensure_new(folder)  # another process may have been faster
+            files.write_json(folder / "config.json", values | {"sha256": files.digest_of(values)})
+        return run
+
+    @classmethod
+    def open(cls, folder: Path, *, check: bool = True, stage: str = "") -> Run:
+        """Return the run in `folder`.
+
+        `check` holds every file that the manifest names against it, but those that `stage` is about to make anew; a run whose
+        training never ended has none. Raises UserError if the folder holds no run, a file that is missing or was changed, a
+        link in the place of a file, or files of another run.
+        """
+        try:
+            if not stat.S_ISREG((folder / "config.json").lstat().st_mode):
+                raise FileNotFoundError
+            values = files.read_json(folder / "config.json")
+            if values.pop("sha256") != files.digest_of(values):
+                raise ValueError("its SHA-256 differs, so it was changed")
+            run = cls(
+                folder=folder,
+                config=from_json(values["config"]),
+                mlflow_run_id=values["mlflow_run_id"],
+                git_commit=values["git_commit"],
+                data=DataSpec.from_json(values["data"]),
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"run={folder} is not a run folder: it has no config.json. Give a folder that `train` wrote, or an MLflow run "
+                "id."
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"run={folder} has a config.json that cannot be read: {error}") from error
+        manifest.refuse_links(folder)
+        manifest.refuse_strangers(folder, run.mlflow_run_id)
+        if check:
+            manifest.need(folder, "train")
+            manifest.check(folder, but=manifest.REPLACES.get(stage, ()))
+        return run
 
     @property
-    def task(self) -> str:
-        return DATASETS[self.config.dataset].task
+    def task(self) -> Task:
+        return task(self.data.task)
 
     def build_model(self) -> Model:
-        """Return the model of this run with fresh weights, on the CPU."""
-        from models.wrapper import statistics
+        """Return the model of this run with fresh weights, drawn from the run's seed, on the CPU."""
+        data, args = (json.dumps(values, sort_keys=True) for values in (self.data.to_json(), dict(self.config.model_args)))
+        return copy.deepcopy(_built(self.config.model, data, args, self.config.preprocess, self.config.seed))
 
-        stats = self.data["statistics"]
-        return build_model(
-            self.config.model,
-            input_shape=tuple(self.data["input_shape"]),
-            num_outputs=DATASETS[self.config.dataset].num_outputs,
-            preprocess=statistics(
-                self.config.preprocess, mean=stats["mean"], std=stats["std"], input_range=self.data["input_range"]
-            ),
-            options=to_json(self.config),
-        )
+    def seal(self, stage: str) -> None:
+        """Put the files that `stage` makes into the manifest: it has written all of them."""
+        manifest.seal(self.folder, self.mlflow_run_id, *manifest.FILES[stage])
+
+    def unseal(self, stage: str) -> None:
+        """Take what no longer holds out of the manifest: `stage` is about to write."""
+        manifest.unseal(self.folder, self.mlflow_run_id, *manifest.REPLACES[stage])
 
     def load_model(self, weights: str = WEIGHTS) -> Model:
         """Return the trained model in evaluation mode, float32, on the CPU.
@@ -90,6 +138,16 @@ class Run:
         return model.eval()
 
 
+@lru_cache(maxsize=1)
+def _built(name: str, data: str, args: str, preprocess: str, seed: int) -> Model:
+    """Build a model once in a process: a large one takes its time."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.build(name, DataSpec.from_json(json.loads(data)), json.loads(args), preprocess=preprocess)
+
+
 def is_run_dir(folder: Path) -> bool:
     return (folder / "config.json").exists() or (folder / manifest.MANIFEST).exists()
 
@@ -108,30 +166,6 @@ def ensure_new(folder: Path, *, but: tuple[str, ...] = ()) -> None:
         )
 
 
-def create(folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: str, data: Mapping[str, Any]) -> Run:
-    """Make a run folder and write its `config.json`.
-
-    Raises UserError if the folder holds anything already or cannot be written.
-    """
-    ensure_new(folder)
-    run = Run(
-        folder=folder,
-        config=config,
-        mlflow_run_id=mlflow_run_id,
-        git_commit=git_commit,
-        data={key: data[key] for key in _DATA_KEYS},
-    )
-    values = {
-        "trainyard_version": __version__, "mlflow_run_id": mlflow_run_id, "git_commit": git_commit, "data": run.data,
-        "config": to_json(config),
-    }  # fmt: skip
-    ensure_writable(folder)
-    with locked(folder):
-        ensure_new(folder)  # another process may have been faster
-        write_json(folder / "config.json", values | {"sha256": digest_of(values)})
-    return run
-
-
 def ensure_writable(folder: Path, *, num_bytes: int = 0) -> None:
     """Make a folder that can be written into, on a disk with `num_bytes` left. Raises UserError if that is not to be had."""
     try:
@@ -148,52 +182,8 @@ def ensure_writable(folder: Path, *, num_bytes: int = 0) -> None:
         )
 
 
-def estimate_size(config: RunConfig, data: Mapping[str, Any]) -> int:
-    """Return about how much a training writes: checkpoints, weights, exports, and a margin for pictures and rows.
-
-    A checkpoint holds the weights, the best ones, and at most twice as much of the optimizer's; three lie there at a time.
-    """
-    model = Run(folder=Path(), config=config, mlflow_run_id="", git_commit="", data=data).build_model()
-    weights = sum(value.nbytes for value in model.state_dict().values())
-    return 3 * 4 * weights + 8 * weights + _MARGIN
-
-
-def open_run(folder: Path, *, check: bool = True, stage: str = "") -> Run:
-    """Return the run in `folder`.
-
-    `check` holds every file that the manifest names against it, but those that `stage` is about to make anew; a run whose
-    training never ended has none. Raises UserError if the folder holds no run, a file that is missing or was changed, a link in
-    the place of a file, or files of another run.
-    """
-    try:
-        if not stat.S_ISREG((folder / "config.json").lstat().st_mode):
-            raise FileNotFoundError
-        values = read_json(folder / "config.json")
-        if values.pop("sha256") != digest_of(values):
-            raise ValueError("its SHA-256 differs, so it was changed")
-        run = Run(
-            folder=folder,
-            config=from_json(values["config"]),
-            mlflow_run_id=values["mlflow_run_id"],
-            git_commit=values["git_commit"],
-            data=values["data"],
-        )
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"run={folder} is not a run folder: it has no config.json. Give a folder that `train` wrote, or an MLflow run id."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"run={folder} has a config.json that cannot be read: {error}") from error
-    manifest.refuse_links(folder)
-    manifest.refuse_strangers(folder, run.mlflow_run_id)
-    if check:
-        manifest.need(folder, "train")
-        manifest.check(folder, but=manifest.REPLACES.get(stage, ()))
-    return run
-
-
 def parse_rows(lines: bytes, path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a journal's lines; one that is damaged is passed over, and told."""
+    """Return the rows of a journal's lines; one that is damaged is skipped, and reported."""
     rows = []
     for line in lines.splitlines():
         try:
@@ -201,48 +191,29 @@ def parse_rows(lines: bytes, path: Path) -> list[dict[str, Any]]:
             row["step"] + row["time"]
             rows.append(row)
         except (ValueError, KeyError, TypeError, RecursionError):
-            say(f"{path}: a line is damaged and passed over ({line[:40].decode(errors='replace')}...)", error=True)
+            say(f"{path}: a line is damaged and skipped ({line[:40].decode(errors='replace')}...)", error=True)
     return rows
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the system lets go of it however the process ends. Raises UserError if it is held.
+    """Hold a run folder for this process. Raises UserError if another one holds it.
 
     What the killed write of an earlier holder has left is removed.
     """
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline = time.monotonic() + _LOCK_WAIT
     try:
-        while True:
-            try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"output_dir={folder} is in use by another process. Wait for its end, or give another folder."
-                    ) from None
-                time.sleep(0.1)
-        manifest.sweep(folder)
-        yield
-    finally:
-        os.close(handle)
+        with files.locked(folder / LOCK, wait=_LOCK_WAIT):
+            manifest.sweep(folder)
+            yield
+    except files.Locked:
+        raise UserError(
+            f"output_dir={folder} is in use by another process. Wait for its end, or give another folder."
+        ) from None
 
 
 def in_use(folder: Path) -> bool:
-    """Tell whether another process holds a run folder. Never ask for one that this process holds: it would let go of it."""
-    try:
-        handle = os.open(folder / LOCK, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+    """Tell whether another process holds a run folder; never ask for one that this process holds."""
+    return files.is_locked(folder / LOCK)
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], *, run_id: str) -> None:
@@ -250,5 +221,5 @@ def save_weights(path: Path, state: Mapping[str, Tensor], *, run_id: str) -> Non
     from safetensors.torch import save
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    with atomic(path) as temporary:
+    with files.atomic(path) as temporary:
         temporary.write_bytes(save(tensors, {"mlflow_run_id": run_id}))

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+import inspect
+
 import psutil
 import torch
 
-from models import build_model
+import models
 from models.wrapper import Model
-from pipeline.checks import input_shape, layer_of, layer_values
-from pipeline.config import RunConfig, UserError, to_json
-from pipeline.data.catalog import DATASETS
+from pipeline import data
+from pipeline.checks import layer_of, layer_values
+from pipeline.config import RunConfig
+from pipeline.errors import UserError
+from pipeline.resolve import argument_problems
 
 _COPIES = 8  # of the weights: gradients, two of the optimizer's, the best ones, and the snapshot that a checkpoint is made of
+_MARGIN = 20_000_000  # bytes
 _BATCH = 1000  # samples in one forward pass of an evaluation
+_GIVEN = ("self", "input_shape", "num_outputs")  # what a network is told by us
 
 
 def build_skeleton(config: RunConfig) -> Model:
-    """Return the model on torch's meta device: shapes and names, no values."""
-    data = DATASETS[config.dataset]
-    shape = input_shape(config.model, config.dataset)
-    fill = [0.0] * shape[0]
-    with torch.device("meta"):
-        return build_model(
-            config.model, input_shape=shape, num_outputs=data.num_outputs, preprocess={"mean": fill, "std": fill},
-            options=to_json(config),
-        )  # fmt: skip
+    """Return the model on torch's meta device: shapes and names, no values.
+
+    Raises UserError for arguments that its network does not take.
+    """
+    parameters = inspect.signature(models.network_class(config.model)).parameters
+    own = {name: parameter for name, parameter in parameters.items() if name not in _GIVEN}
+    if problems := argument_problems(config.model_args, own, config.model):
+        raise UserError(*(f"model_args: {problem}" for problem in problems))
+    spec = data.find(config.dataset).spec.resized(config.image_size)
+    try:
+        with torch.device("meta"):
+            return models.build(config.model, spec, config.model_args)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserError(f"model_args: {config.model} cannot be built with these arguments ({reason}). Change them.") from error
+
+
+def num_weight_bytes(model: Model) -> int:
+    """Return how much memory the weights take once."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+def estimate_size(config: RunConfig) -> int:
+    """Return about how many bytes a training writes: checkpoints, weights, exports, and a margin for pictures and rows.
+
+    A checkpoint holds the weights, the best ones, and at most twice as much of the optimizer's; three lie there at a time.
+    """
+    weights = num_weight_bytes(build_skeleton(config))
+    return 3 * 4 * weights + 8 * weights + _MARGIN
 
 
 def refuse_impossible(config: RunConfig, *, num_ranks: int = 1) -> None:
@@ -45,7 +71,7 @@ def refuse_impossible(config: RunConfig, *, num_ranks: int = 1) -> None:
     if (needed := _num_bytes(model, config) * num_ranks) > (there := psutil.virtual_memory().available):
         problems.append(
             f"model={config.model} with these settings needs about {needed / 1e9:,.1f} GB to train, and {there / 1e9:,.1f} GB "
-            "are free. Use a smaller --hidden or --batch_size, or fewer processes (--nproc)."
+            "are free. Use a smaller network (--model_args) or --batch_size, or fewer processes (--nproc)."
         )
     if problems:
         raise UserError(*problems)
@@ -53,7 +79,6 @@ def refuse_impossible(config: RunConfig, *, num_ranks: int = 1) -> None:
 
 def _num_bytes(model: Model, config: RunConfig) -> int:
     """Return about how much memory one rank takes: the weights in all their copies, and the features of its largest batch."""
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    num_samples = min(max(config.batch_size, _BATCH), DATASETS[config.dataset].num_train)
+    num_samples = min(max(config.batch_size, _BATCH), data.find(config.dataset).num_train)
     widest = max((parameter.shape[0] for parameter in model.parameters() if parameter.ndim), default=1)
-    return _COPIES * weights + 2 * 4 * num_samples * widest
+    return _COPIES * num_weight_bytes(model) + 2 * 4 * num_samples * widest

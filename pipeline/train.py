@@ -20,22 +20,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.pca_init import set_pca_filters
 from models.wrapper import Model
-from pipeline import distributed, signals
+from pipeline import distributed, manifest, signals
 from pipeline import run as run_folder
 from pipeline.checkpoint import Writer, snapshot
-from pipeline.config import Failure
 from pipeline.cuda_graph import Replayed
-from pipeline.data.catalog import DATASETS
 from pipeline.data.loader import Batch, Batches, Split, fits_on
 from pipeline.distributed import Ranks
+from pipeline.errors import Failure
 from pipeline.evaluate import measure
-from pipeline.losses import MeanLoss, loss_divisor, loss_sum
-from pipeline.metrics import merit, merit_name, merit_sum
 from pipeline.optimizers import build_optimizer, lr_factor, set_lr, warmup_steps
 from pipeline.precision import autocast
 from pipeline.progress import Progress
 from pipeline.run import Run
 from pipeline.signals import Interrupted
+from pipeline.task import MeanLoss, loss_divisor
 from pipeline.tracking.tracker import NullTracker
 
 _PATCH_IMAGES = 512  # training images whose patches `init=pca` looks at
@@ -62,8 +60,7 @@ class Training:
         self.run, self.config, self.ranks, self.tracker, self.task = run, c, ranks, tracker, run.task
         torch.manual_seed(c.seed)
         self.model: Model = run.build_model().to(ranks.device)
-        is_image = DATASETS[c.dataset].is_image
-        if is_image:
+        if run.data.is_image:
             self.model.to(memory_format=torch.channels_last)
         self.batches = Batches(
             train, batch_size=c.batch_size, grad_accum_steps=c.grad_accum_steps, seed=c.seed, rank=ranks.rank,
@@ -72,7 +69,7 @@ class Training:
         )  # fmt: skip
         self.val = val.to(ranks.device) if fits_on(ranks.device, val) else val
         self.loss_sum, self.val_loss_sum = (  # smoothed labels are a means of training, not a measure
-            loss_sum(c.loss, task=self.task, label_smoothing=smoothing, network=self.model.network)
+            self.task.loss_sum(c.loss, label_smoothing=smoothing, network=self.model.network)
             for smoothing in (c.label_smoothing, 0.0)
         )
         self.total_steps = min(n for n in (c.epochs * len(self.batches), c.max_steps) if n)
@@ -161,7 +158,7 @@ class Training:
             used = max(0, count - first * c.batch_size)
             row = {
                 "train/epoch_loss": state.epoch_loss.over_samples(c.loss),
-                f"train/{merit_name(self.task)}": merit(self.task, total, count), "train/samples_per_second": used / seconds,
+                f"train/{self.task.metric}": self.task.metric_value(total, count), "train/samples_per_second": used / seconds,
             }  # fmt: skip
         self.num_correct.zero_()
         state.epoch, state.samples_seen, state.epoch_loss = state.epoch + 1, 0, MeanLoss()
@@ -189,7 +186,7 @@ class Training:
         if stop or late or broken or self._checkpoint_due(self.state.step):
             self.save_checkpoint()
         if broken:
-            raise Failure(f"strict_tracking=true, and MLflow does not take the figures: {self.tracker.problem}")
+            raise Failure(f"strict_tracking=true, and MLflow does not take the metrics: {self.tracker.problem}")
         if stop:
             raise Interrupted(signals.pending_signal() or signal.SIGTERM)
 
@@ -215,7 +212,7 @@ class Training:
                 loss = self.loss_sum(scores, y)
                 loss.backward(seed)
             losses.append(loss.detach() * scale)
-            self.num_correct += merit_sum(self.task, scores.detach(), y)
+            self.num_correct += self.task.metric_sum(scores.detach(), y)
         return sum(losses[1:], losses[0])
 
     def _update(self) -> None:
@@ -272,22 +269,22 @@ class Training:
         state = self.state
         if not len(self.val):
             return {}
-        figures = measure(self.model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task)
-        result = (-figures["loss"],) if self.config.monitor == "loss" else (figures["accuracy"], -figures["loss"])
+        metrics = measure(self.model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task)
+        result = (-metrics["loss"],) if self.config.monitor == "loss" else (metrics["accuracy"], -metrics["loss"])
         if all(map(math.isfinite, result)) and result > state.best:
             state.best, state.best_epoch = result, state.epoch
             self.best_weights = {k: v.clone() for k, v in self.weights.items()}
-        return {f"val/{k}": v for k, v in figures.items()}
+        return {f"val/{k}": v for k, v in metrics.items()}
 
-    def _log(self, figures: dict[str, float]) -> None:
+    def _log(self, metrics: dict[str, float]) -> None:
         now = time.time_ns() // 1_000_000
         epoch = self.state.epoch + self.state.samples_seen / self.batches.num_samples
-        self.tracker.log({"step": self.state.step, "epoch": round(epoch, 6), "time": now} | figures)
+        self.tracker.log({"step": self.state.step, "epoch": round(epoch, 6), "time": now} | metrics)
 
     def keep_best(self) -> None:
         """Write the best weights so far, if validation has found any."""
         if self.ranks.is_main and self.best_weights:
-            self._save_weights(run_folder.WEIGHTS, self.best_weights)
+            self._save_weights(manifest.WEIGHTS, self.best_weights)
 
     def _save_weights(self, name: str, state: dict[str, Tensor]) -> None:
         run_folder.save_weights(self.run.folder / name, state, run_id=self.run.mlflow_run_id)
@@ -330,8 +327,8 @@ class Training:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         if self.ranks.is_main:  # the files beside the checkpoint may be of a later step, or on another host's disk
-            self._save_weights(run_folder.LAST_WEIGHTS, checkpoint["model"])
-            self._save_weights(run_folder.WEIGHTS, checkpoint["best_weights"] or checkpoint["model"])
+            self._save_weights(manifest.LAST_WEIGHTS, checkpoint["model"])
+            self._save_weights(manifest.WEIGHTS, checkpoint["best_weights"] or checkpoint["model"])
         per_rank, rank = checkpoint["ranks"], self.ranks.rank
         if len(per_rank) == self.ranks.world_size:
             self.num_correct.copy_(per_rank[rank]["num_correct"])

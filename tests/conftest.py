@@ -21,7 +21,7 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 SHORT = {  # epochs that make each model's default recipe a matter of a second, and still teach it something
     "polynomial": "8",
     "mlp": "4",
-    "moons": "6",
+    "two_layer": "6",
     "lenet": "2",
     "cnn": "2",
 }
@@ -66,7 +66,7 @@ def mnist_dir() -> Path:
 @pytest.fixture(scope="session")
 def make_config(cache_dir: Path) -> Callable[..., Any]:
     """Return a function from flags to a configuration with the session's cache."""
-    from pipeline.config import resolve
+    from pipeline.resolve import resolve
 
     def make(**flags: object) -> Any:
         return resolve({"cache_dir": str(cache_dir)} | {k: str(v) for k, v in flags.items()})
@@ -78,7 +78,7 @@ def make_config(cache_dir: Path) -> Callable[..., Any]:
 def trained(session_folder: Path, cache_dir: Path) -> Callable[[str], Any]:
     """Return a function that gives a trained run of a model, trained once a session by the real command, in process."""
     from pipeline.cli import main
-    from pipeline.run import open_run
+    from pipeline.run import Run
 
     folders: dict[str, Path] = {}
 
@@ -88,7 +88,7 @@ def trained(session_folder: Path, cache_dir: Path) -> Callable[[str], Any]:
             flags = ["--model", model, "--epochs", SHORT[model], "--output_dir", str(folder), "--cache_dir", str(cache_dir)]
             assert main(["train", *flags]) == 0
             folders[model] = folder
-        return open_run(folders[model])
+        return Run.open(folders[model])
 
     return run_of
 

@@ -31,7 +31,7 @@ def mlflow_server(folder: Path, *, address: str = "127.0.0.1") -> Iterator[str]:
     port = free_port()
     uri = f"http://{address}:{port}"
     words = ["server", "--host", address, "--allowed-hosts", "*", "--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/db",
-             "--artifacts-destination", str(folder / "artifacts"), "--num_workers", "1"]  # fmt: skip
+             "--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # five more processes, for what is not tested here
     with (folder / "log").open("w") as log:

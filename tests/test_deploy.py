@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import cli
-from pipeline import run as run_folder
-from pipeline.config import RunConfig, resolve
+from pipeline.config import RunConfig
+from pipeline.flags import read_flags
+from pipeline.resolve import resolve
+from pipeline.run import Run
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "deploy" / "slurm.sbatch"
@@ -38,7 +39,7 @@ def _flags_of_the_manifest() -> list[str]:
 
 @pytest.mark.parametrize("flags", [_flags_of_the_script, _flags_of_the_manifest])
 def test_the_flags_are_ones_that_the_command_line_takes(flags: Callable[[], list[str]]) -> None:
-    texts = cli._read_flags(flags(), RunConfig)
+    texts = read_flags(flags(), RunConfig)
     assert resolve(texts) and texts["resume"] == "auto" and texts["upload_checkpoints"] == "true" and texts["output_dir"]
 
 
@@ -95,7 +96,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_batch_script_saves_on_term_is_queued_again_and_goes_on(cluster: Path, cache_dir: Path) -> None:
-    words = ["bash", str(SCRIPT), "--model", "moons", "--batch_size", "4", "--epochs", "40", "--device", "cpu",
+    words = ["bash", str(SCRIPT), "--model", "two_layer", "--batch_size", "4", "--epochs", "40", "--device", "cpu",
              "--cache_dir", str(cache_dir), "--checkpoint_every", "100"]  # fmt: skip
     with Path("log").open("w") as log:
         job = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
@@ -114,4 +115,4 @@ def test_the_batch_script_saves_on_term_is_queued_again_and_goes_on(cluster: Pat
     again = subprocess.run(words, capture_output=True, text=True, timeout=150, check=False)
     assert again.returncode == 0, again.stderr
     assert "epoch 40/40" in again.stdout and "epoch 1/40" not in again.stdout
-    assert run_folder.open_run(Path("runs/slurm-17")).config.epochs == 40
+    assert Run.open(Path("runs/slurm-17")).config.epochs == 40

@@ -41,6 +41,10 @@ OTHERS = [
     "$HOME", "`id`", "; ls", "'", '"', "\\", "*", "\ud800", "\udcff", "\0", "\n", "\t", "\u2603", "\U0001f600", "a" * 5000,
     "[" * 100_000,
 ]  # fmt: skip
+ARGS = [
+    "hidden=3", "dropout=0.1", "dropout=7", "noise=0.2", "noise=nan", '{"hidden": 3}', "{", "hidden=x", "hidden=-1", "a=[1]",
+    "gradient=manual", "gradient=none", "x" * 5000, "hidden=1e9", '{"a": {"b": [1, null]}}', '{"a": NaN}', "=", "input_shape=3",
+]  # fmt: skip
 LISTS = [
     "fc2=0.1", "conv1=0,conv2=0,fc1=0,fc2=0", "a=0,b=0,c=0,d=0", "linear=1", "fc2=", "=1", ",", ",,", "fc2=1e300",
     "fc2=nan", "hidden=-1", "fc2=0.1,fc2=0.2", "fc2=0.1,", "fc2=1=2", "output=0,hidden=0",
@@ -64,6 +68,8 @@ def _value(source: random.Random, field: dataclasses.Field[Any], folder: Path) -
         return f"{source.choice(LAYERS)}={source.choice(NUMBERS)}" if kind < 0.6 else source.choice(LISTS)
     if choices := field.metadata["choices"]:
         return str(source.choice(choices))
+    if field.type == "Args":
+        return source.choice([*LISTS, *ARGS])
     if field.type in ("Path", "str"):
         return source.choice([*PLACES, str(field.default), "epoch", "500", "10m", "9" * 999 + "m"])
     if field.type == "bool":

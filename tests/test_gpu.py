@@ -85,9 +85,9 @@ def test_a_training_that_was_ended_by_a_signal_goes_on_bit_for_bit(
 
 
 def _images(model: str) -> str:
-    from models import MODELS
+    from models.recipes import recipe
 
-    return str(MODELS[model].recipe("default")["dataset"])
+    return str(recipe(model, "default")["dataset"])
 
 
 @pytest.mark.parametrize(

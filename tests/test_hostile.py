@@ -6,6 +6,7 @@ tests/pipeline/test_store.py, damage to every file of a run in tests/faults/test
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import os
@@ -19,13 +20,14 @@ import pytest
 import torchvision.datasets
 
 from pipeline.cli import main
-from pipeline.data import sources
-from pipeline.data.sources import MNIST_FILES, Samples
+from pipeline.data import builtin
+from pipeline.data.mnist import FILES as MNIST_FILES
+from pipeline.data.spec import Samples, Source
 
 
-def _spoilt(change: Callable[[Samples], Samples]) -> Callable[[Any], Samples]:
-    honest = sources.breast_cancer
-    return lambda config: change(honest(config))
+def _spoilt(change: Callable[[Samples], Samples]) -> Source:
+    honest = builtin.SOURCES["breast_cancer"]
+    return dataclasses.replace(honest, load=lambda data_dir, seed: change(honest.load(data_dir, seed)))
 
 
 def _with(array: Any, index: Any, value: Any) -> Any:
@@ -51,7 +53,7 @@ def test_samples_that_no_model_can_learn_from_are_told_before_anything_is_create
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     change, said = BAD[name]
-    monkeypatch.setattr(sources, "breast_cancer", _spoilt(change))
+    monkeypatch.setitem(builtin.SOURCES, "breast_cancer", _spoilt(change))  # type: ignore[arg-type]
     assert main(["train", "--model", "mlp", "--output_dir", "run", "--cache_dir", str(tmp_path / "cache")]) == 2
     told = capsys.readouterr().err
     assert said in told and told.count("\n") == 1 and told.startswith("dataset=breast_cancer ")

@@ -28,7 +28,7 @@ def _fit(config: RunConfig, folder: Path) -> tuple[Training, dict[int, float], d
     rows, run, test_split = curve(training), training.run, open_split(prepare(config), "test")
     losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
     best = {k: max(r[k] for r in rows if k in r) for k in ("val/accuracy",) if any(k in r for r in rows)}
-    test = measure(run.load_model(), test_split, training.val_loss_sum, single_process(), config=config, task=run.task)
+    test = measure(run.load_model(), test_split, training.val_loss_sum, single_process(), config=config, task=training.task)
     return training, losses, best, test
 
 
@@ -57,7 +57,9 @@ def test_the_default_perceptron_beats_it_on_samples_it_never_saw(make_config: Ma
 def test_the_cubic_comes_near_the_least_squares_fit(make_config: Make, tmp_path: Path, gradient: str) -> None:
     found = []
     for seed in SEEDS:
-        config = make_config(model="polynomial", recipe="reference", gradient=gradient, seed=seed, log_every=100)
+        config = make_config(
+            model="polynomial", recipe="reference", model_args=f"gradient={gradient}", seed=seed, log_every=100
+        )
         training, losses, _, _ = _fit(config, tmp_path / str(seed))
         found.append(losses[2000])
         print(f"S2 {gradient} seed {seed}: SSE {losses[2000]:.4f}, {formula(training.model)}")
@@ -66,7 +68,13 @@ def test_the_cubic_comes_near_the_least_squares_fit(make_config: Make, tmp_path:
 
 def test_the_cubic_trained_by_rmsprop_is_the_texts_fourth_stage(make_config: Make, tmp_path: Path) -> None:
     config = make_config(
-        model="polynomial", recipe="reference", gradient="linear", optimizer="rmsprop", lr="1e-3", log_every=100, epochs=6000
+        model="polynomial",
+        recipe="reference",
+        model_args="gradient=linear",
+        optimizer="rmsprop",
+        lr="1e-3",
+        log_every=100,
+        epochs=6000,
     )
     training, losses, _, _ = _fit(config, tmp_path / "run")
     print(f"S2 rmsprop: SSE {losses[2000]:.4f} at 2000, {losses[6000]:.4f} at 6000, {formula(training.model)}")
@@ -83,10 +91,12 @@ def test_the_default_cubic_reaches_the_floor_on_samples_it_never_saw(make_config
     assert max(found) < 0.071
 
 
-def test_the_reference_moons_reproduces_the_printed_figures_and_the_default_beats_them(make_config: Make, tmp_path: Path) -> None:
+def test_the_reference_moons_reproduces_the_printed_figures_and_the_default_beats_them(
+    make_config: Make, tmp_path: Path
+) -> None:
     seed_recipe, default = [], []
     for seed in range(6):
-        flags = {"model": "moons", "seed": seed, "split_seed": seed}
+        flags = {"model": "two_layer", "seed": seed, "split_seed": seed}
         _, losses, best, test = _fit(make_config(**flags, recipe="reference", log_every=1), tmp_path / f"seed{seed}")
         seed_recipe.append([losses[1], losses[951], best["val/accuracy"], test["accuracy"], test["loss"]])
         test = _fit(make_config(**flags), tmp_path / f"default{seed}")[3]

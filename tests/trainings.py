@@ -13,9 +13,10 @@ from pipeline import checkpoint, distributed
 from pipeline import run as run_folder
 from pipeline.config import RunConfig
 from pipeline.data.loader import open_split
-from pipeline.data.prepare import prepare, read_manifest
+from pipeline.data.prepare import prepare, read_spec
 from pipeline.distributed import Ranks, single_process
 from pipeline.progress import Progress
+from pipeline.run import Run
 from pipeline.tracking.tracker import NullTracker, Row
 from pipeline.train import Training
 
@@ -42,10 +43,10 @@ def begin(config: RunConfig, folder: Path, *, ranks: Ranks | None = None, run_id
     ranks = ranks or single_process()
     data = prepare(config)
 
-    def run_in_folder() -> run_folder.Run:
+    def run_in_folder() -> Run:
         if run_folder.is_run_dir(folder):
-            return run_folder.open_run(folder, check=False)
-        return run_folder.create(folder, config=config, mlflow_run_id=run_id, git_commit="", data=read_manifest(data))
+            return Run.open(folder, check=False)
+        return Run.create(folder, config=config, mlflow_run_id=run_id, git_commit="", data=read_spec(data))
 
     run = distributed.broadcast(distributed.run_on_main(run_in_folder, on=ranks.is_main))
     training = Training(run, ranks, Recorder(), open_split(data, "train"), open_split(data, "val"))

@@ -6,25 +6,29 @@ two processes from doing the same work, and is freed by the system when its hold
 
 from __future__ import annotations
 
-import fcntl
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.checks import input_shape
-from pipeline.config import RunConfig, UserError
-from pipeline.data import sources
-from pipeline.data.catalog import DATASETS, IMAGE_RANGE, DatasetSpec
+from pipeline.config import RunConfig
+from pipeline.data import find
+from pipeline.data.spec import IMAGE_RANGE, DataSpec, Samples, Source
+from pipeline.errors import UserError
+from pipeline.files import digest_of, locked, read_json, sha256
 from pipeline.output import say
+from pipeline.task import task
 
-FORMAT = 2
+Array = NDArray[np.generic]
+
+FORMAT = 3
 SPLITS = ("train", "val", "test")
 
 
@@ -37,7 +41,7 @@ def prepare(config: RunConfig) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
-        with _lock(folder.parent / f"{folder.name}.lock"):
+        with locked(folder.parent / f"{folder.name}.lock"):
             _refuse_other_data(folder, identity)
             if not is_intact(folder):
                 _make(folder, config, identity)
@@ -56,11 +60,13 @@ def prepared_folder(config: RunConfig) -> Path:
 
 def _locate(config: RunConfig) -> tuple[Path, dict[str, Any]]:
     """Return the folder for all that shapes the tensors, and these facts themselves."""
-    spec = DATASETS[config.dataset]
+    source = find(config.dataset)
+    files = source.files(config.data_dir) if source.files else []
     identity = {
-        "format": FORMAT, "dataset": config.dataset, "input_shape": list(input_shape(config.model, config.dataset)),
-        "holdout": config.holdout, "split_seed": config.split_seed, "raw": sources.fingerprint(sources.raw_files(config)),
-    } | {name: getattr(config, name) for name in spec.fields if name != "data_dir"}  # fmt: skip
+        "format": FORMAT, "dataset": config.dataset, "image_size": config.image_size, "val_split": config.val_split,
+        "test_split": config.test_split, "split_seed": config.split_seed, "data_args": dict(config.data_args),
+        "raw": _fingerprint(files),
+    }  # fmt: skip
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     try:
         cache = config.cache_dir.expanduser()  # the default; a flag was expanded when it was read
@@ -70,8 +76,13 @@ def _locate(config: RunConfig) -> tuple[Path, dict[str, Any]]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the description of a prepared folder: shapes, dtypes, hashes, statistics, classes."""
+    """Return the manifest of a prepared folder: what it was made from, its files with their hashes, and its DataSpec."""
     return read_json(folder / "manifest.json")
+
+
+def read_spec(folder: Path) -> DataSpec:
+    """Return the DataSpec of a prepared folder, with statistics, counts and hash."""
+    return DataSpec.from_json(read_manifest(folder)["spec"])
 
 
 def _refuse_other_data(folder: Path, identity: dict[str, Any]) -> None:
@@ -102,37 +113,10 @@ def is_intact(folder: Path) -> bool:
         return False
 
 
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds. Raises ValueError where it is none, also where its brackets are nested too deeply."""
-    try:
-        return json.loads(path.read_text())
-    except RecursionError as error:
-        raise ValueError("its brackets are nested too deeply") from error
-
-
-def digest_of(values: dict[str, Any]) -> str:
-    """Return the hex SHA-256 of JSON values, for a file that carries its own."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _sweep(cache_dir: Path) -> None:
     """Remove what killed processes have left of data sets that nobody prepares now."""
     for leftover in cache_dir.glob("*.tmp-*"):
-        with suppress(OSError), (cache_dir / f"{leftover.name.partition('.tmp-')[0]}.lock").open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError), locked(cache_dir / f"{leftover.name.partition('.tmp-')[0]}.lock", wait=0):
             shutil.rmtree(leftover)
 
 
@@ -153,28 +137,34 @@ def _make(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
 
 def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     """Write the arrays of a data set and their manifest into a folder."""
-    spec, shape = DATASETS[config.dataset], tuple(identity["input_shape"])
-    samples = getattr(sources, spec.source)(config)
-    for x, y in (samples[:2], samples[2:]):
-        if x is not None:
-            _check(x, y, spec)
-    splits = _split(samples, config, spec)
+    source = find(config.dataset)
+    spec = source.spec.resized(config.image_size)
+    samples = source.load(data_dir=config.data_dir, seed=config.split_seed, **config.data_args)
+    _check(samples.x, samples.y, source.spec)
+    if samples.test_x is not None and samples.test_y is not None:
+        _check(samples.test_x, samples.test_y, source.spec)
     entries: dict[str, dict[str, Any]] = {}
-    for name, (x, y) in splits.items():
-        x = _resize(x, shape) if spec.is_image else x
+    for name, (x, y) in _split(samples, config, source).items():
+        x = _resize(x, spec.sample_shape) if spec.is_image else x
         if name == "train":
             mean, std = _statistics(x, is_image=spec.is_image)
         entries[name] = {axis: _save(folder / f"{name}_{axis}.npy", array) for axis, array in (("x", x), ("y", y))}
-    manifest = {
-        "identity": identity, "task": spec.task, "classes": list(spec.classes), "input_shape": list(shape),
-        "input_dtype": "uint8" if spec.is_image else "float32", "input_range": list(IMAGE_RANGE) if spec.is_image else None,
-        "statistics": {"mean": mean, "std": std}, "splits": entries,
-        "data_sha256": digest_of(entries),
-    }  # fmt: skip
+    counts = {name: entry["x"]["shape"][0] for name, entry in entries.items()}
+    spec = dataclasses.replace(spec, mean=tuple(mean), std=tuple(std), counts=counts, sha256=digest_of(entries))
+    manifest = {"identity": identity, "spec": spec.to_json(), "splits": entries}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1))
 
 
-def _check(x: sources.Array, y: sources.Array, spec: DatasetSpec) -> None:
+def _fingerprint(files: list[Path]) -> str:
+    """Return a digest of the files' names, sizes and times: a cache made from others must not be used for them.
+
+    The time of change is among them, which a copy that keeps the time of modification cannot keep.
+    """
+    stats = [(f.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f in files for s in [f.stat()]]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+
+def _check(x: Array, y: Array, spec: DataSpec) -> None:
     """Raise UserError for samples that no model can learn from: other shapes than promised, NaN, labels of no class."""
     problems = []
     if x.shape[1:] != spec.sample_shape or len(x) != len(y) or not len(x):
@@ -183,39 +173,41 @@ def _check(x: sources.Array, y: sources.Array, spec: DatasetSpec) -> None:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             bad = int(np.argwhere(~np.isfinite(values).reshape(len(values), -1).all(1))[0, 0])
             problems.append(f"has {name} that are not finite, first in sample {bad}")
-    if spec.task != "regression" and len(y) and (y.min() < 0 or y.max() >= len(spec.classes)):
-        problems.append(
-            f"has labels from {y.min()} to {y.max()} for the {len(spec.classes)} classes 0 to {len(spec.classes) - 1}"
-        )
+    if wrong := task(spec.task).wrong_targets(y, len(spec.classes)):
+        problems.append(wrong)
     if problems:
-        raise UserError(f"dataset={spec.source} {'; it '.join(problems)}. Mend the data, or choose another --dataset.")
+        raise UserError(f"dataset={spec.name} {'; it '.join(problems)}. Mend the data, or choose another --dataset.")
 
 
-def _split(samples: sources.Samples, config: RunConfig, spec: DatasetSpec) -> dict[str, tuple[sources.Array, sources.Array]]:
-    """Cut the samples into train, val and test; without holdout, val is empty and test is only there if the data has one."""
+def _split(samples: Samples, config: RunConfig, source: Source) -> dict[str, tuple[Array, Array]]:
+    """Cut the samples into train, val and test: val may be empty, and test is not there where none is to be had."""
     from sklearn.model_selection import train_test_split
 
     x, y, test_x, test_y = samples
-    num_val, num_test = round(len(x) * spec.val_fraction), round(len(x) * spec.test_fraction)
+    val, test = (
+        own if asked == "auto" else asked
+        for own, asked in ((source.val_fraction, config.val_split), (source.test_fraction, config.test_split))
+    )
+    num_val, num_test = round(len(x) * val), round(len(x) * test)
 
-    def cut(x: sources.Array, y: sources.Array, size: int, part: str) -> list[sources.Array]:
-        _refuse_if_too_few(y, size, part, config, spec)
-        strata = None if spec.task == "regression" else y
+    def cut(x: Array, y: Array, size: int, part: str) -> list[Array]:
+        _refuse_if_too_few(y, size, part, config, source.spec)
+        strata = y if task(source.spec.task).has_strata else None
         rest_x, part_x, rest_y, part_y = train_test_split(x, y, test_size=size, random_state=config.split_seed, stratify=strata)
         return [rest_x, rest_y, part_x, part_y]
 
-    if not config.holdout:
-        own_test = {} if test_x is None or test_y is None else {"test": (test_x, test_y)}
-        return {"train": (x, y), "val": (x[:0], y[:0])} | own_test
-    if test_x is None or test_y is None:
+    val_x, val_y = x[:0], y[:0]
+    if test_x is None and test:
         x, y, test_x, test_y = cut(x, y, num_test, "test")
-    x, y, val_x, val_y = cut(x, y, num_val, "validation")
-    return {"train": (x, y), "val": (val_x, val_y), "test": (test_x, test_y)}
+    if val:
+        x, y, val_x, val_y = cut(x, y, num_val, "validation")
+    splits = {"train": (x, y), "val": (val_x, val_y)}
+    return splits if test_x is None or test_y is None else splits | {"test": (test_x, test_y)}
 
 
-def _refuse_if_too_few(y: sources.Array, size: int, part: str, config: RunConfig, spec: DatasetSpec) -> None:
+def _refuse_if_too_few(y: Array, size: int, part: str, config: RunConfig, spec: DataSpec) -> None:
     """Raise UserError where `size` of the samples cannot be held out, each class having its share of them."""
-    labels = np.zeros(len(y), int) if spec.task == "regression" else y
+    labels = y if task(spec.task).has_strata else np.zeros(len(y), int)
     classes, counts = np.unique(labels, return_counts=True)
     if min(size, len(y) - size) >= len(classes) and counts.min() > 1:
         return
@@ -226,11 +218,11 @@ def _refuse_if_too_few(y: sources.Array, size: int, part: str, config: RunConfig
         needs += ". It takes two samples of each class, and a place for each in both parts"
     raise UserError(
         f"dataset={config.dataset} is too small to hold samples out: {size} of {len(y)} would be for {part}{needs}. Add "
-        "samples, or train on every one: --holdout false."
+        "samples, or train on every one: --val_split 0 --test_split 0."
     )
 
 
-def _resize(images: sources.Array, shape: tuple[int, ...]) -> sources.Array:
+def _resize(images: Array, shape: tuple[int, ...]) -> Array:
     """Resize uint8 images (N, C, H, W) to `shape` = (C, H', W'), bilinear with antialiasing."""
     if images.shape[1:] == shape or not len(images):
         return images.reshape(-1, *shape)
@@ -244,7 +236,7 @@ def _resize(images: sources.Array, shape: tuple[int, ...]) -> sources.Array:
     return torch.cat(resized).numpy()
 
 
-def _statistics(x: sources.Array, *, is_image: bool) -> tuple[list[float], list[float]]:
+def _statistics(x: Array, *, is_image: bool) -> tuple[list[float], list[float]]:
     """Return mean and deviation of each channel (images) or feature (vectors), summed in float64."""
     axes = (0, 2, 3) if is_image else (0,)
     if is_image:  # from counts of the 256 values: exact, and no float copy of the whole split
@@ -255,7 +247,7 @@ def _statistics(x: sources.Array, *, is_image: bool) -> tuple[list[float], list[
     return x.mean(axes, dtype=np.float64).tolist(), x.std(axes, dtype=np.float64).tolist()
 
 
-def _save(path: Path, array: sources.Array) -> dict[str, Any]:
+def _save(path: Path, array: Array) -> dict[str, Any]:
     with path.open("wb") as file:
         array = np.ascontiguousarray(array)
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))

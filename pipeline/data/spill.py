@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import Failure
+from pipeline.errors import Failure
 
 _LARGE = 4_000_000  # bytes
 

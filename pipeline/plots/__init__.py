@@ -1,1 +1,1 @@
-"""Every picture: those of a run, its curves, and those that need no run."""
+"""Every picture: those of a run, and those that need no run."""

@@ -1,4 +1,4 @@
-"""The curves of a training: loss, figure of merit and learning rates over optimizer steps, and whose weights were kept.
+"""The curves of a training: loss, metric and learning rates over optimizer steps, and whose weights were kept.
 
 Only what was logged is drawn. Means of a few batches stand pale behind the means of whole epochs, as they scatter.
 """
@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.plots import evaluation
-from pipeline.plots.evaluation import Series
+from pipeline.plots.style import Series, class_colors, legend_above, note
 
 Row = Mapping[str, Any]
 
@@ -35,13 +34,13 @@ def curves(rows: Sequence[Row], *, monitor: str = "loss", smoothed: bool = False
 
     Each row has `step` and `epoch` and some of `train/epoch_loss`, `train/loss` with `samples`, `val/loss`,
     `train/accuracy`, `val/accuracy`, `train/rmse`, `val/rmse`, `train/lr` and `train/lr/<layer>`. `monitor` is the
-    validation figure that chose the weights; `smoothed` says that the training loss is one of smoothed labels. A single
+    validation metric that chose the weights; `smoothed` says that the training loss is one of smoothed labels. A single
     learning rate that never changes is left out.
     """
     panels = {label: _all_series(rows, names) for label, names in _PANELS.items()}
     panels = {label: series for label, series in panels.items() if series}
     if not panels:
-        return evaluation.note("No loss was logged.")
+        return note("No loss was logged.")
     rates = _all_series(rows, sorted({name for row in rows for name in row if name == _LR or name.startswith(f"{_LR}/")}))
     if len(rates) > 1 or any(len(np.unique(values)) > 1 for _, values in rates.values()):
         panels["learning rate"] = rates
@@ -51,7 +50,7 @@ def curves(rows: Sequence[Row], *, monitor: str = "loss", smoothed: bool = False
         if series is rates:
             _draw_rates(axes, rates)
         else:
-            _draw_figures(axes, series, num_samples=_samples_in_a_point(rows), smoothed=smoothed)
+            _draw_metrics(axes, series, num_samples=_samples_in_a_point(rows), smoothed=smoothed)
         axes.set_ylabel(label)
     if kept := kept_epoch(rows, monitor):
         for axes in grid:
@@ -60,7 +59,7 @@ def curves(rows: Sequence[Row], *, monitor: str = "loss", smoothed: bool = False
                 line.set_label(f"kept: epoch {kept[0]['epoch']:g} ({kept[1]})")
     for axes in grid:
         axes.grid(alpha=0.3)
-        evaluation.legend_above(axes)
+        legend_above(axes)
     grid[-1].set_xlabel("optimizer step")
     whole = MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1)
     grid[-1].xaxis.set_major_locator(whole)
@@ -103,8 +102,8 @@ def _samples_in_a_point(rows: Sequence[Row]) -> int:
     return max(counts, key=counts.count) if counts else 0
 
 
-def _draw_figures(axes: Axes, series: Mapping[str, Series], *, num_samples: int, smoothed: bool) -> None:
-    blue, orange = evaluation.class_colors(2)
+def _draw_metrics(axes: Axes, series: Mapping[str, Series], *, num_samples: int, smoothed: bool) -> None:
+    blue, orange = class_colors(2)
     for name, (steps, values) in series.items():
         behind = name == _WINDOW_LOSS and _EPOCH_LOSS in series
         label = _WINDOW_LOSS if name == _EPOCH_LOSS else name
@@ -128,7 +127,7 @@ def _draw_figures(axes: Axes, series: Mapping[str, Series], *, num_samples: int,
 
 def _draw_rates(axes: Axes, rates: Mapping[str, Series]) -> None:
     """Draw the learning rate of each group of parameters; beside a much larger one a small one is seen by its logarithm."""
-    for color, (name, (steps, values)) in zip(evaluation.class_colors(len(rates)), rates.items(), strict=True):
+    for color, (name, (steps, values)) in zip(class_colors(len(rates)), rates.items(), strict=True):
         style: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(steps) == 1 else {}
         label = name if values.any() else f"{name} (0: frozen)"
         axes.plot(steps, values, color=color, linewidth=1.6, label=label, **style)

@@ -1,55 +1,34 @@
-"""The pictures of a run: arrays in, a matplotlib figure out. Nothing is written but by `save`.
-
-Figures are built without pyplot, so there is no global state, no window and nothing to close. Pictures
-that need no run are in `pipeline.plots.standalone`.
-"""
+"""The pictures of an evaluation: arrays in, a matplotlib figure out, and nothing is written."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from itertools import cycle
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from numpy.typing import NDArray
 
-from pipeline.run import atomic
-
-Array = NDArray[Any]
-Series = tuple[Array, Array]
+from pipeline.plots.style import (
+    LETTERS_PER_INCH,
+    MARKERS,
+    Array,
+    Series,
+    class_colors,
+    draw_points,
+    note,
+    point_legend,
+    short_name,
+    show_image,
+)
 
 MAX_TILES = 25
 MAX_COUNTS = 30  # classes, beyond which the cells of a confusion matrix are too small for their counts
 MAX_TSNE_SAMPLES = 500
 GRID = 200  # points along each axis of the decision regions
 _MARGIN = 0.15  # around them, so that a point on the edge is not cut
-_DPI = 120
-_LETTERS_PER_INCH = 11  # of the heading
-_LONGEST_NAME = 24  # letters of a class name
 _LEGEND_ROWS = 25
 _WRONG = "#a01010"
-_MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
-
-
-def save(figure: Figure, path: Path, *, about: str) -> None:
-    """Write the figure as PNG, atomically, with what it is `about` above its own title: model, data set and run.
-
-    The same picture gives the same bytes, also when saved again.
-    """
-    encodable = about.encode(errors="replace").decode()  # folders may have names that no text has
-    heading = textwrap.fill(encodable, int(figure.get_figwidth() * _LETTERS_PER_INCH))
-    if not figure.get_suptitle().startswith(heading):
-        figure.suptitle(f"{heading}\n{figure.get_suptitle()}".strip(), fontsize=10, parse_math=False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None, "Title": encodable})
-    figure.set_layout_engine("none")  # run again, it would start from its own result and move things a little
 
 
 def confusion_matrix(counts: Array, *, classes: Sequence[str], split: str) -> Figure:
@@ -66,8 +45,8 @@ def confusion_matrix(counts: Array, *, classes: Sequence[str], split: str) -> Fi
         for i, j in np.ndindex(num_classes, num_classes):
             color = "white" if shares[i, j] > 0.55 else "black" if counts[i, j] else "0.5"
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=color, fontsize=9)
-    names = [_short(name) for name in classes]
-    fits = max(map(len, names)) * num_classes < size * _LETTERS_PER_INCH
+    names = [short_name(name) for name in classes]
+    fits = max(map(len, names)) * num_classes < size * LETTERS_PER_INCH
     slanted: dict[str, Any] = {} if fits else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     fontsize = 10 if num_classes <= MAX_COUNTS else 7
     axes.set_xticks(range(num_classes), names, fontsize=fontsize, **slanted)
@@ -93,7 +72,7 @@ def top_losses(
     grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for axes, image, t, k, p, value in zip(grid, images, true, predicted, probability, loss, strict=False):
         show_image(axes, image)
-        names = [_short(classes[i]) for i in (t, k)]
+        names = [short_name(classes[i]) for i in (t, k)]
         text = f"true: {names[0]}\npredicted: {names[1]}\nloss {value:.3g}, p(true) {p:.3g}"
         axes.set_title(text, fontsize=8, color="black" if t == k else _WRONG, parse_math=False)
     for axes in grid[num_tiles:]:
@@ -162,10 +141,10 @@ def tsne(features: Array, *, labels: Array, classes: Sequence[str], of: str, see
         present = np.unique(labels)
         for k in present:
             x, y = points[labels == k].T
-            marker = _MARKERS[k // 10 % len(_MARKERS)]  # the colors repeat after ten classes
-            axes.scatter(x, y, s=22, color=colors[k], marker=marker, label=_short(classes[k]))
+            marker = MARKERS[k // 10 % len(MARKERS)]  # the colors repeat after ten classes
+            axes.scatter(x, y, s=22, color=colors[k], marker=marker, label=short_name(classes[k]))
         num_columns = -(-len(present) // _LEGEND_ROWS)
-        column = max(len(_short(classes[k])) for k in present) / _LETTERS_PER_INCH + 0.5
+        column = max(len(short_name(classes[k])) for k in present) / LETTERS_PER_INCH + 0.5
         figure.set_figwidth(6 + column * num_columns)
         axes.legend(
             loc="upper left", bbox_to_anchor=(1, 1), frameon=False, ncols=num_columns, fontsize=10 if num_columns == 1 else 8
@@ -187,7 +166,7 @@ def scatter(splits: Mapping[str, Series], *, classes: Sequence[str]) -> Figure:
 
 
 def decision_regions(predict: Callable[[Array], Array], splits: Mapping[str, Series], *, classes: Sequence[str]) -> Figure:
-    """Draw what `predict` answers over [-pi, pi]^2, or wider where points lie outside, and the points.
+    """Draw what `predict` gives over [-pi, pi]^2, or wider where points lie outside, and the points.
 
     `predict` is called once with (40000, 2) float32 and returns (40000,): floats are probabilities of class
     1, integers are class numbers.
@@ -197,24 +176,24 @@ def decision_regions(predict: Callable[[Array], Array], splits: Mapping[str, Ser
     high = (points + _MARGIN).max(axis=0, initial=np.pi)
     horizontal, vertical = (np.linspace(low[k], high[k], GRID) for k in (0, 1))
     grid = np.stack(np.meshgrid(horizontal, vertical), axis=-1).astype(np.float32)  # (200, 200, 2), rows go up
-    answers = predict(grid.reshape(-1, 2)).reshape(GRID, GRID)
+    predicted = predict(grid.reshape(-1, 2)).reshape(GRID, GRID)
     figure = Figure(figsize=(8, 7), layout="constrained")
     axes = figure.subplots()
     colors = class_colors(len(classes))
-    if np.issubdtype(answers.dtype, np.integer):
+    if np.issubdtype(predicted.dtype, np.integer):
         style: dict[str, Any] = {
             "cmap": ListedColormap(colors),
             "vmin": 0,
             "vmax": len(classes) - 1,
             "alpha": 0.35,
         }
-        axes.pcolormesh(horizontal, vertical, answers, **style)
+        axes.pcolormesh(horizontal, vertical, predicted, **style)
     else:
         shades = LinearSegmentedColormap.from_list("two classes", [colors[0], "white", colors[1]])
-        mesh = axes.pcolormesh(horizontal, vertical, answers, cmap=shades, vmin=0, vmax=1, alpha=0.6)
+        mesh = axes.pcolormesh(horizontal, vertical, predicted, cmap=shades, vmin=0, vmax=1, alpha=0.6)
         figure.colorbar(mesh, ax=axes, label=f"probability of {classes[1]}", location="bottom", shrink=0.6)
-        if answers.min() < 0.5 < answers.max():
-            axes.contour(horizontal, vertical, answers, levels=[0.5], colors="black", linewidths=1.5)
+        if predicted.min() < 0.5 < predicted.max():
+            axes.contour(horizontal, vertical, predicted, levels=[0.5], colors="black", linewidths=1.5)
     draw_points(axes, splits, classes=classes)
     point_legend(axes, splits, classes=classes)
     axes.set_title("Decision regions", fontsize=11)
@@ -242,50 +221,6 @@ def fitted_curve(x: Array, y: Array, *, predicted: Array, split: str, formula: s
     return figure
 
 
-def class_colors(num_classes: int) -> list[Any]:
-    """Return a color for each class, fit for color-blind readers (Petroff 2021); after ten they repeat."""
-    palette = cycle(matplotlib.color_sequences["petroff10"])
-    return [next(palette) for _ in range(num_classes)]
-
-
-def draw_points(axes: Axes, splits: Mapping[str, Series], *, classes: Sequence[str]) -> None:
-    """Draw points x (N, 2) of classes y (N,) into `axes`, with equal scales."""
-    colors = np.array(class_colors(len(classes)))
-    for (x, y), marker in zip(splits.values(), _MARKERS, strict=False):
-        axes.scatter(x[:, 0], x[:, 1], c=colors[y], marker=marker, s=22, edgecolors="black", linewidths=0.4)
-    axes.set_aspect("equal")
-    axes.set_xlabel("feature 1")
-    axes.set_ylabel("feature 2")
-
-
-def point_legend(axes: Axes, splits: Mapping[str, Series], *, classes: Sequence[str]) -> None:
-    """List the classes by color, and the splits by marker if there are several, to the right of `axes`."""
-    sizes = {name: len(x) for name, (x, _) in splits.items() if len(splits) > 1}
-    entries = [("o", color, name) for color, name in zip(class_colors(len(classes)), classes, strict=True)]
-    for (name, size), marker in zip(sizes.items(), _MARKERS, strict=False):
-        if size:
-            entries.append((marker, "0.75", f"{name} ({size})"))
-    edge: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "black", "markeredgewidth": 0.4}
-    handles = [Line2D([], [], marker=m, color=color, label=label, **edge) for m, color, label in entries]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-
-
-def legend_above(axes: Axes) -> None:
-    """List the lines of `axes` above it, in as many columns as its figure is wide."""
-    handles, labels = axes.get_legend_handles_labels()
-    width = max(map(len, labels)) / 13 + 0.4  # inches of one entry, in small letters
-    num_columns = max(1, int((axes.figure.get_figwidth() - 0.8) / width))  # type: ignore[union-attr]
-    axes.legend(
-        handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=num_columns, frameon=False, fontsize=9, columnspacing=1
-    )
-
-
-def show_image(axes: Axes, image: Array) -> None:
-    """Draw an image (C, H, W) uint8 of one or three channels, without axes."""
-    axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)  # (H, W, C)
-    axes.set_axis_off()
-
-
 def _embed(features: Array, *, seed: int) -> Array:
     """Return t-SNE coordinates (N, 2) of features (N, D)."""
     from sklearn.manifold import TSNE
@@ -295,14 +230,3 @@ def _embed(features: Array, *, seed: int) -> Array:
     perplexity = min(30.0, (len(features) - 1) / 3)
     with threadpool_limits(1):  # more threads are slower here, and their number changes the result
         return TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(features)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
-
-
-def note(text: str) -> Figure:
-    """Return a figure that says why there is nothing to be seen."""
-    figure = Figure(figsize=(5, 1.5))
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=13)
-    return figure

@@ -6,13 +6,13 @@ What a picture shows stands beside its name in `PICTURES`, and above it in the f
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pipeline.config import RunConfig
-from pipeline.data import sources
-from pipeline.data.catalog import DATASETS
+from pipeline.data import find
 from pipeline.plots import evaluation
+from pipeline.plots.style import Series, class_colors, draw_points, point_legend, show_image
 
 NOISES = (0.0, 0.2, 0.5)
 _ACTIVATIONS = "Activation functions and their derivatives"
@@ -22,13 +22,13 @@ def activations() -> Figure:
     """Draw each activation function over 10 000 points in [-10, 10], and its derivative by autograd."""
     import torch
 
-    from models.activations import ACTIVATIONS
+    from models.handwritten import ACTIVATIONS
 
     num_columns = 3
     num_rows = -(-len(ACTIVATIONS) // num_columns)
     figure = Figure(figsize=(9, 0.6 + 2.4 * num_rows), layout="constrained")
     grid = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True)
-    blue, orange = evaluation.class_colors(2)
+    blue, orange = class_colors(2)
     for axes, (name, function) in zip(grid.ravel(), ACTIVATIONS.items(), strict=False):
         x = torch.linspace(-10, 10, 10_000, requires_grad=True)
         y = function(x)
@@ -47,14 +47,14 @@ def activations() -> Figure:
 
 def scatter() -> Figure:
     """Draw the two moons with noise 0, 0.2 and 0.5, side by side in equal scales."""
-    classes = DATASETS["moons"].classes
+    classes = find("moons").spec.classes
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, noise in zip(figure.subplots(1, len(NOISES), sharex=True, sharey=True), NOISES, strict=True):
-        x, y, *_ = sources.moons(RunConfig(model="moons", dataset="moons", noise=noise))
-        evaluation.draw_points(axes, {"all": (x, y)}, classes=classes)
+        x, y, *_ = find("moons").load(Path(), 0, noise=noise)
+        draw_points(axes, {"all": (x, y)}, classes=classes)
         axes.set_title(f"noise {noise:g}")
         axes.label_outer()
-    evaluation.point_legend(axes, {"all": (x, y)}, classes=classes)
+    point_legend(axes, {"all": (x, y)}, classes=classes)
     return figure
 
 
@@ -63,32 +63,32 @@ def tsne() -> Figure:
     images, labels = _digits()
     kept = labels < 6
     return evaluation.tsne(
-        images[kept].reshape(kept.sum(), -1), labels=labels[kept], classes=DATASETS["digits"].classes[:6], of="images"
+        images[kept].reshape(kept.sum(), -1), labels=labels[kept], classes=find("digits").spec.classes[:6], of="images"
     )
 
 
 def samples() -> Figure:
     """Draw five images of each digit, one column per class."""
     images, labels = _digits()
-    classes = DATASETS["digits"].classes
+    classes = find("digits").spec.classes
     num_rows = 5
     figure = Figure(figsize=(0.9 * len(classes), 0.9 * num_rows + 0.4), layout="constrained")
     grid = figure.subplots(num_rows, len(classes))
     for k, name in enumerate(classes):
         for axes, image in zip(grid[:, k], images[labels == k][:num_rows], strict=True):
-            evaluation.show_image(axes, image)
+            show_image(axes, image)
         grid[0, k].set_title(name)
     return figure
 
 
-def _digits() -> evaluation.Series:
-    x, y, *_ = sources.digits(RunConfig())
+def _digits() -> Series:
+    x, y, *_ = find("digits").load(Path(), 0)
     return x, y
 
 
 PICTURES: dict[str, tuple[str, Callable[[], Figure]]] = {
     "activations": (_ACTIVATIONS, activations),
-    "scatter": (f"{DATASETS['moons'].num_train} points of the data set moons, with less and more noise", scatter),
+    "scatter": (f"{find('moons').num_train} points of the data set moons, with less and more noise", scatter),
     "tsne": ("Raw pixels of scikit-learn's digits 0 to 5", tsne),
     "samples": ("Five images of each of scikit-learn's digits", samples),
 }

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TypeVar
 from urllib.parse import unquote
 
-from pipeline.config import UserError
+from pipeline.errors import UserError
 
 Answer = TypeVar("Answer")
 

@@ -1,24 +1,115 @@
-"""Rank 0 on another host than before: bring the run's configuration, checkpoints and rows here from MLflow.
+"""What MLflow has of a run, brought here: its sealed files for a later stage, or its checkpoints for a rank 0 on another host.
 
-`--upload_checkpoints true` puts them there. What this host has already is kept where it is as new.
+`--upload_checkpoints true` puts checkpoints there. What this host has already is kept where it is as new.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from pipeline import manifest
 from pipeline import run as run_folder
-from pipeline.config import UserError
+from pipeline.errors import UserError
+from pipeline.files import locked, remove, written_as
 from pipeline.output import say
+from pipeline.run import Run
 from pipeline.tracking import connection, runs
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.sender import NOT_METRICS
 
-_FETCHED = ("checkpoints", *run_folder.JOURNALS)  # what a takeover that was cut off may have left, before config.json
+_FETCHED = ("checkpoints", *manifest.JOURNALS)  # what a takeover that was cut off may have left, before config.json
+
+
+def find_run(text: str, *, stage: str = "") -> Run:
+    """Return the run that `--run` names: a run folder, or an MLflow run id whose artifacts are fetched if not here.
+
+    They are laid in `runs/<id>`. What `stage` makes anew is not checked. Raises UserError where there is no such run.
+    """
+    if not text:
+        raise UserError("run: nothing was given. Add --run FOLDER or --run MLFLOW_RUN_ID.")
+    if os.path.exists(text) or os.sep in text:
+        return Run.open(Path(text), stage=stage)
+    if not re.fullmatch("[0-9a-f]{32}", text):  # it becomes the name of a folder
+        raise UserError(
+            f"run={text[:100]} is neither a folder nor an MLflow run id (32 digits from 0 to f). Look it up with `mlflow ui`."
+        )
+    connection.configure()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    def get() -> Any:
+        try:
+            return mlflow.MlflowClient().get_run(text)
+        except MlflowException as error:
+            if not connection.is_missing(error):
+                raise
+            raise UserError(
+                f"run={text} is neither a folder nor a run at {connection.shown()}. "
+                "Look it up with `mlflow ui`, or set MLFLOW_TRACKING_URI to where it was trained."
+            ) from error
+
+    trained = Path(
+        connection.ask(get).data.tags.get("output_dir", "")
+    )  # a hint that anybody may have written: the folder has to agree
+    here = Path("runs") / text
+    for candidate in (trained, here):
+        if runs.is_folder_of(candidate, text):
+            return Run.open(candidate, stage=stage)
+    return _fetch_run(text, here)
+
+
+def _fetch_run(run_id: str, folder: Path) -> Run:
+    """Download what the run's manifest names, and nothing else, and give it its name when it is whole."""
+    from mlflow.exceptions import MlflowException
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    with locked(lock):
+        if runs.is_folder_of(folder, run_id):  # another process has fetched it meanwhile
+            remove(lock)
+            return Run.open(folder)
+        if folder.exists():
+            raise UserError(f"run={run_id} would be fetched into {folder}, which holds something else. Move that away.")
+        for path in folder.parent.iterdir():
+            if written_as(path.name) == folder.name:  # left by a process that was killed
+                remove(path)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            _download_sealed(run_id, temporary)
+            if (fetched := Run.open(temporary).mlflow_run_id) != run_id:
+                raise UserError(f"its config.json is of MLflow run {fetched}")
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+        except (MlflowException, OSError) as error:
+            raise UserError(f"run={run_id} has no artifacts that can be fetched: {connection.first_line(error)}") from error
+        except UserError as error:
+            raise UserError(
+                f"run={run_id}: what was fetched of it from {connection.shown()} cannot be used: {error}"
+            ) from error
+        finally:
+            remove(temporary)
+            remove(lock)
+    return Run.open(folder)
+
+
+def _download_sealed(run_id: str, folder: Path) -> None:
+    """Fetch the manifest of a run, what it names, and the journals."""
+    import mlflow
+
+    there = {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)}
+    if manifest.MANIFEST not in there:
+        raise UserError(f"it has no {manifest.MANIFEST} there, so it was not trained to the end, or not by this program")
+    mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=manifest.MANIFEST, dst_path=str(folder))
+    for name in (*manifest.read(folder)[1], *(there & set(manifest.JOURNALS))):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(path.parent))
 
 
 def take_over(folder: Path, *, job_id: str) -> None:
@@ -36,9 +127,9 @@ def take_over(folder: Path, *, job_id: str) -> None:
         run_id, step = found.info.run_id, int(found.data.tags["checkpoint_step"])
         if not run_folder.is_run_dir(folder):
             run_folder.ensure_new(folder, but=_FETCHED)
-        elif run_folder.open_run(folder, check=False).mlflow_run_id != run_id or _newest(folder) >= step:
+        elif Run.open(folder, check=False).mlflow_run_id != run_id or _newest(folder) >= step:
             return
-        _fetch(folder, run_id)
+        _fetch_checkpoints(folder, run_id)
     except MlflowException as error:
         if not run_folder.is_run_dir(folder):
             raise connection.unreachable_error(error) from error
@@ -62,19 +153,19 @@ def _newest(folder: Path) -> int:
     return max(steps, default=0)
 
 
-def _fetch(folder: Path, run_id: str) -> None:
+def _fetch_checkpoints(folder: Path, run_id: str) -> None:
     run_folder.ensure_writable(folder)
     with run_folder.locked(folder):
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".takeover."))
         try:
-            _download(run_id, temporary)
+            _download_checkpoints(run_id, temporary)
             (folder / "checkpoints").mkdir(exist_ok=True)
             for note in (temporary / "checkpoints").glob("slot-*.json"):
                 path = folder / "checkpoints" / f"step-{int(json.loads(note.read_text())['step']):09d}.pt"
                 if note.with_suffix(".pt").exists() and not path.with_suffix(".json").exists():
                     note.with_suffix(".pt").rename(path)
                     note.rename(path.with_suffix(".json"))
-            for name in (*run_folder.JOURNALS, "config.json"):  # it is a run once its config.json is there
+            for name in (*manifest.JOURNALS, "config.json"):  # it is a run once its config.json is there
                 if (temporary / name).exists() and not (folder / name).exists():
                     (temporary / name).rename(folder / name)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -83,15 +174,15 @@ def _fetch(folder: Path, run_id: str) -> None:
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        _add_rows(folder / run_folder.METRICS, run_id)
+        _add_rows(folder / manifest.METRICS, run_id)
 
 
-def _download(run_id: str, folder: Path) -> None:
+def _download_checkpoints(run_id: str, folder: Path) -> None:
     """Fetch what a resumed run needs. Raises ValueError if some of it names another run than `run_id`."""
     import mlflow
 
     names = {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)}
-    for name in sorted(names & {"config.json", "checkpoints", *run_folder.JOURNALS}):
+    for name in sorted(names & {"config.json", "checkpoints", *manifest.JOURNALS}):
         mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(folder))
     for path in (folder / "config.json", *(folder / "checkpoints").glob("slot-*.json")):
         if (owner := json.loads(path.read_text())["mlflow_run_id"]) != run_id:

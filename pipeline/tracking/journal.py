@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import files, manifest
 from pipeline import run as run_folder
-from pipeline.data.prepare import read_json
+from pipeline.files import read_json
 from pipeline.output import say
 
 _CHUNK = 1 << 18  # bytes of a journal that are read at once
@@ -78,7 +79,7 @@ class Outbox:
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self.folder, self.run_id = folder, run_id
-        self._path = folder / run_folder.TRACKING
+        self._path = folder / manifest.TRACKING
         self._complained = False
         self._lock = threading.Lock()
         self._state: dict[str, Any] = {"mlflow_run_id": run_id, "sent_bytes": {}, "parts": {}}
@@ -94,7 +95,7 @@ class Outbox:
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 say(f"{self._path} cannot be read ({error}): all rows are sent again", error=True)
         elif (folder / "manifest.json").exists():  # fetched from the server, so it has all that is here
-            sizes = {name: path.stat().st_size for name in run_folder.JOURNALS if (path := folder / name).exists()}
+            sizes = {name: path.stat().st_size for name in manifest.JOURNALS if (path := folder / name).exists()}
             self._state["sent_bytes"] = sizes
 
     def enqueue(self, part: str, value: Any) -> None:
@@ -125,7 +126,7 @@ class Outbox:
     def is_behind(self) -> bool:
         """Tell whether a part or a row waits."""
         with self._lock:
-            sizes = {name: path.stat().st_size for name in run_folder.JOURNALS if (path := self.folder / name).exists()}
+            sizes = {name: path.stat().st_size for name in manifest.JOURNALS if (path := self.folder / name).exists()}
             return any(part["sent"] < part["version"] for part in self._state["parts"].values()) or any(
                 self._state["sent_bytes"].get(name, 0) < size for name, size in sizes.items()
             )
@@ -146,7 +147,7 @@ class Outbox:
 
     def _save(self) -> None:
         try:
-            run_folder.write_json(self._path, self._state)
+            files.write_json(self._path, self._state)
         except OSError as error:
             if not self._complained:
                 say(f"{self._path} cannot be written ({error.strerror}); it is only in memory now", error=True)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Failure
+from pipeline.errors import Failure
 from pipeline.tracking import connection
 
 if TYPE_CHECKING:

@@ -1,14 +1,11 @@
-"""MLflow runs: begin one, find one again, fetch its files, close those that a kill left open."""
+"""MLflow runs: create one, search them, close those that a kill left open."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,10 @@ import psutil
 
 from pipeline import manifest
 from pipeline import run as run_folder
-from pipeline.config import UserError
-from pipeline.data.prepare import read_json
-from pipeline.files import remove, written_as
+from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.output import say
-from pipeline.run import Run
-from pipeline.tracking.connection import ask, first_line, is_missing, redacted, shown, unreachable_error
+from pipeline.tracking.connection import ask, is_missing, redacted, shown, unreachable_error
 from pipeline.tracking.connection import configure as configure
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{7,63}")  # MLflow's are 32 hexadecimal digits; a folder is named by the first eight
@@ -52,7 +47,7 @@ def create_run(*, dataset: str = "Default", output_dir: str = "") -> str:
         tags["mlflow.runName"] = name
     wrapper = os.environ.pop("MLFLOW_RUN_ID", None)
 
-    def open_run() -> str:
+    def new_run() -> str:
         client = MlflowClient()
         if wrapper:
             found = client.get_run(wrapper).data.tags  # `mlflow run` notes where the project came from, with the password
@@ -64,7 +59,7 @@ def create_run(*, dataset: str = "Default", output_dir: str = "") -> str:
             raise unreachable_error(f"it names a new run {str(run_id)[:80]!r}, which is no id")
         return str(run_id)
 
-    return ask(open_run)
+    return ask(new_run)
 
 
 def abort_run(run_id: str, status: str = "FAILED") -> None:
@@ -187,10 +182,10 @@ def close_abandoned(*, but: str = "", status: str = "KILLED") -> None:
     for run in list(search(f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'")):
         run_id, tags = run.info.run_id, run.data.tags
         folder = Path(tags["output_dir"]) if tags.get("output_dir") else None
-        begun = folder is not None and _is_folder_of(folder, run_id)
+        begun = folder is not None and is_folder_of(folder, run_id)
         if run_id == but or (run_folder.in_use(folder) if folder and begun else not _is_gone(tags)):
             continue
-        parts = _read(folder / run_folder.TRACKING).get("parts", {}) if folder and begun else {}
+        parts = _read(folder / manifest.TRACKING).get("parts", {}) if folder and begun else {}
         ended = parts.get("status", {}).get("value") or status
         MlflowClient().set_terminated(run_id, ended)
         where = folder if begun else "which had not begun"
@@ -218,7 +213,7 @@ def close_after_failure() -> None:
         say(f"MLflow cannot be told that the run failed: {error}", error=True)
 
 
-def _is_folder_of(folder: Path, run_id: str) -> bool:
+def is_folder_of(folder: Path, run_id: str) -> bool:
     return bool(_read(folder / "config.json").get("mlflow_run_id") == run_id)
 
 
@@ -228,93 +223,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def find_run(text: str, *, stage: str = "") -> Run:
-    """Return the run that `--run` names: a run folder, or an MLflow run id whose artifacts are fetched if not here.
-
-    They are laid in `runs/<id>`. What `stage` makes anew is not checked. Raises UserError where there is no such run.
-    """
-    if not text:
-        raise UserError("run: nothing was given. Add --run FOLDER or --run MLFLOW_RUN_ID.")
-    if os.path.exists(text) or os.sep in text:
-        return run_folder.open_run(Path(text), stage=stage)
-    if not re.fullmatch("[0-9a-f]{32}", text):  # it becomes the name of a folder
-        raise UserError(
-            f"run={text[:100]} is neither a folder nor an MLflow run id (32 digits from 0 to f). Look it up with `mlflow ui`."
-        )
-    configure()
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    def get() -> Any:
-        try:
-            return mlflow.MlflowClient().get_run(text)
-        except MlflowException as error:
-            if not is_missing(error):
-                raise
-            raise UserError(
-                f"run={text} is neither a folder nor a run at {shown()}. "
-                "Look it up with `mlflow ui`, or set MLFLOW_TRACKING_URI to where it was trained."
-            ) from error
-
-    trained = Path(ask(get).data.tags.get("output_dir", ""))  # a hint that anybody may have written: the folder has to agree
-    here = Path("runs") / text
-    for candidate in (trained, here):
-        if _is_folder_of(candidate, text):
-            return run_folder.open_run(candidate, stage=stage)
-    return _fetch(text, here)
-
-
-def _fetch(run_id: str, folder: Path) -> Run:
-    """Download what the run's manifest names, and nothing else, and give it its name when it is whole."""
-    from mlflow.exceptions import MlflowException
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder.parent):
-        if _is_folder_of(folder, run_id):  # another process has fetched it meanwhile
-            return run_folder.open_run(folder)
-        if folder.exists():
-            raise UserError(f"run={run_id} would be fetched into {folder}, which holds something else. Move that away.")
-        for path in folder.parent.iterdir():
-            if written_as(path.name) == folder.name:  # left by a process that was killed
-                remove(path)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            _download(run_id, temporary)
-            if (fetched := run_folder.open_run(temporary).mlflow_run_id) != run_id:
-                raise UserError(f"its config.json is of MLflow run {fetched}")
-            temporary.chmod(0o755)
-            temporary.rename(folder)
-        except (MlflowException, OSError) as error:
-            raise UserError(f"run={run_id} has no artifacts that can be fetched: {first_line(error)}") from error
-        except UserError as error:
-            raise UserError(f"run={run_id}: what was fetched of it from {shown()} cannot be used: {error}") from error
-        finally:
-            remove(temporary)
-    return run_folder.open_run(folder)
-
-
-def _download(run_id: str, folder: Path) -> None:
-    """Fetch the manifest of a run, what it names, and the journals."""
-    import mlflow
-
-    there = {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)}
-    if manifest.MANIFEST not in there:
-        raise UserError(f"it has no {manifest.MANIFEST} there, so it was not trained to the end, or not by this program")
-    mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=manifest.MANIFEST, dst_path=str(folder))
-    for name in (*manifest.read(folder)[1], *(there & set(run_folder.JOURNALS))):
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(path.parent))
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process fetches into a folder."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import manifest
-from pipeline import run as run_folder
 from pipeline.output import say
 from pipeline.tracking import connection, runs
 from pipeline.tracking.journal import Journal, Outbox
@@ -125,7 +124,7 @@ def _send_artifacts(client: Any, outbox: Outbox, _: Any) -> None:
 
 def _upload_journals(client: Any, outbox: Outbox) -> None:
     with tempfile.TemporaryDirectory(dir=outbox.folder, prefix=".upload.") as temporary:
-        for name in (*run_folder.JOURNALS, run_folder.LOG):
+        for name in (*manifest.JOURNALS, manifest.LOG):
             copy = Path(temporary) / name  # a file that grows while it is sent is longer than was announced
             if (outbox.folder / name).exists():
                 shutil.copyfile(outbox.folder / name, copy)
@@ -220,11 +219,11 @@ class Sender:
             problem = f"{type(error).__name__}: {connection.first_line(error)}"
             if not self.problem:
                 say(
-                    f"MLflow at {connection.shown()} does not take the figures ({problem}); {self._then}, and they "
+                    f"MLflow at {connection.shown()} does not take the metrics ({problem}); {self._then}, and they "
                     f"wait in {self._outbox.folder}",
                     error=True,
                 )  # fmt: skip
             return problem
         if self.problem:
-            say(f"MLflow answers again; {number} figures were sent", error=True)
+            say(f"MLflow answers again; {number} metrics were sent", error=True)
         return ""

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__, distributed, signals
+from pipeline import __version__, distributed, manifest, signals
 from pipeline import run as run_folder
-from pipeline.config import Failure, RunConfig, UserError, applicable
+from pipeline.config import RunConfig
+from pipeline.errors import Failure, UserError
 from pipeline.output import say
+from pipeline.resolve import applicable
 from pipeline.run import Run
 from pipeline.signals import Interrupted
 from pipeline.tracking import connection, monitor, runs
@@ -28,7 +30,7 @@ _CLOSING = {"FINISHED": None, "FAILED": 20.0, "KILLED": 6.0}  # s to wait for a 
 class NullTracker:
     """What a rank holds that does not track: takes everything, does nothing."""
 
-    problem = ""  # why MLflow does not take the figures, where that is fatal
+    problem = ""  # why MLflow does not take the metrics, where that is fatal
 
     def log(self, row: Row) -> None: ...
 
@@ -66,7 +68,7 @@ class Tracker(NullTracker):
         self.folder, self.run_id, self.strict = folder, run_id, strict
         self._upload_checkpoints = upload_checkpoints
         self.outbox = Outbox(folder, run_id)
-        self.metrics, self.system = (Journal(folder / name) for name in run_folder.JOURNALS)
+        self.metrics, self.system = (Journal(folder / name) for name in manifest.JOURNALS)
         rows = self.metrics.all_rows()
         self.last_step = max((int(row["step"]) for row in rows), default=0)
         self._known = {(row["step"], name): value for row in rows for name, value in row.items() if name not in NOT_METRICS}
@@ -83,7 +85,7 @@ class Tracker(NullTracker):
         if any(name not in NOT_METRICS for name in new):
             self.metrics.append(new)
 
-    def log_figures(self, figures: Mapping[str, float]) -> None:
+    def log_metrics(self, figures: Mapping[str, float]) -> None:
         """Write figures of the finished model; those that stand there already are left out.
 
         They are of step 0: of no step, MLflow shows a bar with the value and not a dot.
@@ -165,9 +167,8 @@ def training_run(run: Run, tags: Mapping[str, object], *, dataset: Mapping[str, 
             yield tracker
             status = "FINISHED"
         except Interrupted as stop:  # the launcher stops the ranks that are left when one has failed
-            failed = stop.__context__ is not None and not isinstance(
-                stop.__context__, Interrupted
-            )  # a second signal is no failure
+            cause = stop.__context__
+            failed = cause is not None and not isinstance(cause, Interrupted)  # a second signal is no failure
             status = "FAILED" if failed or distributed.another_rank_failed() else "KILLED"
             raise
         finally:
@@ -218,14 +219,14 @@ def send_rest(run: Run) -> None:
 
 def sync(folder: Path) -> int:
     """Send what a run could not send while it ran; return the number of figures. Raises Failure where MLflow refuses it."""
-    run = run_folder.open_run(folder, check=False)
+    run = Run.open(folder, check=False)
     with run_folder.locked(folder):
         connection.configure()
         outbox = Outbox(folder, run.mlflow_run_id)
         if outbox.value("reopened") and not outbox.value("status"):
             outbox.enqueue("status", "KILLED")  # nobody holds the folder, and nobody said how it ended
         try:
-            return send(outbox, [Journal(folder / name) for name in run_folder.JOURNALS])
+            return send(outbox, [Journal(folder / name) for name in manifest.JOURNALS])
         except Exception as error:  # whatever a server, a proxy or a store raises
             raise Failure(f"MLflow at {connection.shown()} has not taken everything: {connection.first_line(error)}") from error
 
@@ -250,7 +251,7 @@ def git_state() -> tuple[str, bool]:
 def environment_tags(run: Run, *, world_size: int, device: str, dirty: bool) -> dict[str, Any]:
     """Return the tags that tell where a run's files came from."""
     return {
-        "git_commit": run.git_commit or "unknown", "git_dirty": str(dirty).lower(), "data_sha256": run.data["data_sha256"],
+        "git_commit": run.git_commit or "unknown", "git_dirty": str(dirty).lower(), "data_sha256": run.data.sha256,
         **runs.owner(), "world_size": world_size, "device": device,
         "restarts": distributed.num_restarts(), "job_id": os.environ.get("TORCHELASTIC_RUN_ID", ""),
         "output_dir": run.folder.resolve(), "trainyard_version": __version__,

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from export.artifacts import export_run
 from models import MODELS
+from pipeline import manifest
 from pipeline import run as run_folder
-from pipeline.config import RunConfig, resolve
-from pipeline.data.prepare import prepare, read_manifest
+from pipeline.data.prepare import prepare, read_spec
+from pipeline.resolve import resolve
+from pipeline.run import Run
 
-_GRADIENTS = next(f for f in dataclasses.fields(RunConfig) if f.name == "gradient").metadata["choices"]
-VARIANTS = [m for m in MODELS if "gradient" not in MODELS[m].options] + [
-    f"{m}-{gradient}" for m in MODELS if "gradient" in MODELS[m].options for gradient in _GRADIENTS
-]
+GRADIENTS = ("manual", "autograd", "linear")
+VARIANTS = [*(m for m in MODELS if m != "polynomial"), *(f"polynomial-{gradient}" for gradient in GRADIENTS)]
 ONE_EACH = list({variant.partition("-")[0]: variant for variant in VARIANTS}.values())
 
 
@@ -27,7 +25,7 @@ ONE_EACH = list({variant.partition("-")[0]: variant for variant in VARIANTS}.val
 class Trained:
     """A run folder and the prepared data it stands on."""
 
-    run: run_folder.Run
+    run: Run
     data: Path
 
 
@@ -40,14 +38,11 @@ def make_run(cache_dir: Path) -> MakeRun:
 
     def make(variant: str, folder: Path) -> Trained:
         model, _, gradient = variant.partition("-")
-        flags = {"model": model, "cache_dir": str(cache_dir)} | ({"gradient": gradient} if gradient else {})
+        flags = {"model": model, "cache_dir": str(cache_dir)} | ({"model_args": f"gradient={gradient}"} if gradient else {})
         config = resolve(flags)
         data = prepare(config)
-        run = run_folder.create(
-            folder, config=config, mlflow_run_id="0123456789abcdef" * 2, git_commit="a" * 40, data=read_manifest(data)
-        )
-        torch.manual_seed(1)
-        run_folder.save_weights(folder / run_folder.WEIGHTS, run.build_model().state_dict(), run_id=run.mlflow_run_id)
+        run = Run.create(folder, config=config, mlflow_run_id="0123456789abcdef" * 2, git_commit="a" * 40, data=read_spec(data))
+        run_folder.save_weights(folder / manifest.WEIGHTS, run.build_model().state_dict(), run_id=run.mlflow_run_id)
         return Trained(run, data)
 
     return make

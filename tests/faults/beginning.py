@@ -17,14 +17,14 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from pipeline import run as run_folder
 from pipeline.cli import main
+from pipeline.run import Run
 from pipeline.tracking import sender
 from pipeline.tracking.tracker import Tracker
 from tests.faults.inject import forked
 
 PLACES: dict[str, tuple[Any, str]] = {  # what is called, in this order
-    "create_run": (MlflowClient, "create_run"), "store.create": (run_folder, "create"), "begin": (Tracker, "begin"),
+    "create_run": (MlflowClient, "create_run"), "Run.create": (Run, "create"), "begin": (Tracker, "begin"),
     "send": (sender, "_send_part"),
 }  # fmt: skip
 
@@ -53,7 +53,7 @@ def _begin(folder: str, cache_dir: str, place: str, wrapper: str) -> None:
     else:
         create = MlflowClient.create_run
         MlflowClient.create_run = lambda *a, **k: _note(create(*a, **k))  # type: ignore[method-assign]
-        _kill_in(*PLACES[place], before=place not in ("create_run", "store.create"))
+        _kill_in(*PLACES[place], before=place not in ("create_run", "Run.create"))
     output = ["--output_dir", folder] if place in ("create_run", "send") else []  # a folder that is known, or not yet
     main(["train", "--model", "polynomial", "--epochs", "1", "--cache_dir", cache_dir, *output])
 

@@ -24,9 +24,10 @@ from typing import Any
 
 import torch
 
-from pipeline import manifest, signals
+from pipeline import files, manifest, signals
 from pipeline import run as run_folder
 from pipeline.cli import main
+from pipeline.run import Run
 from tests.faults import inject
 
 forked = partial(inject.forked, seconds=600)
@@ -76,7 +77,7 @@ class Hook:
 
 def rows(folder: Path) -> Counter[tuple[Any, ...]]:
     """Return each figure of a run's journal with how often it stands there, without what a clock says."""
-    found = run_folder.parse_rows((folder / run_folder.METRICS).read_bytes(), folder / run_folder.METRICS)
+    found = run_folder.parse_rows((folder / manifest.METRICS).read_bytes(), folder / manifest.METRICS)
     figures = [(row["step"], k, v) for row in found for k, v in row.items() if k not in CLOCKS and "latency" not in k]
     return Counter(figure for figure in figures if figure[1] not in ("step", "epoch"))
 
@@ -91,14 +92,14 @@ def _report(folder: Path) -> Any:
 
 def differences(folder: Path, whole: Path) -> list[str]:
     """Return what of a run is otherwise than in the run that was never cut off."""
-    run_folder.open_run(folder)
+    Run.open(folder)
     sealed, expected = (manifest.read(f)[1] for f in (folder, whole))
     found = list(sealed.keys() ^ expected.keys())
     found += [name for name in sealed.keys() & expected.keys() if "parity" not in name and sealed[name] != expected[name]]
     found += ["parity"] * (_report(folder) != _report(whole))
     found += [str(figure) for figure in (rows(folder) - rows(whole)) + (rows(whole) - rows(folder))]
     found += [f"leftover {p.relative_to(folder)}" for p in folder.rglob(".*") if p.name != ".lock"]
-    parts = json.loads((folder / run_folder.TRACKING).read_text())["parts"]
+    parts = json.loads((folder / manifest.TRACKING).read_text())["parts"]
     found += [f"{name} waits" for name, part in parts.items() if part["sent"] < part["version"]]
     return found
 
@@ -118,11 +119,11 @@ def _never(name: str, number: int, after: bool) -> None: ...
 
 def _forget_what_was_sent(folder: Path) -> None:
     """Have `sync` something to do: as if no server had answered while the training went on."""
-    note = json.loads((folder / run_folder.TRACKING).read_text())
+    note = json.loads((folder / manifest.TRACKING).read_text())
     note["sent_bytes"] = {}
     for part in note["parts"].values():
         part["sent"] = 0
-    run_folder.write_json(folder / run_folder.TRACKING, note)
+    files.write_json(folder / manifest.TRACKING, note)
 
 
 def cut(base: Path, cache_dir: str, stage: str, signals: list[str]) -> Iterator[dict[str, Any]]:

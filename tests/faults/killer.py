@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline import run as run_folder
-from pipeline.config import resolve
+from pipeline import files, manifest
+from pipeline.resolve import resolve
 from pipeline.signals import install as install_signals
 from tests.faults.inject import HOOKS, STEP, arm, forked
 from tests.trainings import fit
@@ -31,7 +31,9 @@ Fault = tuple[str, int, bool, str]  # hook, call, after it, kind
 
 def train(folder: Path, cache_dir: str) -> None:
     """Train, or go on from the newest checkpoint."""
-    config = resolve({"model": "mlp", "epochs": "4", "dropout": "0.3", "cache_dir": cache_dir, "checkpoint_every": "3"})
+    config = resolve(
+        {"model": "mlp", "epochs": "4", "model_args": "dropout=0.3", "cache_dir": cache_dir, "checkpoint_every": "3"}
+    )
     fit(config, folder)
 
 
@@ -67,7 +69,7 @@ def main(base: Path, cache_dir: str, mode: str, count: int, seed: int) -> None:
     importlib.import_module("torch._dynamo")  # an optimizer needs it: import it once, not in every child
     whole = base / "whole"
     assert forked(lambda: train(whole, cache_dir)) == 0
-    expected = run_folder.sha256(whole / run_folder.LAST_WEIGHTS)
+    expected = files.sha256(whole / manifest.LAST_WEIGHTS)
     for number, faults in enumerate(MODES[mode](count, random.Random(seed))):
         folder = base / f"run{number}"
         statuses, steps = [], []
@@ -81,7 +83,7 @@ def main(base: Path, cache_dir: str, mode: str, count: int, seed: int) -> None:
             statuses.append(os.waitstatus_to_exitcode(forked(struck, errors=base / "errors")))
             steps.append(max([int(p.stem[5:]) for p in (folder / "checkpoints").glob("step-*.json")], default=0))
         ended = forked(lambda: train(folder, cache_dir))  # noqa: B023
-        same = ended == 0 and run_folder.sha256(folder / run_folder.LAST_WEIGHTS) == expected
+        same = ended == 0 and files.sha256(folder / manifest.LAST_WEIGHTS) == expected
         print(json.dumps({"run": number, "faults": faults, "statuses": statuses, "steps": steps, "same": same}), flush=True)
 
 

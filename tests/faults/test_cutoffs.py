@@ -17,7 +17,6 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline import manifest
-from pipeline import run as run_folder
 from pipeline.cli import main
 from pipeline.run import Run
 from tests.faults.cutter import STAGES, Hook, differences
@@ -82,7 +81,7 @@ def test_a_stage_that_ends_behind_any_file_write_can_be_done_again(
         assert _again(command, whole, cache_dir) == 0
     assert hook.wrong == [], "a sealed file was written over"
     whole = whole.rename(tmp_path / "whole")
-    places = [(n, k + 1) for n, count in Counter(hook.names).items() if n != run_folder.TRACKING for k in range(count)]
+    places = [(n, k + 1) for n, count in Counter(hook.names).items() if n != manifest.TRACKING for k in range(count)]
     assert len(places) >= 6
     for place in places:
         folder = tmp_path / "run"
@@ -94,7 +93,7 @@ def test_a_stage_that_ends_behind_any_file_write_can_be_done_again(
 
         with pytest.raises(Cut), Hook(strike):
             _again(command, folder, cache_dir)
-        run_folder.open_run(folder)
+        Run.open(folder)
         assert _again(command, folder, cache_dir) == 0
         assert differences(folder, whole) == [], place
         shutil.rmtree(folder)
@@ -121,7 +120,7 @@ def test_an_mlflow_that_takes_no_model_bricks_nothing(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(proven, folder)
-    experiment = MlflowClient().get_run(run_folder.open_run(folder).mlflow_run_id).info.experiment_id
+    experiment = MlflowClient().get_run(Run.open(folder).mlflow_run_id).info.experiment_id
     models = Path(MlflowClient().get_experiment(experiment).artifact_location.removeprefix("file://")) / "models"
     models.rename(models.with_name("kept"))
     models.write_text("a file where MLflow's folder of models should be")
@@ -165,7 +164,7 @@ def test_a_file_that_a_stage_makes_anew_is_no_obstacle_to_that_stage_and_one_to_
     if stage != "verify":
         assert _again(stage, folder, cache_dir) == 0
         assert differences(folder, proven) == ([] if stage == "evaluate" else differences(folder, proven))
-        run_folder.open_run(folder)
+        Run.open(folder)
 
 
 def test_a_proof_without_an_export_that_came_to_its_end_says_what_to_do(

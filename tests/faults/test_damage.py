@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from pipeline import checkpoint
-from pipeline import run as run_folder
 from pipeline.cli import main
-from pipeline.config import UserError
 from pipeline.data.prepare import is_intact, prepare
+from pipeline.errors import UserError
 from pipeline.run import Run
 from pipeline.tracking import sender
 from pipeline.tracking.journal import Journal, Outbox
@@ -28,20 +27,20 @@ KINDS = ("flip", "truncate", "empty", "missing")
 
 
 def _open(folder: Path) -> None:
-    run_folder.open_run(folder)
+    Run.open(folder)
 
 
 def _newest(folder: Path) -> None:
-    """A damaged newest checkpoint is passed over; that another one is taken counts as found."""
+    """A damaged newest checkpoint is skipped; that another one is taken counts as found."""
     newest = max(int(path.stem[5:]) for path in (folder / "checkpoints").glob("step-*.*"))
-    found = checkpoint.newest_checkpoint(folder, run_id=run_folder.open_run(folder, check=False).mlflow_run_id)
+    found = checkpoint.newest_checkpoint(folder, run_id=Run.open(folder, check=False).mlflow_run_id)
     if found is None or found[1]["state"]["step"] < newest:
         raise UserError("the newest one is damaged")
 
 
 def _resumable(folder: Path) -> None:
     """What `--resume true` reads first, of a run that never ended."""
-    run_folder.open_run(folder, check=False)
+    Run.open(folder, check=False)
 
 
 FILES: dict[str, Callable[[Path], None]] = {

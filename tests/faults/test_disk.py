@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import run as run_folder
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.cli import main
-from pipeline.config import Failure
 from pipeline.data.spill import scratch
+from pipeline.errors import Failure
+from pipeline.run import Run
 from tests.conftest import read_rows
 
 pytestmark = pytest.mark.timeout(200)
@@ -43,7 +43,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def _train(folder: Path, cache_dir: Path, *flags: str) -> subprocess.Popen[str]:
-    words = ["--model", "moons", "--batch_size", "4", "--epochs", "20", "--checkpoint_every", "100"]
+    words = ["--model", "two_layer", "--batch_size", "4", "--epochs", "20", "--checkpoint_every", "100"]
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline", "train", *words, "--output_dir", str(folder), "--cache_dir", str(cache_dir), *flags],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -110,10 +110,10 @@ def test_a_disk_that_fills_up_in_mid_run_fails_the_save_and_keeps_the_checkpoint
         process.kill()
     assert process.returncode == 1 and "Traceback" not in told, told
     assert "No space left on device); the one before it is kept, and training goes on" in told
-    assert "Make room or mend the access, and go on: --resume true." in " ".join(told.split())
-    before = newest_checkpoint(run, run_id=run_folder.open_run(run, check=False).mlflow_run_id)
+    assert "Free some space or fix the permissions, then rerun with --resume true." in " ".join(told.split())
+    before = newest_checkpoint(run, run_id=Run.open(run, check=False).mlflow_run_id)
     assert before and 100 <= before[1]["state"]["step"] < 3200
     (disk / "ballast").unlink()
     assert main(["train", "--output_dir", str(run), "--resume", "true", "--cache_dir", str(cache_dir)]) == 0
-    steps = [row["step"] for row in read_rows(run_folder.open_run(run).folder) if "train/loss" in row]
+    steps = [row["step"] for row in read_rows(Run.open(run).folder) if "train/loss" in row]
     assert steps == list(range(10, 3201, 10))

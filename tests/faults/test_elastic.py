@@ -14,7 +14,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import run as run_folder
+from pipeline import manifest
+from pipeline.run import Run
 from tests.conftest import all_runs, read_rows
 from tests.trainings import same_weights
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.timeout(240)
 @contextmanager
 def _job(cache_dir: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, psutil.Process]]]:
     """Start a training on two ranks and yield it, and its ranks by number, after the first epoch."""
-    words = ["--model", "moons", "--batch_size", "4", "--epochs", "8", "--nproc", "2", "--output_dir", "run", *flags]
+    words = ["--model", "two_layer", "--batch_size", "4", "--epochs", "8", "--nproc", "2", "--output_dir", "run", *flags]
     with Path("stderr").open("w") as error:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipeline", "train", *words, "--cache_dir", str(cache_dir)],
@@ -46,7 +47,7 @@ def _job(cache_dir: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], 
 
 
 def _status() -> str:
-    return str(MlflowClient().get_run(run_folder.open_run(Path("run"), check=False).mlflow_run_id).info.status)
+    return str(MlflowClient().get_run(Run.open(Path("run"), check=False).mlflow_run_id).info.status)
 
 
 @pytest.mark.slow
@@ -60,7 +61,7 @@ def test_a_killed_worker_leads_to_a_restart_from_the_last_checkpoint_into_the_sa
     losses = [(row["step"], row["train/loss"]) for row in read_rows(Path("run")) if "train/loss" in row]
     assert [step for step, _ in losses] == sorted({step for step, _ in losses}) and losses[-1][0] == 8 * 160
     assert np.isfinite([loss for _, loss in losses]).all()
-    run = MlflowClient().get_run(run_folder.open_run(Path("run")).mlflow_run_id)
+    run = MlflowClient().get_run(Run.open(Path("run")).mlflow_run_id)
     assert run.data.tags["restarts"] == "1"
 
 
@@ -83,7 +84,7 @@ def test_a_hung_rank_is_found_named_and_restarted(cache_dir: Path) -> None:
 
 def _train_on_two(cache_dir: Path, folder: str, *fault: str) -> subprocess.CompletedProcess[str]:
     """Train on two ranks under our launcher, with a fault in one of them, and one restart."""
-    train = ["train", "--model", "moons", "--batch_size", "8", "--epochs", "5", "--output_dir", folder, "--cache_dir",
+    train = ["train", "--model", "two_layer", "--batch_size", "8", "--epochs", "5", "--output_dir", folder, "--cache_dir",
              str(cache_dir), "--checkpoint_every", "50", "--collective_timeout", "5"]  # fmt: skip
     code = "import sys; from pipeline.distributed import launch; sys.exit(launch(sys.argv[1:], 2, max_restarts=1))"
     return subprocess.run(
@@ -98,7 +99,7 @@ def whole(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     done = _train_on_two(cache_dir, str(folder))
     assert done.returncode == 0, done.stderr
-    return folder / run_folder.LAST_WEIGHTS
+    return folder / manifest.LAST_WEIGHTS
 
 
 @pytest.mark.parametrize(
@@ -117,8 +118,8 @@ def test_a_rank_that_dies_or_hangs_at_a_step_or_in_a_save_changes_no_bit_of_the_
 ) -> None:
     done = _train_on_two(cache_dir, "run", *fault)
     assert done.returncode == 0, done.stderr
-    assert same_weights(Path("run") / run_folder.LAST_WEIGHTS, whole) and _status() == "FINISHED"
-    assert MlflowClient().get_run(run_folder.open_run(Path("run")).mlflow_run_id).data.tags["restarts"] == "1"
+    assert same_weights(Path("run") / manifest.LAST_WEIGHTS, whole) and _status() == "FINISHED"
+    assert MlflowClient().get_run(Run.open(Path("run")).mlflow_run_id).data.tags["restarts"] == "1"
     if fault[-1] == "SIGTERM":
         assert "stopped at step 240; the checkpoint is written" in done.stdout
     if fault[-1] == "hang":

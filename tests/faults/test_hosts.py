@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import run as run_folder
+from pipeline.run import Run
 from tests.conftest import all_runs, read_rows
 from tests.hosts import GATEWAY, Host, two_hosts
 from tests.servers import mlflow_server
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 EPOCHS = 60
 STEPS = EPOCHS * 160
-TRAIN = ["train", "--model", "moons", "--batch_size", "4", "--epochs", str(EPOCHS), "--output_dir", "run",
+TRAIN = ["train", "--model", "two_layer", "--batch_size", "4", "--epochs", str(EPOCHS), "--output_dir", "run",
          "--cache_dir", "cache", "--checkpoint_every", "40", "--collective_timeout", "20", "--device", "cpu"]  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def _c10d(first: Host, nodes: str) -> tuple[str, ...]:
 
 def _assert_one_whole_run(server: str, folder: Path) -> str:
     (found,) = all_runs(server)
-    run = run_folder.open_run(folder)
+    run = Run.open(folder)
     assert run.mlflow_run_id == found.info.run_id and found.info.status == "FINISHED"
     for name in ("train/loss", "val/loss", "test/accuracy"):
         rows = [(row["step"], row[name]) for row in read_rows(folder) if name in row]

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from pipeline import run as run_folder
 from pipeline import signals
 from pipeline.cli import main
+from pipeline.run import Run
 from pipeline.tracking import runs, sender
 from pipeline.tracking.sender import NOT_METRICS
 from tests.conftest import read_rows
@@ -23,7 +24,7 @@ from tests.servers import FAULTS, Proxy, mlflow_server
 pytestmark = pytest.mark.timeout(300)
 
 EPOCHS = 6
-FLAGS = ["--model", "moons", "--batch_size", "4", "--epochs", str(EPOCHS), "--output_dir", "run"]
+FLAGS = ["--model", "two_layer", "--batch_size", "4", "--epochs", str(EPOCHS), "--output_dir", "run"]
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +78,10 @@ def _train(cache_dir: Path, *flags: str) -> int:
 
 
 def _assert_everything_is_there_once(server: str) -> None:
-    run = run_folder.open_run(Path("run"), check=False)
+    run = Run.open(Path("run"), check=False)
     client = MlflowClient(server)
     found = client.get_run(run.mlflow_run_id)
-    assert found.info.status == "FINISHED" and found.data.params["model"] == "moons"
+    assert found.info.status == "FINISHED" and found.data.params["model"] == "two_layer"
     assert found.data.tags["world_size"] == "1" and len(found.inputs.dataset_inputs) == 1
     rows = read_rows(run.folder)
     steps = [row["step"] for row in rows if "train/loss" in row]
@@ -99,15 +100,15 @@ def test_a_server_that_fails_in_mid_run_loses_no_figure(
     with _When({1: lambda: proxy.fail(fault)}):
         assert _train(cache_dir) == 0
     told = capfd.readouterr().err
-    assert f"MLflow at {proxy.uri} does not take the figures" in told and "Traceback" not in told
+    assert f"MLflow at {proxy.uri} does not take the metrics" in told and "Traceback" not in told
     assert "Send it later: python -m pipeline sync --run run" in told
     assert proxy.failed or fault == "refuse"
     proxy.fail("")
     assert main(["sync", "--run", "run"]) == 0
-    assert "figures sent" in capfd.readouterr().out
+    assert "metrics sent" in capfd.readouterr().out
     _assert_everything_is_there_once(server)
     assert main(["sync", "--run", "run"]) == 0
-    assert "run: 0 figures sent" in capfd.readouterr().out
+    assert "run: 0 metrics sent" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("fault", [pytest.param("refuse", marks=pytest.mark.slow), "lost answers"])
@@ -124,7 +125,7 @@ def test_strict_tracking_ends_the_training_with_a_checkpoint(proxy: Proxy, cache
     with _When({1: lambda: proxy.fail("500")}):
         assert _train(cache_dir, "--epochs", "400", "--strict_tracking", "true") == 1
     told = capfd.readouterr().err
-    assert "strict_tracking=true, and MLflow does not take the figures" in told
+    assert "strict_tracking=true, and MLflow does not take the metrics" in told
     assert "goes on" not in told, told
     assert list(Path("run/checkpoints").glob("*.pt"))
 
@@ -132,9 +133,9 @@ def test_strict_tracking_ends_the_training_with_a_checkpoint(proxy: Proxy, cache
 def test_a_stopped_run_goes_on_without_a_server_and_is_sent_whole_later(
     proxy: Proxy, server: str, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with _When({1: lambda: monkeypatch.setattr(signals, "_noted", 15)}):
+    with _When({1: lambda: monkeypatch.setattr(signals, "_pending", 15)}):
         assert _train(cache_dir) == 143
-    run_id = run_folder.open_run(Path("run"), check=False).mlflow_run_id
+    run_id = Run.open(Path("run"), check=False).mlflow_run_id
     assert MlflowClient(server).get_run(run_id).info.status == "KILLED"
     proxy.fail("refuse")
     assert main(["train", "--output_dir", "run", "--resume", "true", "--cache_dir", str(cache_dir)]) == 0
@@ -150,7 +151,7 @@ def test_a_server_that_hangs_does_not_hold_up_a_stop(
 
     def stop() -> None:
         stopped.append(time.monotonic())
-        monkeypatch.setattr(signals, "_noted", 15)
+        monkeypatch.setattr(signals, "_pending", 15)
 
     with _When({1: lambda: proxy.fail("hang"), 3: stop}):
         assert _train(cache_dir) == 143

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import run as run_folder
+from pipeline import manifest
 from pipeline.cli import main
 from pipeline.run import Run
 
@@ -26,9 +26,9 @@ CLOSED = 'exec "$@" >&- 2>&- <&-'  # of a shell: all three streams are closed fr
 
 def _assert_whole(folder: Path = Path("run")) -> list[str]:
     """Check that a training has come to its end, and return the lines of its log."""
-    run = run_folder.open_run(folder)
+    run = Run.open(folder)
     assert MlflowClient().get_run(run.mlflow_run_id).info.status == "FINISHED"
-    lines = (folder / run_folder.LOG).read_text().splitlines()
+    lines = (folder / manifest.LOG).read_text().splitlines()
     assert any(line.startswith("epoch 3/3  loss ") for line in lines)
     assert lines[-1].startswith("next: ")
     return lines
@@ -91,7 +91,7 @@ def test_the_other_commands_go_on_too(trained: Callable[[str], Run], cache_dir: 
         words, folder = [command, *TRAIN, str(cache_dir)], Path("run")
     elif command == "verify":
         assert subprocess.run([*PIPELINE, "export", "--run", folder], timeout=100, check=False).returncode == 0
-    before = (folder / run_folder.LOG).stat().st_size if (folder / run_folder.LOG).exists() else 0
+    before = (folder / manifest.LOG).stat().st_size if (folder / manifest.LOG).exists() else 0
     if kind == "pipe":
         reader, writer = os.pipe()
         os.close(reader)
@@ -100,8 +100,8 @@ def test_the_other_commands_go_on_too(trained: Callable[[str], Run], cache_dir: 
         assert process.wait(timeout=100) == 0
     else:
         assert subprocess.run(["sh", "-c", CLOSED, "sh", *PIPELINE, *words], timeout=100, check=False).returncode == 0
-    run_folder.open_run(folder)
-    assert (folder / run_folder.LOG).stat().st_size > before
+    Run.open(folder)
+    assert (folder / manifest.LOG).stat().st_size > before
 
 
 @pytest.mark.parametrize("words", ["--help", "train --help", "--version", "train --lr x"])
@@ -139,4 +139,4 @@ def test_a_terminal_that_knows_only_ascii_gets_every_word() -> None:
 def test_a_failure_and_its_reason_are_in_the_log(cache_dir: Path) -> None:
     words = ["--model", "polynomial", "--loss", "sse", "--lr", "1", "--output_dir", "run", "--cache_dir", str(cache_dir)]
     assert main(["train", *words]) == 1
-    assert "the training diverged" in (Path("run") / run_folder.LOG).read_text()
+    assert "the training diverged" in (Path("run") / manifest.LOG).read_text()

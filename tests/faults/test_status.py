@@ -16,8 +16,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import run as run_folder
 from pipeline.cli import main
+from pipeline.run import Run
 from pipeline.tracking import runs
 from pipeline.tracking.sender import NOT_METRICS
 from tests.conftest import read_rows
@@ -26,7 +26,7 @@ from tests.faults.beginning import PLACES
 pytestmark = pytest.mark.timeout(200)
 
 
-FLAGS = ["--model", "moons", "--batch_size", "4", "--output_dir", "run", "--checkpoint_every", "100"]
+FLAGS = ["--model", "two_layer", "--batch_size", "4", "--output_dir", "run", "--checkpoint_every", "100"]
 
 _STRUCK = """
 from pipeline.cli import main
@@ -42,7 +42,7 @@ def killed(cache_dir: Path) -> str:
     words = ["train", *FLAGS, "--epochs", "30", "--cache_dir", str(cache_dir)]
     done = subprocess.run([sys.executable, "-c", _STRUCK.format(words=words)], capture_output=True, timeout=180, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    return run_folder.open_run(Path("run"), check=False).mlflow_run_id
+    return Run.open(Path("run"), check=False).mlflow_run_id
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def killed_rank(cache_dir: Path) -> Iterator[tuple[int, str]]:
         process.communicate(timeout=120)
     finally:
         process.kill()
-    yield process.returncode, run_folder.open_run(Path("run"), check=False).mlflow_run_id
+    yield process.returncode, Run.open(Path("run"), check=False).mlflow_run_id
 
 
 def _status(run_id: str) -> str:
@@ -127,7 +127,7 @@ def test_only_a_run_whose_folder_nobody_holds_is_closed() -> None:
 def test_a_run_that_another_process_still_works_on_is_left_alone(cache_dir: Path) -> None:
     words = [
         "--model",
-        "moons",
+        "two_layer",
         "--batch_size",
         "2",
         "--epochs",
@@ -145,7 +145,7 @@ def test_a_run_that_another_process_still_works_on_is_left_alone(cache_dir: Path
         for line in process.stdout:
             if line.startswith("epoch"):
                 break
-        run_id = run_folder.open_run(Path("run"), check=False).mlflow_run_id
+        run_id = Run.open(Path("run"), check=False).mlflow_run_id
         assert main(["train", "--model", "polynomial", "--epochs", "1", "--cache_dir", str(cache_dir)]) == 0
         assert _status(run_id) == "RUNNING"
     finally:

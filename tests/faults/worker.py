@@ -1,6 +1,6 @@
 """`python -m pipeline`, with a fault in one rank of the first start. Before `--` stand RANK HOOK CALL before|after KIND.
 
-python -m tests.faults.worker 1 step 300 before SIGKILL -- train --model moons
+python -m tests.faults.worker 1 step 300 before SIGKILL -- train --model two_layer
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from models import build_model
+import models
 from models.polynomial import Polynomial, _Cubic, _SquaredError, coefficients, formula
 from models.wrapper import Model
+from pipeline.data import find
 
 GRADIENTS = ("manual", "autograd", "linear")
 
@@ -53,13 +55,8 @@ def test_manual_autograd_and_linear_walk_the_same_path() -> None:
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_formula_is_in_the_raw_input_though_the_model_standardizes(gradient: str) -> None:
     torch.manual_seed(1)
-    model = build_model(
-        "polynomial",
-        input_shape=(1,),
-        num_outputs=1,
-        preprocess={"mean": [0.7], "std": [1.9]},
-        options={"gradient": gradient},
-    )
+    data = dataclasses.replace(find("sine").spec, mean=(0.7,), std=(1.9,))
+    model = models.build("polynomial", data, {"gradient": gradient}, preprocess="standardize")
     assert isinstance(model, Model)
     x = torch.linspace(-3, 3, 50)[:, None]
     a, b, c, d = coefficients(model)

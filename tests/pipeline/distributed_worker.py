@@ -15,26 +15,25 @@ import torch
 from torch import nn
 
 from pipeline import distributed, signals
-from pipeline.config import resolve
 from pipeline.data.loader import open_split
 from pipeline.data.prepare import prepare
 from pipeline.distributed import Ranks
 from pipeline.evaluate import measure
-from pipeline.losses import loss_sum
 from pipeline.progress import Progress
+from pipeline.resolve import resolve
 from pipeline.signals import Interrupted
 from tests.trainings import begin, curve, losses
 
 CASES: dict[str, dict[str, str]] = {  # 20 steps or more each; no batch size or data set divides by 2 and by 3
     "mean loss": {"model": "mlp", "loss": "bce", "batch_size": "35", "epochs": "2"},
     "sum loss": {"model": "polynomial", "loss": "sse", "optimizer": "sgd", "lr": "1e-6", "batch_size": "113", "epochs": "2"},
-    "by hand": {"model": "moons", "batch_size": "61", "epochs": "2"},
+    "by hand": {"model": "two_layer", "batch_size": "61", "epochs": "2"},
     "images": {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "batch_size": "101", "epochs": "2", "augment_shift": "2",
                "augment_affine": "0.1"},
     "parts and clipping": {
         "model": "mlp", "grad_accum_steps": "4", "max_grad_norm": "0.01", "batch_size": "35", "epochs": "2", "optimizer": "sgd",
     },
-    "tiny batches": {"model": "moons", "batch_size": "7", "epochs": "1", "grad_accum_steps": "2"},
+    "tiny batches": {"model": "two_layer", "batch_size": "7", "epochs": "1", "grad_accum_steps": "2"},
 }  # fmt: skip
 
 
@@ -44,8 +43,8 @@ def run_cases(folder: Path, cache_dir: str, ranks: Ranks) -> dict[str, Any]:
         config = resolve(flags | {"cache_dir": cache_dir, "log_every": "1", "precision": "fp32"})
         training = begin(config, folder / name, ranks=ranks)
         training.fit(Progress())
-        split, task = open_split(prepare(config), "test"), training.run.task
-        totals = measure(training.model, split, loss_sum(config.loss, task=task), ranks, config=config, task=task)
+        split, task = open_split(prepare(config), "test"), training.task
+        totals = measure(training.model, split, task.loss_sum(config.loss), ranks, config=config, task=task)
         seen[name] = {
             "losses": losses(training),
             "val": [row[key] for row in curve(training) for key in ("val/loss", "val/accuracy", "val/rmse") if key in row],
@@ -96,7 +95,7 @@ STOP_AT = 7  # of the 11 steps of the first epoch
 class _StopAt(Progress):
     def step(self, step: int, loss: float) -> None:
         if step == STOP_AT - 1:
-            signals._noted = signal.SIGTERM
+            signals._pending = signal.SIGTERM
 
 
 def train_in_parts(folder: Path, cache_dir: str, ranks: Ranks, *, stop: bool) -> list[float]:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import checkpoint, signals
-from pipeline import run as run_folder
+from pipeline import checkpoint, manifest, signals
 from pipeline.checkpoint import Writer, snapshot
-from pipeline.config import Failure, RunConfig, UserError
+from pipeline.config import RunConfig
+from pipeline.errors import Failure, UserError
 from pipeline.progress import Progress
 from pipeline.signals import Interrupted
 from tests.trainings import curve, fit
@@ -51,7 +51,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
         path.with_suffix(".json").write_text("{")
     found = checkpoint.newest_checkpoint(tmp_path)
     assert found and found[1]["step"] == 1
-    told = "was never finished and is passed over" if damage == "no hash" else "is damaged and passed over"
+    told = "was never finished and is skipped" if damage == "no hash" else "is damaged and skipped"
     assert f"step-000000002.pt {told}" in capsys.readouterr().out
 
 
@@ -154,8 +154,8 @@ class _StopAt(Progress):
 def test_stopped_at_any_step_a_run_resumes_bit_for_bit(make_config: Make, tmp_path: Path, num_workers: int) -> None:
     """Weights, optimizer state and curve, with dropout, accumulation, a schedule and early stopping on."""
     config = make_config(
-        model="mlp", epochs=3, batch_size=60, dropout=0.4, grad_accum_steps=2, scheduler="one_cycle", warmup_ratio=0.3,
-        early_stopping=9, log_every=1, checkpoint_every="epoch", num_workers=num_workers,
+        model="mlp", epochs=3, batch_size=60, model_args="dropout=0.4", grad_accum_steps=2, scheduler="one_cycle",
+        warmup_ratio=0.3, early_stopping=9, log_every=1, checkpoint_every="epoch", num_workers=num_workers,
     )  # fmt: skip
     whole = fit(config, tmp_path / "whole")
     rows = curve(whole)
@@ -176,7 +176,7 @@ def test_stopped_at_any_step_a_run_resumes_bit_for_bit(make_config: Make, tmp_pa
         assert vars(resumed.state) == vars(whole.state)
         tail = curve(resumed)
         assert tail == rows[len(rows) - len(tail) :]
-        assert (folder / run_folder.WEIGHTS).read_bytes() == (tmp_path / "whole" / run_folder.WEIGHTS).read_bytes()
+        assert (folder / manifest.WEIGHTS).read_bytes() == (tmp_path / "whole" / manifest.WEIGHTS).read_bytes()
 
 
 def test_short_epochs_that_share_a_logged_loss_resume_bit_for_bit_too(make_config: Make, tmp_path: Path) -> None:
@@ -193,12 +193,12 @@ def test_short_epochs_that_share_a_logged_loss_resume_bit_for_bit_too(make_confi
         resumed = fit(config, folder)
         tail = curve(resumed)
         assert tail == rows[len(rows) - len(tail) :] and tail[0]["step"] > stopped - 3
-        assert (folder / run_folder.WEIGHTS).read_bytes() == (tmp_path / "whole" / run_folder.WEIGHTS).read_bytes()
+        assert (folder / manifest.WEIGHTS).read_bytes() == (tmp_path / "whole" / manifest.WEIGHTS).read_bytes()
 
 
 def test_changed_images_resume_bit_for_bit_too(make_config: Make, tmp_path: Path) -> None:
     """With augmentation, dropout, accumulation and a schedule, in mid-epoch, with loader processes before and none after."""
-    flags: dict[str, Any] = {"model": "cnn", "epochs": 2, "batch_size": 300, "dropout": 0.3, "augment_shift": 2,
+    flags: dict[str, Any] = {"model": "cnn", "epochs": 2, "batch_size": 300, "model_args": "dropout=0.3", "augment_shift": 2,
                              "augment_affine": 0.2, "grad_accum_steps": 2, "scheduler": "one_cycle", "warmup_ratio": 0.3,
                              "log_every": 1}  # fmt: skip
     whole = fit(make_config(**flags), tmp_path / "whole")

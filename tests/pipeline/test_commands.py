@@ -18,11 +18,9 @@ from export import artifacts
 from export.module import ExportError
 from export.runner import Runner
 from models import MODELS
-from pipeline import manifest
-from pipeline import run as run_folder
+from pipeline import files, manifest
 from pipeline.cli import main
-from pipeline.data.catalog import DATASETS
-from pipeline.data.prepare import digest_of
+from pipeline.files import digest_of
 from pipeline.run import Run
 from tests.conftest import all_runs, read_rows
 
@@ -33,14 +31,14 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.mark.parametrize("model", MODELS)
 def test_a_training_leaves_a_sealed_folder_with_its_report_and_pictures(trained: Trained, model: str) -> None:
     run = trained(model)
-    assert run_folder.open_run(run.folder) == run
+    assert Run.open(run.folder) == run
     names = {p.relative_to(run.folder).as_posix() for p in run.folder.rglob("*") if p.is_file()}
     assert names >= {"config.json", "metrics.jsonl", "weights.safetensors", "last.safetensors", "test.json", "parameters.md"}
     pictures = {Path(n).stem for n in names if n.startswith("plots/")}
-    expected = {"curves"} | ({"fitted_curve"} if run.task == "regression" else {"confusion_matrix", "tsne"})
-    expected |= {"top_losses"} if DATASETS[run.config.dataset].is_image else set()
-    expected |= {"roc_pr"} if len(DATASETS[run.config.dataset].classes) == 2 else set()
-    expected |= {"scatter", "decision_regions", "activations"} if model == "moons" else set()
+    expected = {"curves"} | ({"fitted_curve"} if not run.task.has_decisions else {"confusion_matrix", "tsne"})
+    expected |= {"top_losses"} if run.data.is_image else set()
+    expected |= {"roc_pr"} if len(run.data.classes) == 2 else set()
+    expected |= {"scatter", "decision_regions", "activations"} if model == "two_layer" else set()
     assert pictures == expected
     for picture in pictures:
         with Image.open(run.folder / "plots" / f"{picture}.png") as image:
@@ -60,15 +58,15 @@ def test_the_report_is_that_of_the_kept_weights_on_the_test_split(trained: Train
     split = open_split(prepare(run.config), "test")
     with torch.no_grad():
         scores, _ = run.load_model()(split.x)
-    if run.task == "regression":
+    if not run.task.has_decisions:
         assert report["rmse"] == pytest.approx((scores - split.y).square().mean().sqrt().item(), rel=1e-5)
         assert report["r2"] > 0.5 and (run.folder / "formula.txt").read_text().startswith("y = ")
         assert MlflowClient().get_run(run.mlflow_run_id).data.tags["formula"].startswith("y = ")
     else:
-        predicted = (scores[:, 0] > 0).long() if run.task == "binary" else scores.argmax(1)
+        predicted = (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(1)
         assert report["accuracy"] == pytest.approx((predicted == split.y).float().mean().item())
         assert sum(map(sum, report["confusion_matrix"])) == len(split)
-        assert report["accuracy"] > (0.75 if model == "moons" else 0.85)
+        assert report["accuracy"] > (0.75 if model == "two_layer" else 0.85)
 
 
 def test_other_data_than_the_trainings_is_refused(trained: Trained, tmp_path: Path, capsys: Any) -> None:
@@ -76,18 +74,18 @@ def test_other_data_than_the_trainings_is_refused(trained: Trained, tmp_path: Pa
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", run.folder, copy], check=True, timeout=30)
     config = json.loads((copy / "config.json").read_text())
-    config["data"]["data_sha256"] = "0" * 64
+    config["data"]["sha256"] = "0" * 64
     del config["sha256"]
     (copy / "config.json").write_text(json.dumps(config | {"sha256": digest_of(config)}))
-    run_in_copy = run_folder.open_run(copy, check=False)
+    run_in_copy = Run.open(copy, check=False)
     (copy / "manifest.json").unlink()
-    manifest.seal(run_in_copy, *manifest.FILES["train"])
+    manifest.seal(run_in_copy.folder, run_in_copy.mlflow_run_id, *manifest.FILES["train"])
     assert main(["evaluate", "--run", str(copy), "--cache_dir", str(run.config.cache_dir)]) == 2
     assert "are not those of the training" in capsys.readouterr().err
 
 
 def test_verify_before_export_says_what_to_do(trained: Trained, capsys: Any) -> None:
-    run = trained("moons")
+    run = trained("two_layer")
     assert main(["verify", "--run", str(run.folder), "--cache_dir", str(run.config.cache_dir)]) == 2
     assert f"python -m pipeline export --run {run.folder}" in capsys.readouterr().err
     assert main(["verify", "--run", str(run.folder), "--onnx", "no.onnx"]) == 2
@@ -96,11 +94,11 @@ def test_verify_before_export_says_what_to_do(trained: Trained, capsys: Any) -> 
 
 def test_an_output_folder_that_holds_a_run_is_refused_before_anything_happens(trained: Trained, capsys: Any) -> None:
     run = trained("mlp")
-    digest = run_folder.sha256(run.folder / "manifest.json")
+    digest = files.sha256(run.folder / "manifest.json")
     number = len(all_runs())
     assert main(["train", "--model", "mlp", "--output_dir", str(run.folder)]) == 2
     assert "already holds a run" in capsys.readouterr().err
-    assert run_folder.sha256(run.folder / "manifest.json") == digest and len(all_runs()) == number
+    assert files.sha256(run.folder / "manifest.json") == digest and len(all_runs()) == number
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_an_mlflow_run_exists(cache_dir: Path, capsys: Any) -> None:
@@ -136,10 +134,10 @@ def test_files_that_answer_otherwise_cost_no_picture_and_are_told_first(
 
     export_run = artifacts.export_run
     monkeypatch.setattr(artifacts, "export_run", spoil)
-    flags = ["--model", "moons", "--epochs", "2", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(cache_dir)]
+    flags = ["--model", "two_layer", "--epochs", "2", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(cache_dir)]
     assert main(["run", *flags]) == 1
-    assert "the artifacts do not answer as the model does:\nmodel.onnx: its weights differ" in capsys.readouterr().err
-    run = run_folder.open_run(tmp_path / "run")
+    assert "exported files disagree with the model:\nmodel.onnx: its weights differ" in capsys.readouterr().err
+    run = Run.open(tmp_path / "run")
     pictures = list((run.folder / "plots").iterdir())
     assert len(pictures) == 7
     told = (run.folder / "export" / "parity.md").stat().st_mtime_ns
@@ -156,16 +154,16 @@ def test_an_export_that_fails_costs_neither_the_pictures_nor_a_process(
     begin = Runner.__init__
     monkeypatch.setattr(Runner, "__init__", lambda self, kinds: (started.append(self), begin(self, kinds))[1])
     monkeypatch.setattr("export.artifacts.export_run", fail)
-    flags = ["--model", "moons", "--epochs", "2", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(cache_dir)]
+    flags = ["--model", "two_layer", "--epochs", "2", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(cache_dir)]
     assert main(["run", *flags]) == 1
     assert "onnx: no such operator" in capsys.readouterr().err
-    run = run_folder.open_run(tmp_path / "run")
+    run = Run.open(tmp_path / "run")
     names = {p.stem for p in (run.folder / "plots").iterdir()}
     assert names == {"curves", "confusion_matrix", "roc_pr", "tsne", "scatter", "decision_regions", "activations"}
     artifacts = {Path(file.path).stem for file in MlflowClient().list_artifacts(run.mlflow_run_id, "plots")}
     assert artifacts == names and MlflowClient().get_run(run.mlflow_run_id).info.status == "FAILED"
-    (probes,) = started
-    assert {process.returncode for process in probes._processes.values()} == {-signal.SIGKILL}
+    (runner,) = started
+    assert {process.returncode for process in runner._processes.values()} == {-signal.SIGKILL}
 
 
 def test_the_training_curve_has_every_step_window(trained: Trained) -> None:
@@ -184,7 +182,7 @@ def test_samples_that_were_trained_on_are_never_called_a_test(
     said = capsys.readouterr().out
     assert "569 train samples of 2 classes" in said and "no samples are held out for a test" in said
     assert "train/final/accuracy" in said and "test/" not in said and "val/" not in said
-    run = run_folder.open_run(tmp_path / "run")
+    run = Run.open(tmp_path / "run")
     assert (run.folder / "train.json").is_file() and not (run.folder / "test.json").exists()
     assert not [name for row in read_rows(run.folder) for name in row if name.startswith(("test/", "val/"))]
     tracked = MlflowClient().get_run(run.mlflow_run_id)

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
+from pathlib import Path
 
 import pytest
 
 from models import MODELS
-from pipeline import checks
-from pipeline.config import RunConfig, UserError, from_json, resolve, resume, to_json
-from pipeline.data.catalog import DATASETS
+from pipeline.config import RENAMED, PlotConfig, RunConfig, from_json, to_json
+from pipeline.data import find, matching
+from pipeline.errors import UserError
+from pipeline.flags import read_flags
+from pipeline.resolve import resolve, resumed
+from pipeline.task import task
 
 FIELDS = [f.name for f in dataclasses.fields(RunConfig)]
 
@@ -28,7 +33,7 @@ def test_every_field_has_a_meaning(name: str) -> None:
 @pytest.mark.parametrize(
     ("texts", "parts"),
     [
-        ({"model": "cn"}, ["model=cn", "Did you mean cnn", "polynomial, mlp, moons, lenet, cnn"]),
+        ({"model": "cn"}, ["model=cn", "Did you mean cnn", "polynomial, mlp, two_layer, lenet, cnn"]),
         ({"dataset": "minst"}, ["dataset=minst", "Did you mean mnist"]),
         ({"optimizer": "adamx"}, ["optimizer=adamx", "sgd, adam, adamw, rmsprop"]),
         ({"device": "tpu"}, ["device=tpu", "auto, cpu, cuda"]),
@@ -39,9 +44,15 @@ def test_every_field_has_a_meaning(name: str) -> None:
         ({"lr": "fast"}, ["lr=fast", "not a number"]),
         ({"epochs": "0"}, ["epochs=0 leaves it to --max_steps", "Give one of the two"]),
         ({"epochs": "2.5"}, ["epochs=2.5", "not a whole number"]),
-        ({"dropout": "1"}, ["dropout=1", "below 1"]),
+        ({"val_split": "1"}, ["val_split=1", "below 1"]),
+        ({"model_args": "hidden"}, ["model_args=hidden", "without a value"]),
+        ({"model_args": "{"}, ["model_args={", "no JSON object"]),
+        ({"model_args": "a-b=1"}, ["'a-b', which is no name"]),
+        ({"image_size": "30"}, ["image_size=30: model=cnn takes images of 28 x 28"]),
+        ({"model": "mlp", "image_size": "9"}, ["image_size=9 has no effect on dataset=breast_cancer"]),
+        ({"dataset": "mnist", "test_split": "0.1"}, ["test_split=0.1 has no effect on dataset=mnist, which has a test set"]),
         ({"model": "mlp", "augment_shift": "2"}, ["augment_shift=2 has no effect on dataset=breast_cancer", "no images"]),
-        ({"model": "moons", "augment_affine": "0.1"}, ["augment_affine=0.1 has no effect on dataset=moons"]),
+        ({"model": "two_layer", "augment_affine": "0.1"}, ["augment_affine=0.1 has no effect on dataset=moons"]),
         ({"model": "mlp", "init": "pca"}, ["init=pca has no effect on dataset=breast_cancer"]),
         ({"model": "mlp", "recipe": "fast"}, ["recipe=fast is not there for model=mlp", "default, reference"]),
         ({"compile": "yes"}, ["compile=yes", "true or", "false"]),
@@ -53,13 +64,15 @@ def test_every_field_has_a_meaning(name: str) -> None:
         ({"model": "polynomial", "dataset": "moons"}, ["regression", "binary", "--dataset sine"]),
         ({"model": "lenet", "loss": "bce"}, ["loss=bce", "multiclass", "cross_entropy or nll or mse"]),
         ({"model": "mlp", "preprocess": "scale"}, ["preprocess=scale", "--preprocess standardize"]),
-        ({"model": "cnn", "hidden": "9"}, ["hidden=9 has no effect on model=cnn"]),
-        ({"model": "cnn", "noise": "0.1"}, ["noise=0.1 has no effect on dataset=digits"]),
+        ({"model": "cnn", "data_args": "noise=0.1"}, ["data_args: digits has no argument noise", "none"]),
+        ({"model": "two_layer", "data_args": "noise=loud"}, ["data_args: noise=loud of moons is not a number"]),
+        ({"recipe": "seed"}, ["recipe=seed is not known", "Did you mean reference"]),
+        ({"config": "nowhere.toml"}, ["config=nowhere.toml cannot be used (No such file"]),
         ({"momentum": "0.9"}, ["momentum=0.9 has no effect on optimizer=adamw", "use --optimizer sgd or rmsprop"]),
         ({"nesterov": "true"}, ["nesterov=true has no effect on optimizer=adamw", "--optimizer sgd --momentum 0.9"]),
         ({"model": "mlp", "label_smoothing": "0.1"}, ["label_smoothing=0.1 has no effect on loss=bce"]),
-        ({"holdout": "false", "early_stopping": "3"}, ["early_stopping=3 has no effect without validation samples", "true"]),
-        ({"holdout": "false", "monitor": "accuracy"}, ["monitor=accuracy has no effect without validation samples"]),
+        ({"val_split": "0", "early_stopping": "3"}, ["early_stopping=3 has no effect without validation samples", "0.1"]),
+        ({"val_split": "0", "monitor": "accuracy"}, ["monitor=accuracy has no effect without validation samples"]),
         ({"gamma": "0.5"}, ["gamma=0.5 has no effect on scheduler=one_cycle", "use --scheduler step"]),
         ({"step_size": "3"}, ["step_size=3 has no effect on scheduler=one_cycle"]),
         ({"scheduler": "step", "epochs": "1"}, ["step_size=1 never cuts the learning rate", "more --epochs"]),
@@ -94,7 +107,7 @@ def test_a_bad_field_brings_no_second_message_about_its_default() -> None:
 def test_flags_override_the_recipe_and_the_recipe_the_defaults() -> None:
     assert resolve({"model": "cnn", "recipe": "reference"}).lr == 0.01
     assert resolve({"model": "cnn", "recipe": "reference", "lr": "0.5"}).lr == 0.5
-    assert resolve({"model": "moons", "recipe": "reference"}).seed == 0
+    assert resolve({"model": "two_layer", "recipe": "reference"}).seed == 0
 
 
 def test_a_recipe_may_differ_by_data_set() -> None:
@@ -115,12 +128,12 @@ def test_json_of_another_version_is_refused() -> None:
 
 def test_a_resumed_run_keeps_its_configuration_but_for_where_it_runs() -> None:
     stored = resolve({"model": "mlp"})
-    changed = resume({"nproc": "2", "model": "mlp", "cache_dir": "/elsewhere"}, stored)
+    changed = resumed({"nproc": "2", "model": "mlp", "cache_dir": "/elsewhere"}, stored)
     assert changed.nproc == 2 and changed.lr == stored.lr
     with pytest.raises(UserError, match=r"data_dir=/elsewhere has no effect on dataset=breast_cancer\. Leave --data_dir out"):
-        resume({"data_dir": "/elsewhere"}, stored)
+        resumed({"data_dir": "/elsewhere"}, stored)
     with pytest.raises(UserError, match=r"lr=0\.5 differs from the run's"):
-        resume({"lr": "0.5"}, stored)
+        resumed({"lr": "0.5"}, stored)
 
 
 def test_the_configuration_is_frozen() -> None:
@@ -132,7 +145,7 @@ def test_generated_configurations_end_in_a_configuration_or_a_sentence() -> None
     """2000 random flag sets, right and wrong: never another exception."""
     source = random.Random(0)
     words = ["", "0", "-1", "1", "2.5", "1e-3", "nan", "-inf", "true", "auto", "x=1", "fc2=1e-3", "\u2603", "a" * 5000]
-    words += [*MODELS, *DATASETS, "sgd", "reference", "mse", "one_cycle", "fp16", "cuda"]
+    words += [*MODELS, *matching(), "sgd", "reference", "mse", "one_cycle", "fp16", "cuda"]
     good = 0
     for _ in range(2000):
         texts = {name: source.choice(words) for name in source.sample(FIELDS, source.randint(0, 4))}
@@ -145,4 +158,55 @@ def test_generated_configurations_end_in_a_configuration_or_a_sentence() -> None
 
 
 def test_losses_are_offered_for_every_task() -> None:
-    assert {d.task for d in DATASETS.values()} <= set(checks.LOSSES)
+    assert all(task(d.task).losses for d in (find(name).spec for name in matching()))
+
+
+def test_a_file_stands_beneath_the_flags_and_above_the_recipe(tmp_path: Path) -> None:
+    for name, text in (("c.toml", 'lr = 0.25\noptimizer = "sgd"\nmodel_args = {dropout = 0.5}\n'),
+                       ("c.json", '{"lr": 0.25, "optimizer": "sgd", "model_args": {"dropout": 0.5}}')):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        found = resolve({"config": str(tmp_path / name), "epochs": "3"})
+        assert (found.lr, found.optimizer, found.momentum, found.epochs) == (0.25, "sgd", 0.9, 3)
+        assert found.model_args == {"dropout": 0.5}
+        assert resolve({"config": str(tmp_path / name), "lr": "0.5"}).lr == 0.5
+
+
+@pytest.mark.parametrize("recipe", ["default", "fast"])
+def test_a_runs_own_config_repeats_it_and_an_override_takes_along_what_belongs_to_it(recipe: str, tmp_path: Path) -> None:
+    whole = resolve({"recipe": recipe, "seed": "7", "output_dir": "runs/x"} | (
+        {"dataset": "mnist"} if recipe == "fast" else {}))  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({"mlflow_run_id": "x", "config": to_json(whole)}))
+    again = resolve({"config": str(tmp_path / "config.json")})
+    assert again == dataclasses.replace(whole, output_dir="")
+    varied = resolve({"config": str(tmp_path / "config.json"), "optimizer": "sgd", "epochs": "2"})
+    assert varied.seed == 7 and varied.max_steps == 0 and varied.lr == 0.03 and varied.momentum == 0.9
+    with pytest.raises(UserError, match="cannot both be the start"):
+        resolve({"config": str(tmp_path / "config.json"), "recipe": "reference"})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lr = ", "cannot be used"), ("[1, 2]", "cannot be used"), ('{"lrr": 1}', "it sets lrr, which is not a field"),
+        ('{"config": {"lr": -1}}', "lr=-1 is out of range"), ("[" * 100_000, "cannot be used"), ("\udcff", "cannot be used"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_used_is_told_in_a_sentence(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match=r"^config=") as error:
+        resolve({"config": str(tmp_path / "c.json")})
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_an_older_name_of_a_flag_is_refused_with_the_new_one(name: str) -> None:
+    cls = PlotConfig if name == "picture" else RunConfig
+    with pytest.raises(UserError, match=f"--{name} is called otherwise now: {RENAMED[name].partition('=')[0].split()[0]}"):
+        read_flags([f"--{name}", "1"], cls)
+    new = RENAMED[name].removeprefix("--").partition(" ")[0]
+    assert new in {field.name for field in dataclasses.fields(cls)}
+
+
+def test_the_file_of_a_resumed_run_is_its_own() -> None:
+    with pytest.raises(UserError, match="has no effect on a resumed run"):
+        resumed({"config": "x.toml"}, resolve({}))

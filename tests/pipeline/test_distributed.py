@@ -82,7 +82,7 @@ def test_gradients_are_the_mean_over_the_ranks_in_one_bucket_and_in_several(seen
 _RANK_0_IS_GONE = """
 import os, signal
 from pipeline import distributed
-from pipeline.config import Failure
+from pipeline.errors import Failure
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends the others when one is gone
 try:
     with distributed.process_group("cpu") as ranks:

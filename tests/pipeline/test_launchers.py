@@ -14,7 +14,6 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import run as run_folder
 from pipeline.run import Run
 from tests.conftest import ROOT, all_runs
 
@@ -40,7 +39,7 @@ def test_torchrun_runs_the_whole_job_in_one_mlflow_run(tmp_path: Path, cache_dir
     done = subprocess.run([*torchrun, "-m", "pipeline", *flags], capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 3/3") == 1 and "**PASSED**" in done.stdout
-    run = run_folder.open_run(tmp_path / "run")
+    run = Run.open(tmp_path / "run")
     found = MlflowClient().get_run(run.mlflow_run_id)
     assert found.info.status == "FINISHED" and found.data.tags["world_size"] == "2" and found.data.tags["parity"] == "passed"
     assert len(all_runs()) == number + 1
@@ -54,7 +53,7 @@ def test_a_loss_that_diverges_stops_all_ranks_with_one_message(command: Command,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("the training diverged") == 1 and "Traceback" not in done.stderr
-    run = run_folder.open_run(Path("run"), check=False)
+    run = Run.open(Path("run"), check=False)
     assert MlflowClient().get_run(run.mlflow_run_id).info.status == "FAILED"
 
 
@@ -62,7 +61,7 @@ def test_a_loss_that_diverges_stops_all_ranks_with_one_message(command: Command,
 @pytest.mark.parametrize(("kind", "status", "told"), [("TERM", 143, "KILLED"), ("KILL", 1, "FAILED")])
 def test_two_ranks_stop_together_and_the_run_tells_why(cache_dir: Path, kind: str, status: int, told: str) -> None:
     """SIGTERM to the launcher is a stop that can be resumed; a rank that dies by SIGKILL is a failure."""
-    flags = ["--model", "moons", "--batch_size", "2", "--epochs", "50", "--nproc", "2", "--output_dir", "run"]
+    flags = ["--model", "two_layer", "--batch_size", "2", "--epochs", "50", "--nproc", "2", "--output_dir", "run"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "train", *flags, "--cache_dir", str(cache_dir)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -80,7 +79,7 @@ def test_two_ranks_stop_together_and_the_run_tells_why(cache_dir: Path, kind: st
         process.kill()
     assert process.returncode == status
     assert psutil.wait_procs(ranks.values(), timeout=5)[1] == []
-    run = run_folder.open_run(Path("run"), check=False)
+    run = Run.open(Path("run"), check=False)
     assert MlflowClient().get_run(run.mlflow_run_id).info.status == told
     if kind == "TERM":
         assert rest.splitlines()[-1] == "python -m pipeline train --output_dir run --resume true"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import resolve
 from pipeline.muon import Muon, orthogonal_product
 from pipeline.optimizers import build_optimizer
+from pipeline.resolve import resolve
 
 
 @pytest.mark.parametrize("shape", [(16, 25), (128, 400), (300, 40)])
@@ -72,12 +72,11 @@ def test_a_step_is_the_orthogonal_one_after_weight_decay_however_the_weights_lie
 
 
 def test_the_matrices_between_the_first_and_the_last_are_the_orthogonal_ones() -> None:
-    from models import build_model
+    import models
+    from pipeline.data import find
 
     config = resolve({"model": "cnn", "optimizer": "muon"})
-    model = build_model(
-        "cnn", input_shape=(1, 28, 28), num_outputs=10, preprocess={"mean": [0.0], "std": [1.0]}, options={"dropout": 0.0}
-    )
+    model = models.build("cnn", find("mnist").spec, {})
     names = {id(p): name for name, p in model.named_parameters()}
     groups = build_optimizer(model, config).param_groups
     hidden = [names[id(p)] for group in groups if group.get("orthogonal") for p in group["params"]]

@@ -3,9 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.config import resolve
+from models.wrapper import Model
+from pipeline.config import RunConfig
 from pipeline.optimizers import build_optimizer, lr_factor, set_lr
-from tests.models.test_registry import _model
+from pipeline.resolve import resolve
+from tests.models import test_registry
+
+
+def _model(name: str, **flags: str) -> tuple[Model, RunConfig]:
+    return test_registry._model(name), resolve({"model": name} | flags)
 
 
 def _course(steps_per_epoch: int = 10, **flags: str) -> list[float]:

@@ -12,11 +12,13 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from pipeline import manifest
+from pipeline import files, manifest
 from pipeline import run as run_folder
 from pipeline.cli import main
-from pipeline.config import RunConfig, UserError
-from pipeline.data.prepare import digest_of, prepare, read_manifest
+from pipeline.config import RunConfig
+from pipeline.data.prepare import prepare, read_manifest
+from pipeline.errors import UserError
+from pipeline.files import digest_of
 from pipeline.run import Run
 from pipeline.tracking import runs
 from tests.conftest import all_runs, read_rows
@@ -30,7 +32,7 @@ def two(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run,
     folder = tmp_path_factory.mktemp("two")
     for name, seed in (("a", "1"), ("b", "2")):
         assert main([*TRAIN, "--seed", seed, "--output_dir", str(folder / name), "--cache_dir", str(cache_dir)]) == 0
-    return run_folder.open_run(folder / "a"), run_folder.open_run(folder / "b")
+    return Run.open(folder / "a"), Run.open(folder / "b")
 
 
 @pytest.fixture
@@ -55,42 +57,42 @@ def test_a_file_of_another_run_is_refused_and_nothing_is_written_anywhere(
     mixed: tuple[Run, Path], name: str, command: str, cache_dir: Path, capsys: Any
 ) -> None:
     a, b = mixed
-    of_b = run_folder.open_run(b).mlflow_run_id
+    of_b = Run.open(b).mlflow_run_id
     if name == "checkpoints":
         _unfinished(b)
         for path in (a.folder / name).iterdir():
             shutil.copy(path, b / name)
     else:
         shutil.copy(a.folder / name, b / name)
-    before = [_trace(a.mlflow_run_id), _trace(of_b), {p: run_folder.sha256(p) for p in b.rglob("*") if p.is_file()}]
+    before = [_trace(a.mlflow_run_id), _trace(of_b), {p: files.sha256(p) for p in b.rglob("*") if p.is_file()}]
     flags = {"train": ["--output_dir", str(b), "--resume", "true"]}.get(command, ["--run", str(b)])
     assert main([command, *flags, *([] if command == "sync" else ["--cache_dir", str(cache_dir)])]) == 2
     told = capsys.readouterr().err
     assert f"run={b} holds files of two runs" in told and a.mlflow_run_id in told and of_b in told and told.count("\n") == 1
-    assert [_trace(a.mlflow_run_id), _trace(of_b), {p: run_folder.sha256(p) for p in b.rglob("*") if p.is_file()}] == before
+    assert [_trace(a.mlflow_run_id), _trace(of_b), {p: files.sha256(p) for p in b.rglob("*") if p.is_file()}] == before
 
 
 def test_a_checkpoint_of_another_run_under_a_note_of_this_one_is_refused(mixed: tuple[Run, Path]) -> None:
     from pipeline.checkpoint import newest_checkpoint
 
     a, b = mixed
-    of_b = run_folder.open_run(b).mlflow_run_id
+    of_b = Run.open(b).mlflow_run_id
     theirs, ours = (max((folder / "checkpoints").glob("*.pt")) for folder in (a.folder, b))
     shutil.copy(theirs, ours)
     note = json.loads(ours.with_suffix(".json").read_text())
-    run_folder.write_json(ours.with_suffix(".json"), note | {"sha256": run_folder.sha256(ours)})
+    files.write_json(ours.with_suffix(".json"), note | {"sha256": files.sha256(ours)})
     with pytest.raises(UserError, match=rf"{ours.name} is of MLflow run {a.mlflow_run_id}, and not of {of_b}"):
         newest_checkpoint(b, run_id=of_b)
 
 
-@pytest.mark.parametrize("name", [run_folder.WEIGHTS, run_folder.LAST_WEIGHTS])
+@pytest.mark.parametrize("name", [manifest.WEIGHTS, manifest.LAST_WEIGHTS])
 def test_weights_of_another_run_are_refused_even_where_nothing_seals_them(mixed: tuple[Run, Path], name: str) -> None:
     a, b = mixed
     shutil.copy(a.folder / name, b / name)
     with pytest.raises(UserError, match=rf"{name} is not the file that was written"):
-        run_folder.open_run(b)
+        Run.open(b)
     with pytest.raises(UserError, match=rf"holds the weights of MLflow run {a.mlflow_run_id}, and not those of"):
-        run_folder.open_run(b, check=False).load_model(name)
+        Run.open(b, check=False).load_model(name)
 
 
 def test_a_prepared_folder_of_other_data_is_refused_and_left_as_it_is(
@@ -101,11 +103,11 @@ def test_a_prepared_folder_of_other_data_is_refused_and_left_as_it_is(
     folder = prepare(config)
     shutil.rmtree(folder)
     shutil.copytree(other, folder)
-    before = {path.name: run_folder.sha256(path) for path in folder.iterdir()}
+    before = {path.name: files.sha256(path) for path in folder.iterdir()}
     assert main(["prepare", "--model", "mlp", "--cache_dir", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert f"{folder.name} holds other data than its name says (split_seed=7, not 0)" in told and told.count("\n") == 1
-    assert {path.name: run_folder.sha256(path) for path in folder.iterdir()} == before
+    assert {path.name: files.sha256(path) for path in folder.iterdir()} == before
     manifest = read_manifest(folder)
     manifest["identity"]["dataset"] = "moons"
     del manifest["sha256"]
@@ -126,7 +128,7 @@ def test_a_link_in_the_place_of_a_file_or_folder_of_the_run_is_refused(mixed: tu
     (b / name).symlink_to(b.parent / "elsewhere")
     for check in (True, False):
         with pytest.raises(UserError, match=rf"{name} is a link|is not a run folder"):
-            run_folder.open_run(b, check=check)
+            Run.open(b, check=check)
 
 
 def test_neither_links_nor_other_files_are_sealed_or_sent(two: tuple[Run, Run], cache_dir: Path, tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_neither_links_nor_other_files_are_sealed_or_sent(two: tuple[Run, Run], 
     (folder / "link.png").symlink_to(tmp_path / "secret")
     assert main(["evaluate", "--run", "run", "--cache_dir", str(cache_dir)]) == 0
     assert main(["export", "--run", "run"]) == 0
-    run = run_folder.open_run(folder)
+    run = Run.open(folder)
     client = MlflowClient()
     sent = {item.path for inner in (None, "plots", "export") for item in client.list_artifacts(run.mlflow_run_id, inner)}
     assert not {name for name in sent | set(manifest.read(folder)[1]) if "link" in name or "id_rsa" in name}
@@ -150,10 +152,10 @@ def test_a_manifest_that_names_anything_else_is_refused(mixed: tuple[Run, Path],
     _, b = mixed
     said = json.loads((b / "manifest.json").read_text())
     (b.parent / "secret").write_text("x")
-    said["sha256"][name] = run_folder.sha256(b.parent / "secret")
+    said["sha256"][name] = files.sha256(b.parent / "secret")
     (b / "manifest.json").write_text(json.dumps(said))
     with pytest.raises(UserError, match="which no stage makes"):
-        run_folder.open_run(b)
+        Run.open(b)
 
 
 def _stranger(source: Path, *, own: bool = False, **said: str) -> str:
@@ -169,10 +171,10 @@ def _stranger(source: Path, *, own: bool = False, **said: str) -> str:
     values |= {"mlflow_run_id": run_id} if own else {}
     del values["sha256"]
     (copy / "config.json").write_text(json.dumps(values | {"sha256": digest_of(values)}))
-    run = run_folder.open_run(copy, check=False)
-    for name in (run_folder.WEIGHTS, run_folder.LAST_WEIGHTS):
+    run = Run.open(copy, check=False)
+    for name in (manifest.WEIGHTS, manifest.LAST_WEIGHTS):
         run_folder.save_weights(copy / name, load_file(copy / name), run_id=run.mlflow_run_id)
-    manifest.seal(run, *manifest.FILES["train"], *manifest.FILES["evaluate"])
+    manifest.seal(run.folder, run.mlflow_run_id, *manifest.FILES["train"], *manifest.FILES["evaluate"])
     client.log_artifacts(run_id, str(copy))
     shutil.rmtree(copy)
     return run_id
@@ -192,16 +194,16 @@ def test_what_a_stranger_says_of_a_run_never_becomes_a_path_that_is_written_to(
     """Neither the parameter `model` nor the tag `output_dir`, though another run lies where that points."""
     victim = tmp_path / "victim"
     shutil.copytree(two[1].folder, victim)
-    before = {path: run_folder.sha256(path) for path in victim.rglob("*") if path.is_file()}
+    before = {path: files.sha256(path) for path in victim.rglob("*") if path.is_file()}
     run_id = _stranger(two[0].folder, own=True, model="../../x", output_dir=str(victim))
     (tmp_path / "deep" / "down").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "deep" / "down")
     for _ in range(2):  # the second time it is here already
         assert main(["evaluate", "--run", run_id, "--cache_dir", str(cache_dir)]) == 0
         assert [path.name for path in Path("runs").iterdir()] == [run_id]
-    assert run_folder.open_run(Path("runs") / run_id).mlflow_run_id == run_id
+    assert Run.open(Path("runs") / run_id).mlflow_run_id == run_id
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["down"]
-    assert {path: run_folder.sha256(path) for path in victim.rglob("*") if path.is_file()} == before
+    assert {path: files.sha256(path) for path in victim.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("text", ["../../x", "f" * 31, "F" * 32, "f" * 33, "..", "0" * 5000])
@@ -263,7 +265,7 @@ def test_a_takeover_brings_a_job_here_and_nothing_of_another_run(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", f"job of {tmp_path}")
     job, folder = f"job of {tmp_path}", Path("run")
     assert main([*TRAIN, "--output_dir", "run", "--upload_checkpoints", "true", "--cache_dir", str(cache_dir)]) == 0
-    run_id = run_folder.open_run(folder).mlflow_run_id
+    run_id = Run.open(folder).mlflow_run_id
     shutil.rmtree(folder)
     (folder / ".takeover.abcdefgh").mkdir(parents=True)  # left by one that was killed
     (folder / "mine").write_text("mine")
@@ -271,7 +273,7 @@ def test_a_takeover_brings_a_job_here_and_nothing_of_another_run(
         take_over(folder, job_id=job)
     (folder / "mine").unlink()
     take_over(folder, job_id=job)
-    assert newest_checkpoint(folder, run_id=run_id) and run_folder.open_run(folder, check=False).mlflow_run_id == run_id
+    assert newest_checkpoint(folder, run_id=run_id) and Run.open(folder, check=False).mlflow_run_id == run_id
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".lock"]
     (tmp_path / "slot-0.json").write_text(json.dumps({"step": 10**8, "sha256": "", "mlflow_run_id": two[0].mlflow_run_id}))
     for path, inner in ((tmp_path / "slot-0.json", "checkpoints"), (two[0].folder / "config.json", None)):

@@ -12,7 +12,7 @@ import torch
 from pipeline import precision
 from pipeline.config import RunConfig
 from pipeline.data.loader import open_split
-from pipeline.data.prepare import prepare, read_manifest
+from pipeline.data.prepare import prepare, read_spec
 from pipeline.distributed import single_process
 from pipeline.run import Run
 
@@ -21,7 +21,7 @@ Make = Callable[..., RunConfig]
 
 def _choose(config: RunConfig) -> tuple[str, str]:
     data = prepare(config)
-    run = Run(folder=Path(), config=config, mlflow_run_id="", git_commit="", data=read_manifest(data))
+    run = Run(folder=Path(), config=config, mlflow_run_id="", git_commit="", data=read_spec(data))
     settled, why = precision.choose(run, open_split(data, "train"), single_process())
     assert settled == dataclasses.replace(config, precision=settled.precision)
     return settled.precision, why

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import evaluate, manifest
-from pipeline import run as run_folder
+from pipeline import commands, files, manifest
 from pipeline.cli import main
+from pipeline.run import Run
 from pipeline.tracking import runs
 from tests.conftest import read_rows
 from tests.trainings import CLOCKS
@@ -23,10 +23,10 @@ FLAGS = ["--model", "polynomial", "--epochs", "3", "--output_dir", "run"]
 
 def _state(folder: Path) -> Any:
     """Return all that must not change: every file with its time, and what MLflow has of the run."""
-    found = MlflowClient().get_run(run_folder.open_run(folder, check=False).mlflow_run_id)
+    found = MlflowClient().get_run(Run.open(folder, check=False).mlflow_run_id)
     points = {name: len(MlflowClient().get_metric_history(found.info.run_id, name)) for name in found.data.metrics}
-    files = {path: (path.stat().st_mtime_ns, run_folder.sha256(path)) for path in folder.rglob("*") if path.is_file()}
-    return files, points, found.info.status, found.info.end_time, found.data.tags
+    found_files = {path: (path.stat().st_mtime_ns, files.sha256(path)) for path in folder.rglob("*") if path.is_file()}
+    return found_files, points, found.info.status, found.info.end_time, found.data.tags
 
 
 def _points(folder: Path) -> Counter[tuple[int, str]]:
@@ -80,15 +80,15 @@ def test_a_training_whose_evaluation_was_cut_off_is_evaluated_and_not_trained_ag
 
     cache = ["--cache_dir", str(cache_dir)]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(evaluate, "evaluate", broken)
+        patch.setattr(commands, "evaluate_run", broken)
         main(["train", *FLAGS, *cache])
-    run = run_folder.open_run(Path("run"))
+    run = Run.open(Path("run"))
     assert MlflowClient().get_run(run.mlflow_run_id).info.status == "FAILED" and not manifest.is_sealed(run.folder, "evaluate")
-    weights = (run.folder / run_folder.WEIGHTS).stat().st_mtime_ns
+    weights = (run.folder / manifest.WEIGHTS).stat().st_mtime_ns
     capsys.readouterr()
     assert main(["train", "--output_dir", "run", "--resume", "true", *cache]) == 0
     said = capsys.readouterr().out
-    assert "test/rmse" in said and "epoch " not in said and (run.folder / run_folder.WEIGHTS).stat().st_mtime_ns == weights
+    assert "test/rmse" in said and "epoch " not in said and (run.folder / manifest.WEIGHTS).stat().st_mtime_ns == weights
     assert MlflowClient().get_run(run.mlflow_run_id).info.status == "FINISHED" and set(_points(run.folder).values()) == {1}
 
 
@@ -96,10 +96,10 @@ def test_a_run_that_did_all_but_say_so_is_closed_by_the_next_start(finished: Pat
     """Killed behind its last stage: MLflow still says RUNNING, and nothing is left to do but to tell it."""
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    run_id = run_folder.open_run(folder).mlflow_run_id
-    note = json.loads((folder / run_folder.TRACKING).read_text())
+    run_id = Run.open(folder).mlflow_run_id
+    note = json.loads((folder / manifest.TRACKING).read_text())
     del note["parts"]["status"]
-    run_folder.write_json(folder / run_folder.TRACKING, note)
+    files.write_json(folder / manifest.TRACKING, note)
     MlflowClient().update_run(run_id, status="RUNNING")
     before = _points(folder), manifest.read(folder)
     assert main(["run", "--output_dir", str(folder), "--resume", "true", "--cache_dir", str(cache_dir)]) == 0
@@ -111,10 +111,10 @@ def test_what_mlflow_has_not_taken_of_a_finished_run_is_sent(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    run_id = run_folder.open_run(folder).mlflow_run_id
-    note = json.loads((folder / run_folder.TRACKING).read_text())
+    run_id = Run.open(folder).mlflow_run_id
+    note = json.loads((folder / manifest.TRACKING).read_text())
     note["parts"]["status"]["sent"] -= 1
-    run_folder.write_json(folder / run_folder.TRACKING, note)
+    files.write_json(folder / manifest.TRACKING, note)
     MlflowClient().update_run(run_id, status="RUNNING")
     before = _points(folder), manifest.read(folder)
     resume = ["train", "--output_dir", str(folder), "--resume", "true", "--cache_dir", str(cache_dir)]
@@ -133,16 +133,16 @@ def test_weights_that_were_damaged_are_made_anew_from_the_checkpoint(finished: P
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     before = manifest.read(folder)[1]
-    (folder / run_folder.WEIGHTS).write_bytes(b"x")
+    (folder / manifest.WEIGHTS).write_bytes(b"x")
     resume = ["train", "--output_dir", str(folder), "--resume", "true", "--cache_dir", str(cache_dir)]
     assert main(resume) == 0
     sealed = manifest.read(folder)[1]
     assert {name: before[name] for name in sealed} == sealed and sealed.keys() == {n for n in before if "export/" not in n}
-    (folder / run_folder.WEIGHTS).write_bytes(b"x")
+    (folder / manifest.WEIGHTS).write_bytes(b"x")
     shutil.rmtree(folder / "checkpoints")
-    held = {path: run_folder.sha256(path) for path in folder.rglob("*") if path.is_file()}
+    held = {path: files.sha256(path) for path in folder.rglob("*") if path.is_file()}
     assert main(resume) == 2
-    assert {path: run_folder.sha256(path) for path in folder.rglob("*") if path.is_file()} == held
+    assert {path: files.sha256(path) for path in folder.rglob("*") if path.is_file()} == held
 
 
 def test_proving_again_adds_no_second_point_of_a_figure_that_did_not_change(

@@ -13,9 +13,9 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline import manifest
-from pipeline import run as run_folder
 from pipeline.cli import main
-from pipeline.config import UserError, applicable
+from pipeline.errors import UserError
+from pipeline.resolve import applicable
 from pipeline.run import Run
 from pipeline.tracking import runs
 from tests.conftest import ROOT, all_runs, read_rows
@@ -56,7 +56,7 @@ def test_a_name_or_an_experiment_that_somebody_gave_stays(cache_dir: Path, monke
     monkeypatch.delenv("MLFLOW_RUN_NAME")
     monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run("0", run_name="of-mlflow-run").info.run_id)
     assert main([*flags, "--output_dir", "b"]) == 0
-    first, second = (client.get_run(run_folder.open_run(Path(folder)).mlflow_run_id).info for folder in "ab")
+    first, second = (client.get_run(Run.open(Path(folder)).mlflow_run_id).info for folder in "ab")
     assert (first.run_name, second.run_name, second.experiment_id) == ("first-try", "of-mlflow-run", "0")
     assert client.get_experiment(first.experiment_id).name == "mine"
 
@@ -125,10 +125,10 @@ def test_test_figures_and_where_it_came_from_are_on_the_run(trained: Trained) ->
     found = MlflowClient().get_run(run.mlflow_run_id)
     assert {"test/accuracy", "test/loss", "test/roc_auc", "test_f1_macro"} <= set(found.data.metrics)
     tags = found.data.tags
-    assert tags["data_sha256"] == run.data["data_sha256"] and tags["world_size"] == "1" and tags["device"] == "cpu"
+    assert tags["data_sha256"] == run.data.sha256 and tags["world_size"] == "1" and tags["device"] == "cpu"
     assert tags["host"] == socket.gethostname() and tags["git_dirty"] in ("true", "false") and tags["git_commit"]
     (dataset,) = found.inputs.dataset_inputs
-    assert dataset.dataset.name == "breast_cancer" and run.data["data_sha256"].startswith(dataset.dataset.digest)
+    assert dataset.dataset.name == "breast_cancer" and run.data.sha256.startswith(dataset.dataset.digest)
 
 
 def test_the_run_folder_is_mirrored_without_checkpoints(trained: Trained) -> None:
@@ -201,9 +201,9 @@ def test_later_stages_work_from_another_folder_with_only_the_server_to_reach(
     cache = ["--cache_dir", str(cache_dir)]
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert main(["train", "--model", "moons", "--epochs", "5", *cache]) == 0
+    assert main(["train", "--model", "two_layer", "--epochs", "5", *cache]) == 0
     (folder,) = (tmp_path / "here" / "runs").iterdir()
-    run_id = run_folder.open_run(folder).mlflow_run_id
+    run_id = Run.open(folder).mlflow_run_id
     folder.rename(tmp_path / "out-of-reach")
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import checkpoint
-from pipeline import run as run_folder
+from pipeline import checkpoint, manifest
 from pipeline.cli import main
-from pipeline.config import Failure, RunConfig
+from pipeline.config import RunConfig
 from pipeline.data.loader import Split
+from pipeline.errors import Failure
 from pipeline.progress import Progress
+from pipeline.run import Run
 from pipeline.train import Training, parameter_table
 from tests.conftest import read_rows
 from tests.trainings import begin, curve, fit, losses, same_weights
@@ -26,7 +27,10 @@ Make = Callable[..., RunConfig]
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_config: Make, tmp_path: Path) -> None:
-    runs = [fit(make_config(model="mlp", epochs=2, dropout=0.5, seed=s), tmp_path / f"{k}") for k, s in enumerate((1, 1, 2))]
+    runs = [
+        fit(make_config(model="mlp", epochs=2, model_args="dropout=0.5", seed=s), tmp_path / f"{k}")
+        for k, s in enumerate((1, 1, 2))
+    ]
     first, again, other = (torch.cat([p.flatten() for p in t.model.parameters()]) for t in runs)
     assert torch.equal(first, again) and not torch.equal(first, other)
 
@@ -117,7 +121,7 @@ def test_the_best_weights_on_validation_are_kept_not_the_last(make_config: Make,
     with torch.no_grad():
         loss = training.val_loss_sum(kept(val.x)[0], val.y).item() / len(val)
     assert loss == pytest.approx(best["val/loss"], rel=1e-5)
-    last = run_folder.Run.load_model(training.run, run_folder.LAST_WEIGHTS)
+    last = Run.load_model(training.run, manifest.LAST_WEIGHTS)
     assert not torch.equal(last.network.output.weight, kept.network.output.weight)  # type: ignore[union-attr]
 
 
@@ -158,7 +162,7 @@ def test_a_diverged_run_keeps_its_best_weights_and_is_failed(tmp_path: Path, cac
     assert main(["train", *flags]) == 1
     error = capsys.readouterr().err
     assert "the training diverged" in error and "Traceback" not in error and "Lower --lr (now 5)" in error
-    run = run_folder.open_run(Path("run"), check=False)
+    run = Run.open(Path("run"), check=False)
     assert all(p.isfinite().all() for p in run.load_model().parameters())
     assert MlflowClient().get_run(run.mlflow_run_id).info.status == "FAILED"
 
@@ -179,7 +183,7 @@ def test_compiling_the_model_changes_nothing_but_speed(make_config: Make, tmp_pa
 
 def test_a_checkpoint_restores_every_number(make_config: Make, tmp_path: Path) -> None:
     """Two epochs, a new Training from the checkpoint, two more: the same weights as four in a row, dropout included."""
-    flags = {"model": "cnn", "epochs": 4, "dropout": 0.5, "batch_size": 200, "log_every": 1}
+    flags = {"model": "cnn", "epochs": 4, "model_args": "dropout=0.5", "batch_size": 200, "log_every": 1}
     whole = fit(make_config(**flags), tmp_path / "whole")
     first = begin(make_config(**flags), tmp_path / "parts")
 
@@ -222,18 +226,18 @@ def _interrupt(flags: list[str], line: str, signum: int) -> tuple[int, str]:
 def test_a_stopped_run_is_killed_and_resumes_in_the_same_mlflow_run(cache_dir: Path) -> None:
     from mlflow import MlflowClient
 
-    flags = ["--model", "moons", "--batch_size", "2", "--epochs", "4", "--cache_dir", str(cache_dir)]
+    flags = ["--model", "two_layer", "--batch_size", "2", "--epochs", "4", "--cache_dir", str(cache_dir)]
     status, said = _interrupt([*flags, "--output_dir", "stopped"], "epoch 2/4", signal.SIGTERM)
     assert status == 143 and said == "stopped by SIGTERM\n"
-    run = run_folder.open_run(Path("stopped"), check=False)
+    run = Run.open(Path("stopped"), check=False)
     client = MlflowClient()
     assert client.get_run(run.mlflow_run_id).info.status == "KILLED"
     found = checkpoint.newest_checkpoint(run.folder, run_id=run.mlflow_run_id)
-    assert found and 0 < found[1]["state"]["cursor"] < 640  # in the middle of an epoch
+    assert found and 0 < found[1]["state"]["samples_seen"] < 640  # in the middle of an epoch
     assert main(["train", "--output_dir", "stopped", "--resume", "true", "--cache_dir", str(cache_dir)]) == 0
     assert client.get_run(run.mlflow_run_id).info.status == "FINISHED"
     assert main(["train", *flags, "--output_dir", "whole"]) == 0
-    for name in (run_folder.WEIGHTS, run_folder.LAST_WEIGHTS):
+    for name in (manifest.WEIGHTS, manifest.LAST_WEIGHTS):
         assert same_weights(Path("stopped") / name, Path("whole") / name)
     names = ("step", "epoch", "train/loss", "train/accuracy", "train/epoch_loss", "val/loss", "val/accuracy", "train/lr")
     stopped, whole = ([{k: r[k] for k in names if k in r} for r in read_rows(Path(f))] for f in ("stopped", "whole"))
@@ -246,10 +250,10 @@ def test_a_stopped_run_is_killed_and_resumes_in_the_same_mlflow_run(cache_dir: P
 def test_ctrl_c_ends_with_130_and_a_killed_run(cache_dir: Path) -> None:
     from mlflow import MlflowClient
 
-    flags = ["--model", "moons", "--batch_size", "2", "--epochs", "8", "--cache_dir", str(cache_dir), "--output_dir", "run"]
+    flags = ["--model", "two_layer", "--batch_size", "2", "--epochs", "8", "--cache_dir", str(cache_dir), "--output_dir", "run"]
     status, said = _interrupt(flags, "epoch 1/8", signal.SIGINT)
     assert status == 130 and "Traceback" not in said
-    run = run_folder.open_run(Path("run"), check=False)
+    run = Run.open(Path("run"), check=False)
     assert MlflowClient().get_run(run.mlflow_run_id).info.status == "KILLED"
 
 
@@ -261,7 +265,7 @@ def test_an_update_that_diverges_at_the_very_end_is_told_and_its_weights_are_not
     assert main(["train", *flags, "--epochs", "1", "--lr", "1e38"]) == 1
     told = capsys.readouterr().err
     assert "weights are not finite after step 1: the training diverged. Lower --lr (now 1e+38)" in told
-    assert not (Path("run") / run_folder.WEIGHTS).exists() and not list(Path("run").glob("checkpoints/*"))
+    assert not (Path("run") / manifest.WEIGHTS).exists() and not list(Path("run").glob("checkpoints/*"))
 
 
 def test_weights_that_are_finite_and_useless_are_told_by_the_evaluation(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -23,17 +24,20 @@ import torch
 from torchvision.datasets import MNIST
 
 from models import MODELS
-from pipeline.config import RunConfig, UserError, resolve
-from pipeline.data import sources
-from pipeline.data.catalog import DATASETS
-from pipeline.data.prepare import is_intact, prepare, prepared_folder, read_manifest
+from models.recipes import recipe
+from pipeline.config import RunConfig
+from pipeline.data import builtin, find, matching, mnist
+from pipeline.data.prepare import is_intact, prepare, prepared_folder, read_manifest, read_spec
+from pipeline.data.spec import Samples
+from pipeline.errors import UserError
+from pipeline.resolve import resolve
 
 Make = Callable[..., RunConfig]
-EMBEDDED = [n for n in DATASETS if n != "mnist"]
+EMBEDDED = [n for n in matching() if n != "mnist"]
 
 
 def _model_for(dataset: str) -> str:
-    return next(m for m, s in MODELS.items() if s.recipe("default")["dataset"] == dataset)
+    return next(m for m in MODELS if recipe(m, "default")["dataset"] == dataset)
 
 
 def _load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -44,17 +48,17 @@ def _load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("dataset", EMBEDDED)
 def test_splits_cover_each_sample_once(dataset: str, make_config: Make) -> None:
     config = make_config(model=_model_for(dataset))
-    folder, spec = prepare(config), DATASETS[dataset]
+    folder, source = prepare(config), find(dataset)
     parts = [_load(folder, name) for name in ("train", "val", "test")]
     together = np.concatenate([x.reshape(len(x), -1) for x, _ in parts])
-    assert len(together) == spec.num_train
-    whole = getattr(sources, spec.source)(config).x
-    if not spec.is_image:
+    assert len(together) == source.num_train
+    whole = source.load(config.data_dir, config.split_seed).x
+    if not source.spec.is_image:
         whole = whole.reshape(len(whole), -1)
         assert sorted(map(bytes, together)) == sorted(map(bytes, whole))
 
 
-@pytest.mark.parametrize("dataset", [d for d in EMBEDDED if DATASETS[d].task != "regression"])
+@pytest.mark.parametrize("dataset", [d for d in EMBEDDED if find(d).spec.task != "regression"])
 def test_splits_are_stratified(dataset: str, make_config: Make) -> None:
     folder = prepare(make_config(model=_model_for(dataset)))
     shares = [np.bincount(y) / len(y) for _, y in (_load(folder, n) for n in ("train", "val", "test"))]
@@ -62,7 +66,7 @@ def test_splits_are_stratified(dataset: str, make_config: Make) -> None:
 
 
 def test_moons_are_split_640_160_200(make_config: Make) -> None:
-    folder = prepare(make_config(model="moons"))
+    folder = prepare(make_config(model="two_layer"))
     assert [len(_load(folder, n)[0]) for n in ("train", "val", "test")] == [640, 160, 200]
 
 
@@ -71,9 +75,9 @@ def test_statistics_are_those_of_the_training_split_alone(model: str, make_confi
     folder = prepare(make_config(model=model))
     x, _ = _load(folder, "train")
     axes = (0, 2, 3) if x.ndim == 4 else (0,)
-    statistics = read_manifest(folder)["statistics"]
-    np.testing.assert_allclose(statistics["mean"], x.mean(axes, dtype=np.float64), rtol=1e-9)
-    np.testing.assert_allclose(statistics["std"], x.std(axes, dtype=np.float64), rtol=1e-6)
+    spec = read_spec(folder)
+    np.testing.assert_allclose(spec.mean, x.mean(axes, dtype=np.float64), rtol=1e-9)
+    np.testing.assert_allclose(spec.std, x.std(axes, dtype=np.float64), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("model", "size"), [("cnn", 28), ("lenet", 32)])
@@ -93,30 +97,31 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_others(make_conf
     first = make_config(model="mlp")
     again = make_config(model="mlp", cache_dir=tmp_path)
     other = make_config(model="mlp", cache_dir=tmp_path, split_seed=1)
-    digests = [read_manifest(prepare(c))["data_sha256"] for c in (first, again, other)]
+    digests = [read_spec(prepare(c)).sha256 for c in (first, again, other)]
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_noise_shapes_the_moons(make_config: Make) -> None:
-    assert prepared_folder(make_config(model="moons", noise=0)) != prepared_folder(make_config(model="moons", noise=0.2))
-    x, y = _load(prepare(make_config(model="moons", noise=0)), "train")
+    without, some = (make_config(model="two_layer", data_args=f"noise={noise}") for noise in (0, 0.2))
+    assert prepared_folder(without) != prepared_folder(some)
+    x, y = _load(prepare(without), "train")
     outer = x[y == 0]
     np.testing.assert_allclose((outer**2).sum(1), 1, atol=1e-5)  # without noise, a half circle of radius 1
 
 
 def test_a_damaged_cache_is_made_anew(make_config: Make, tmp_path: Path) -> None:
-    config = make_config(model="moons", cache_dir=tmp_path)
+    config = make_config(model="two_layer", cache_dir=tmp_path)
     folder = prepare(config)
-    digest = read_manifest(folder)["data_sha256"]
+    digest = read_spec(folder).sha256
     with (folder / "val_x.npy").open("r+b") as file:
         file.seek(200)
         file.write(b"\xff")
     assert not is_intact(folder)
-    assert prepare(config) == folder and is_intact(folder) and read_manifest(folder)["data_sha256"] == digest
+    assert prepare(config) == folder and is_intact(folder) and read_spec(folder).sha256 == digest
 
 
 def test_a_prepared_array_is_the_file_that_numpy_writes(make_config: Make) -> None:
-    folder = prepare(make_config(model="moons"))
+    folder = prepare(make_config(model="two_layer"))
     for path in folder.glob("*.npy"):
         buffer = io.BytesIO()
         np.save(buffer, np.load(path))
@@ -125,12 +130,13 @@ def test_a_prepared_array_is_the_file_that_numpy_writes(make_config: Make) -> No
 
 PREPARE = """
 import sys
-from pipeline.config import resolve
-from pipeline.data import prepare, sources
+from pipeline.resolve import resolve
+from pipeline.data import builtin, prepare
 if sys.argv[2] == "slow":
-    import time
-    inner = sources.digits
-    sources.digits = lambda config: (open(sys.argv[1] + "/inside", "w").close(), time.sleep(30), inner(config))[2]
+    import dataclasses, time
+    digits = builtin.SOURCES["digits"]
+    wait = lambda data_dir, seed: (open(sys.argv[1] + "/inside", "w").close(), time.sleep(30), digits.load(data_dir, seed))[2]
+    builtin.SOURCES["digits"] = dataclasses.replace(digits, load=wait)
 print(prepare.prepare(resolve({"model": "cnn", "cache_dir": sys.argv[1]})))
 """
 
@@ -154,7 +160,7 @@ def test_a_killed_preparation_leaves_no_cache_and_no_obstacle_and_is_swept_by_th
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     config = resolve({"model": "cnn", "cache_dir": str(tmp_path)})
-    others = [resolve({"model": model, "cache_dir": str(tmp_path)}) for model in ("moons", "polynomial")]
+    others = [resolve({"model": model, "cache_dir": str(tmp_path)}) for model in ("two_layer", "polynomial")]
     prepare(others[0])
     assert list(tmp_path.glob("*.tmp-*")), "it is still at work"
     process.send_signal(signal.SIGKILL)
@@ -199,7 +205,7 @@ def test_a_processed_folder_of_old_torchvision_is_not_looked_at(tmp_path: Path) 
     other = torch.full((240, 28, 28), 7, dtype=torch.uint8), torch.zeros(240, dtype=torch.int64)
     for name in ("training.pt", "test.pt"):
         torch.save(other, raw.parent / "processed" / name)
-    folder = prepare(_mnist_config(tmp_path, holdout="false"))
+    folder = prepare(_mnist_config(tmp_path, val_split="0"))
     for part, name in (("train", "train"), ("t10k", "test")):
         x, y = _load(folder, name)
         assert x.tobytes() == (raw / f"{part}-images-idx3-ubyte").read_bytes()[16:]
@@ -213,12 +219,12 @@ def test_with_a_processed_folder_missing_raw_files_are_fetched_all_the_same_and_
     (raw.parent / "processed").mkdir()
     for name in ("training.pt", "test.pt"):
         torch.save((torch.zeros(1, 28, 28), torch.zeros(1)), raw.parent / "processed" / name)
-    missing, (kept, *_) = raw / sources.MNIST_FILES[-1], sources.MNIST_FILES
+    missing, (kept, *_) = raw / mnist.FILES[-1], mnist.FILES
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     with gzip.open(mirror / f"{missing.name}.gz", "wb") as file:
         file.write(missing.read_bytes())
-    resources = [(f"{name}.gz", "0" * 32) for name in sources.MNIST_FILES[:-1]]
+    resources = [(f"{name}.gz", "0" * 32) for name in mnist.FILES[:-1]]
     resources.append((f"{missing.name}.gz", hashlib.md5((mirror / f"{missing.name}.gz").read_bytes()).hexdigest()))
     monkeypatch.setattr(MNIST, "resources", resources)
     missing.unlink()
@@ -278,9 +284,9 @@ def test_samples_that_cannot_be_split_are_told_in_a_sentence(tmp_path: Path, lab
     raw, y = _write_mnist(tmp_path), np.array(labels, np.uint8)
     (raw / "train-images-idx3-ubyte").write_bytes(_idx(np.zeros((len(y), 28, 28), np.uint8)))
     (raw / "train-labels-idx1-ubyte").write_bytes(_idx(y))
-    with pytest.raises(UserError, match=rf"^dataset=mnist .*{missing}.*--holdout false"):
+    with pytest.raises(UserError, match=rf"^dataset=mnist .*{missing}.*--val_split 0"):
         prepare(_mnist_config(tmp_path))
-    assert is_intact(prepare(_mnist_config(tmp_path, holdout="false")))
+    assert is_intact(prepare(_mnist_config(tmp_path, val_split="0")))
 
 
 @pytest.mark.parametrize("dataset", EMBEDDED)
@@ -288,13 +294,15 @@ def test_samples_that_cannot_be_split_are_told_in_a_sentence(tmp_path: Path, lab
 def test_any_few_samples_of_any_data_set_are_split_or_refused(
     dataset: str, count: int, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = getattr(sources, DATASETS[dataset].source)(make_config(model=_model_for(dataset)))
+    source = find(dataset)
+    whole = source.load(Path("data"), 0)
     picked = np.linspace(0, len(whole.x) - 1, count).astype(int)
-    monkeypatch.setattr(sources, DATASETS[dataset].source, lambda config: sources.Samples(whole.x[picked], whole.y[picked]))
+    few = dataclasses.replace(source, load=lambda data_dir, seed: Samples(whole.x[picked], whole.y[picked]))
+    monkeypatch.setitem(builtin.SOURCES, dataset, few)  # type: ignore[arg-type]
     try:
         folder = prepare(make_config(model=_model_for(dataset), cache_dir=tmp_path))
     except UserError as error:
-        assert "--holdout false" in str(error)
+        assert "--val_split 0" in str(error)
     else:
         assert all(len(_load(folder, name)[1]) for name in ("train", "val", "test"))
 
@@ -309,15 +317,17 @@ def test_without_files_and_network_the_error_names_the_folder_and_the_embedded_d
 
 
 def test_the_real_mnist_gives_the_known_statistics(mnist_dir: Path, cache_dir: Path) -> None:
-    config = resolve({"dataset": "mnist", "data_dir": str(mnist_dir), "cache_dir": str(cache_dir), "holdout": "false"})
-    manifest = read_manifest(prepare(config))
-    assert manifest["splits"]["train"]["x"]["shape"] == [60_000, 1, 28, 28]
-    assert manifest["statistics"]["mean"][0] / 255 == pytest.approx(0.1307, abs=1e-4)  # the figures in every tutorial
-    assert manifest["statistics"]["std"][0] / 255 == pytest.approx(0.3081, abs=1e-4)
+    config = resolve({"dataset": "mnist", "data_dir": str(mnist_dir), "cache_dir": str(cache_dir), "val_split": "0"})
+    spec = read_spec(prepare(config))
+    assert spec.counts == {"train": 60_000, "val": 0, "test": 10_000} and spec.sample_shape == (1, 28, 28)
+    assert spec.mean[0] / 255 == pytest.approx(0.1307, abs=1e-4)  # the figures in every tutorial
+    assert spec.std[0] / 255 == pytest.approx(0.3081, abs=1e-4)
 
 
 def test_the_manifest_tells_what_was_prepared(make_config: Make) -> None:
     manifest = json.loads((prepare(make_config(model="cnn")) / "manifest.json").read_text())
-    assert manifest["input_dtype"] == "uint8" and manifest["input_range"] == [0, 255]
-    assert manifest["classes"] == list("0123456789") and len(manifest["data_sha256"]) == 64
+    spec = manifest["spec"]
+    assert spec["dtype"] == "uint8" and spec["value_range"] == [0, 255] and spec["sample_shape"] == [1, 28, 28]
+    assert spec["classes"] == list("0123456789") and len(spec["sha256"]) == 64
+    assert spec["counts"] == {"train": 1079, "val": 359, "test": 359}
     assert os.sep not in json.dumps(manifest["splits"])

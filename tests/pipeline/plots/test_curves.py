@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from pipeline.curves import curves, kept_epoch
 
 from pipeline.config import RunConfig
-from pipeline.plots import evaluation
+from pipeline.plots import style
+from pipeline.plots.curves import curves, kept_epoch
 from tests.pictures import history, legend_texts
 from tests.trainings import curve, fit
 
@@ -126,11 +126,11 @@ def test_curves_survive_a_loss_that_diverged(tmp_path: Path) -> None:
     rows = [{"step": s, "epoch": float(s), "val/loss": v} for s, v in enumerate((2.0, 1.0, math.inf, math.nan))]
     figure = curves(rows)
     assert "kept: epoch 1 (best val loss 1)" in legend_texts(figure)
-    evaluation.save(figure, tmp_path / "curves.png", about="a run")
+    style.save(figure, tmp_path / "curves.png", about="a run")
 
 
 def test_one_row_is_drawn_as_a_point_on_whole_steps(tmp_path: Path) -> None:
     figure = curves(history(1)[1:])
-    evaluation.save(figure, tmp_path / "curves.png", about="a run")
+    style.save(figure, tmp_path / "curves.png", about="a run")
     assert all(line.get_marker() == "o" for axes in figure.axes for line in axes.lines if line.get_linestyle() == "-")
     assert [t for t in figure.axes[-1].get_xticks() if t % 1] == []

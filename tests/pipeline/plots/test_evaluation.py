@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from pipeline.curves import curves
 from sklearn import metrics
 
-from models.activations import ACTIVATIONS
+from models.handwritten import ACTIVATIONS
 from pipeline.cli import main
 from pipeline.config import PlotConfig
-from pipeline.plots import evaluation, standalone
+from pipeline.plots import evaluation, standalone, style
+from pipeline.plots.curves import curves
 from tests.pictures import history, legend_texts
 
 DIGITS = tuple("0123456789")
@@ -34,7 +34,7 @@ def no_warnings() -> Iterator[None]:
         yield
 
 
-def moons(*, shift: float = 0.0) -> dict[str, evaluation.Part]:
+def moons(*, shift: float = 0.0) -> dict[str, style.Series]:
     rng = np.random.default_rng(0)
     sizes = {"train": 30, "val": 12, "test": 18}
     return {name: (rng.normal(shift, 1, (n, 2)).astype(np.float32), rng.integers(0, 2, n)) for name, n in sizes.items()}
@@ -78,7 +78,7 @@ def test_confusion_matrix_colours_a_cell_by_its_share_of_the_true_class() -> Non
 def test_a_hundred_classes_are_drawn_without_their_counts(tmp_path: Path) -> None:
     names = [f"a long name of a class, number {k}" for k in range(100)]
     figure = evaluation.confusion_matrix(np.eye(100, dtype=int), classes=names, split="test")
-    evaluation.save(figure, tmp_path / "matrix.png", about="a run")
+    style.save(figure, tmp_path / "matrix.png", about="a run")
     assert not figure.axes[0].texts and len(figure.axes[0].get_yticklabels()) == 100
     assert max(len(t.get_text()) for t in figure.axes[0].get_yticklabels()) <= 24
     assert max(figure.get_size_inches()) < 20
@@ -132,10 +132,10 @@ def test_every_saved_picture_carries_model_data_and_run_and_nothing_of_it_is_cut
     figures = every_figure() | demanding_figures() if folder == "cnn-2a2cd71d" else {"the narrowest": curves([])}
     for name, figure in figures.items():
         for _ in range(2):
-            evaluation.save(figure, tmp_path / f"{name}.png", about=f"cnn on digits, run {folder}")
+            style.save(figure, tmp_path / f"{name}.png", about=f"cnn on digits, run {folder}")
         heading = figure.get_suptitle()
         assert heading.startswith("cnn on digits, run") and heading.count("cnn on digits") == 1
-        figure.set_dpi(evaluation._DPI)  # letters are a whole number of dots apart
+        figure.set_dpi(style.DPI)  # letters are a whole number of dots apart
         figure.draw_without_rendering()
         drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
         assert drawn.x0 >= 0 and drawn.x1 <= width and drawn.y0 >= 0 and drawn.y1 <= height, f"{name} is cut: {drawn}"
@@ -147,10 +147,8 @@ def test_a_picture_without_a_run_says_above_it_what_it_shows(
 ) -> None:
     monkeypatch.setattr(evaluation, "_embed", lambda features, *, seed: features[:, 20:22].astype(np.float32))
     saved: list[Figure] = []
-    save = evaluation.save
-    monkeypatch.setattr(
-        evaluation, "save", lambda figure, path, *, about: (saved.append(figure), save(figure, path, about=about))
-    )
+    save = style.save
+    monkeypatch.setattr(style, "save", lambda figure, path, *, about: (saved.append(figure), save(figure, path, about=about)))
     assert main(["plot", "--plot", picture]) == 0
     assert (
         capsys.readouterr().out == f"drawing {picture} ...\nruns/plots/{picture}.png\n"
@@ -212,7 +210,7 @@ def test_scatter_draws_every_point_of_every_split() -> None:
 def test_the_grid_covers_the_square_and_every_point(shift: float) -> None:
     seen = []
 
-    def predict(points: evaluation.Array) -> evaluation.Array:
+    def predict(points: style.Array) -> style.Array:
         seen.append(points)
         return 1 / (1 + np.exp(-points[:, 0]))
 
@@ -245,7 +243,7 @@ def test_regions_list_classes_and_the_splits_that_hold_points(kind: str, tmp_pat
     }
     splits = moons() | {"val": (np.zeros((0, 2), np.float32), np.zeros(0, int))}
     figure = evaluation.decision_regions(answers[kind], splits, classes=TUMORS)
-    evaluation.save(figure, tmp_path / "regions.png", about="a run")
+    style.save(figure, tmp_path / "regions.png", about="a run")
     axes = figure.axes[0]
     assert legend_texts(figure) == [*TUMORS, "train (30)", "test (18)"]
     legend = axes.get_legend()
@@ -295,7 +293,7 @@ def test_raw_pixels_of_six_digits_are_drawn_by_tsne(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_flag_names_every_picture() -> None:
-    choices = PlotConfig.__dataclass_fields__["picture"].metadata["choices"]
+    choices = PlotConfig.__dataclass_fields__["plot"].metadata["choices"]
     assert sorted(choices) == sorted(standalone.PICTURES)
 
 
@@ -337,13 +335,13 @@ def test_the_same_picture_is_the_same_file(tmp_path: Path) -> None:
     for name in first:
         files = [tmp_path / folder / f"{name}.png" for folder in ("first", "saved again", "made again")]
         for figure, file in zip((first[name], first[name], second[name]), files, strict=True):
-            evaluation.save(figure, file, about="a run")
+            style.save(figure, file, about="a run")
         contents = [file.read_bytes() for file in files]
         assert contents[0].startswith(b"\x89PNG")
         assert contents[0] == contents[1] == contents[2], name
 
 
 def test_drawing_leaves_pyplot_and_torch_alone() -> None:
-    code = "import sys; from pipeline.curves import curves; curves([]); print(*sys.modules, sep='\\n')"
+    code = "import sys; from pipeline.plots.curves import curves; curves([]); print(*sys.modules, sep='\\n')"
     done = run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert not {"torch", "matplotlib.pyplot"} & set(done.stdout.split())

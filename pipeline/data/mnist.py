@@ -1,79 +1,38 @@
-"""Where the samples come from: scikit-learn, a formula, or files. Everything is returned as numpy arrays.
-
-Images are uint8 (N, C, H, W), vectors float32 (N, D), labels int64 (N,), regression targets float32 (N, 1).
-"""
+"""MNIST: the four raw files, downloaded where they are missing, and read as they are."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import socket
 import struct
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import RunConfig, UserError
+from pipeline.data.spec import Samples
+from pipeline.errors import UserError
 
-Array = NDArray[np.generic]
-
-MNIST_FILES = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+FILES = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
 _DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer from a mirror
 
 
-class Samples(NamedTuple):
-    """All samples of a data set; `test_x` and `test_y` are None where it has no test set of its own."""
-
-    x: Array
-    y: Array
-    test_x: Array | None = None
-    test_y: Array | None = None
-
-
-def breast_cancer(config: RunConfig) -> Samples:
-    from sklearn.datasets import load_breast_cancer
-
-    x, y = load_breast_cancer(return_X_y=True)
-    return Samples(x.astype(np.float32), y.astype(np.int64))
-
-
-def digits(config: RunConfig) -> Samples:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    return Samples(np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None], bunch.target.astype(np.int64))
-
-
-def moons(config: RunConfig) -> Samples:
-    from sklearn.datasets import make_moons
-
-    x, y = make_moons(n_samples=1000, noise=config.noise, random_state=config.split_seed)
-    return Samples(x.astype(np.float32), y.astype(np.int64))
-
-
-def sine(config: RunConfig) -> Samples:
-    x = np.linspace(-np.pi, np.pi, 2000, dtype=np.float32)[:, None]
-    return Samples(x, np.sin(x))
-
-
-def mnist(config: RunConfig) -> Samples:
+def load(data_dir: Path) -> Samples:
     """Return what the four raw files hold, and nothing else: torchvision's class would prefer an old `processed/` folder."""
     arrays = []
-    for file in raw_files(config):
+    for file in raw_files(data_dir):
         try:
             values = read_idx(file, ndim=3 if "images" in file.name else 1)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"data_dir={config.data_dir} holds MNIST files in {file.parent} that cannot be read ({error}). Delete them to "
+                f"data_dir={data_dir} holds MNIST files in {file.parent} that cannot be read ({error}). Delete them to "
                 "have them downloaded anew, or use --dataset digits, which is embedded."
             ) from error
         arrays.append(values[:, None] if values.ndim == 3 else values.astype(np.int64))
     for x, y in (arrays[:2], arrays[2:]):
         if len(x) != len(y) or not len(x) or y.max() > 9:
             raise UserError(
-                f"data_dir={config.data_dir}: the MNIST files in {_mnist_folder(config)} have {len(x)} images and {len(y)} "
+                f"data_dir={data_dir}: the MNIST files in {_folder(data_dir)} have {len(x)} images and {len(y)} "
                 f"labels from {y.min(initial=9)} to {y.max(initial=0)}. Delete them to have them downloaded anew."
             )
     return Samples(*arrays)
@@ -95,25 +54,23 @@ def read_idx(path: Path, *, ndim: int) -> NDArray[np.uint8]:
     return content[start:].reshape(shape)
 
 
-def _mnist_folder(config: RunConfig) -> Path:
-    return config.data_dir.expanduser() / "MNIST" / "raw"
+def _folder(data_dir: Path) -> Path:
+    return data_dir.expanduser() / "MNIST" / "raw"
 
 
-def raw_files(config: RunConfig) -> list[Path]:
-    """Return the raw files that the data set is read from, downloading what is missing; none for embedded data."""
-    if config.dataset != "mnist":
-        return []
-    files = [_mnist_folder(config) / name for name in MNIST_FILES]
+def raw_files(data_dir: Path) -> list[Path]:
+    """Return the four raw files, downloading what is missing."""
+    files = [_folder(data_dir) / name for name in FILES]
     if not all(f.is_file() for f in files):
-        _download_mnist(config)
+        _download(data_dir)
     return files
 
 
-def _download_mnist(config: RunConfig) -> None:
+def _download(data_dir: Path) -> None:
     """Fetch and unpack the files that are missing, or unpack their archives that are there; what is there stays as it is."""
     from torchvision.datasets import MNIST
 
-    folder = _mnist_folder(config)
+    folder = _folder(data_dir)
     made = [f for f in (folder, folder.parent, folder.parent.parent) if not f.exists()]
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
@@ -127,7 +84,7 @@ def _download_mnist(config: RunConfig) -> None:
                 empty.rmdir()
         raise UserError(
             f"dataset=mnist: its files are not in {folder} and cannot be downloaded "
-            f"({str(error).strip().splitlines()[-1]}). Put {', '.join(MNIST_FILES)} there, or use --dataset digits, "
+            f"({str(error).strip().splitlines()[-1]}). Put {', '.join(FILES)} there, or use --dataset digits, "
             "which is embedded."
         ) from error
     finally:
@@ -144,12 +101,3 @@ def _fetch(archive: str, md5: str, *, mirrors: list[str], folder: Path) -> None:
         except (OSError, RuntimeError):
             if mirror == mirrors[-1]:
                 raise
-
-
-def fingerprint(files: list[Path]) -> str:
-    """Return a digest of the files' names, sizes and times: a cache made from others must not be used for them.
-
-    The time of change is among them, which a copy that keeps the time of modification cannot keep.
-    """
-    stats = [(f.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f in files for s in [f.stat()]]
-    return hashlib.sha256(repr(stats).encode()).hexdigest()

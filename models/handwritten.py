@@ -1,11 +1,12 @@
-"""Operators with hand-written forward and backward: linear, logistic, binary cross entropy.
+"""Written out by hand: linear, logistic and binary cross entropy with their backward passes, and activation functions.
 
-Autograd only carries the gradients between them; `tests/models/test_operators.py` proves each backward with gradcheck. They
-compute in the dtype they are given and cannot be differentiated twice.
+Autograd only carries the gradients between them; `tests/models/test_handwritten.py` proves each backward with gradcheck. They
+compute in the dtype they are given and cannot be differentiated twice. The tests hold each activation against torch's own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -81,3 +82,16 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "logistic": lambda x: 1 / (1 + torch.exp(-x)),
+    "tanh": lambda x: (torch.exp(x) - torch.exp(-x)) / (torch.exp(x) + torch.exp(-x)),
+    "relu": lambda x: x.clamp(min=0),
+    "leaky_relu": lambda x: x.clamp(min=0) + 0.1 * x.clamp(max=0),
+    "hard_logistic": lambda x: (x / 6 + 0.5).clamp(0, 1),
+    "hard_tanh": lambda x: x.clamp(-1, 1),
+    "elu": lambda x: x.clamp(min=0) + torch.exp(x.clamp(max=0)) - 1,
+    "softplus": lambda x: torch.log(1 + torch.exp(x)),
+    "swish": lambda x: x / (1 + torch.exp(-x)),
+}

@@ -1,0 +1,110 @@
+"""DataSpec: what the samples of a data set are. Everything above `pipeline/data/` asks it, and no registry."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.task import task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+
+IMAGE_RANGE = (0, 255)
+_PLACE = ("data_dir", "seed")  # what a loader is always given
+
+
+class Samples(NamedTuple):
+    """All samples: images uint8 (N, C, H, W) or vectors float32 (N, D); labels int64 (N,) or values float32 (N, T).
+
+    `test_x` and `test_y` are None where there is no test set of its own.
+    """
+
+    x: Array
+    y: Array
+    test_x: Array | None = None
+    test_y: Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What the samples are. Statistics, counts and hash are there once they were prepared.
+
+    `sample_shape` is that of one sample as a model takes it: (D,) float32, or (C, H, W) uint8 in `value_range`. `targets` names
+    the values of a regression or the labels of a multilabel task, `columns` the features of a table, where they have names.
+    `mean` and `std` are of the training samples, one for each channel or feature; `counts` has the number of samples of each
+    split, `sha256` covers all of them.
+    """
+
+    name: str
+    task: str
+    sample_shape: tuple[int, ...]
+    dtype: str = "float32"
+    value_range: tuple[int, int] | None = None
+    classes: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    sha256: str = ""
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.sample_shape) == 3
+
+    @property
+    def num_outputs(self) -> int:
+        """The raw scores or values that a model gives for one sample."""
+        return task(self.task).num_outputs(len(self.classes), max(1, len(self.targets)))
+
+    def resized(self, side: int) -> DataSpec:
+        """Return the same samples with images of `side` x `side` pixels; 0 leaves them as they are."""
+        if not side or not self.is_image:
+            return self
+        return dataclasses.replace(self, sample_shape=(self.sample_shape[0], side, side))
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()} | {"counts": dict(self.counts)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DataSpec:
+        """Return what `to_json` wrote. Raises TypeError or ValueError for anything else."""
+        found: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        spec = cls(**found)
+        texts = (spec.name, spec.task, spec.dtype, spec.sha256)
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int) for n in spec.sample_shape):
+            raise ValueError("its data is described by values of wrong types")
+        return spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set that was not prepared yet.
+
+    `load` returns all `Samples`; it is called with `data_dir` and `seed`, and its other arguments are those of `--data_args`.
+    The fractions are shares of all samples; a data set with a test set of its own gives the validation share of its training
+    samples. `files` returns the raw files in `data_dir`, fetching what is missing. `is_random` says that chance makes it.
+    """
+
+    summary: str
+    spec: DataSpec
+    num_train: int
+    load: Callable[..., Samples]
+    val_fraction: float = 0.2
+    test_fraction: float = 0.2
+    has_test_set: bool = False
+    is_random: bool = False
+    files: Callable[[Path], list[Path]] | None = None
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """What `--data_args` may give, by name."""
+        return {name: p for name, p in inspect.signature(self.load).parameters.items() if name not in _PLACE}

@@ -1,0 +1,112 @@
+"""Flags: the words of a command line to {field: text}, and the help that lists them, both from the configuration classes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import textwrap
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+from models import MODELS
+from models.recipes import RECIPES, recipe
+from pipeline import data
+from pipeline.config import RENAMED, RunConfig, convert, shown
+from pipeline.errors import UserError
+from pipeline.recipe import text_of
+
+_METAVARS = {
+    "int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT", "output_dir": "FOLDER", "run": "RUN",
+    "onnx": "FILE", "Args": "NAME=VALUE,...",
+}  # fmt: skip
+
+
+def read_flags(words: Sequence[str], cls: type) -> dict[str, str]:
+    """Return {field: text}. A flag takes the word behind it, unless that begins with two minus signs; the last one counts.
+
+    Not by argparse, which takes `--flag=--` and `--flag -1e-3` for something else. Raises UserError with every problem.
+    """
+    names = {field.name for field in dataclasses.fields(cls)} | ({"config"} if cls is RunConfig else set())
+    flags: dict[str, str] = {}
+    problems: list[str] = []
+    rest = list(words)
+    while rest:
+        flag, equals, text = rest.pop(0).partition("=")
+        name = flag.removeprefix("--")
+        follows = bool(rest) and not equals and not rest[0].startswith("--")
+        if not flag.startswith("--") or name not in names:
+            problems.append(_unknown_flag(flag, cls))
+            if flag.startswith("--") and follows:
+                rest.pop(0)
+        elif equals or follows:
+            flags[name] = text if equals else rest.pop(0)
+        else:
+            problems.append(f"{flag} was given without a value. Write {flag} VALUE.")
+    if problems:
+        raise UserError(*problems, *convert(cls, flags)[1].values())
+    return flags
+
+
+def _unknown_flag(word: str, cls: type) -> str:
+    name = word[:100].lstrip("-")
+    if name in RENAMED:
+        return f"--{name} is called otherwise now: {RENAMED[name]}."
+    fields = [field.name for field in dataclasses.fields(cls)]
+    near = get_close_matches(word[:100].lower().lstrip("-").replace("-", "_"), fields, n=1)
+    if not word.startswith("-"):
+        hint = f"A value stands behind its flag, as in --{fields[0]} VALUE."
+    else:
+        hint = f"Did you mean --{near[0]}?" if near else "Leave it out; --help lists the flags."
+    return f"{shown(word) or 'An empty word'} is not a flag of this command. {hint}"
+
+
+def help_text(command: str, summary: str, cls: type) -> str:
+    """Return what `--help` prints for a command."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m pipeline {command}",
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=_recipes() if cls is RunConfig else None,
+        allow_abbrev=False,
+        usage="%(prog)s [--flag VALUE ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    by_recipe = {name for recipes in RECIPES.values() for values in recipes.values() for name in values} | {"image_size"}
+    if cls is RunConfig:
+        what = "JSON or TOML file of such fields, beneath the flags; a run's own config.json repeats or varies that run"
+        parser.add_argument("--config", metavar="FILE", help=f"{what} (default: empty)")
+    for field in dataclasses.fields(cls):
+        choices = field.metadata["choices"]
+        own = field.default if field.default is not dataclasses.MISSING else ""
+        default = "from the recipe" if cls is RunConfig and field.name in by_recipe else text_of(own)
+        note = "required" if field.name == "run" and not own else f"default: {default or 'empty'}"
+        parser.add_argument(
+            f"--{field.name}",
+            metavar="|".join(choices) or _METAVARS.get(field.name) or _METAVARS.get(str(field.type), "auto|N"),
+            help=f"{field.metadata['description']} ({note})".replace("%", "%%"),
+        )
+    return parser.format_help().rstrip()
+
+
+def _recipes() -> str:
+    lines = ["models and their default recipes (--recipe reference: those of the text that a model came from):"]
+    for name, spec in MODELS.items():
+        values = " ".join(f"{k}={text_of(v)}" for k, v in recipe(name, "default").items())
+        lines += [f"  {name}: {spec.summary}", *textwrap.wrap(values, 110, initial_indent="    ", subsequent_indent="    ")]
+    return "\n".join([*lines, "data sets:", *(f"  {name}: {data.find(name).summary}" for name in data.matching())])
+
+
+def overview(summaries: Mapping[str, str]) -> str:
+    """Return what the command line prints without a command."""
+    width = max(map(len, summaries))
+    return "\n".join(
+        [
+            "usage: python -m pipeline COMMAND [--flag VALUE ...]",
+            "",
+            "Data to trained model, model to artifacts that are proven to predict as it did in training.",
+            "",
+            *(f"  {name:{width}}  {summary}" for name, summary in summaries.items()),
+            "",
+            "Begin with `python -m pipeline run --model cnn`, and look at what came of it with `mlflow ui`.",
+            "`python -m pipeline COMMAND --help` lists the flags of a command with their meanings and defaults.",
+        ]
+    )

@@ -1,0 +1,189 @@
+"""Flags to a configuration that needs no further checks: recipe, flags, and every rule between fields, told all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import models
+from models import ModelSpec
+from models.recipes import names, recipe
+from pipeline import data
+from pipeline.checks import violations, without_effect
+from pipeline.config import RUNTIME_FIELDS, RunConfig, convert, field_types, from_json, to_flags, to_json
+from pipeline.data.spec import Source
+from pipeline.errors import UserError
+from pipeline.recipe import Merged, merge
+
+
+def resolve(flags: Mapping[str, str], *, world_size: int | None = None) -> RunConfig:
+    """Return the full configuration: flag, or else what the file of `config` says, or else recipe, or else default.
+
+    `config` among the flags names a JSON or TOML file. `world_size` is the number of ranks where torchrun has already set it.
+    Raises UserError with every problem.
+    """
+    flags, base = with_file(flags)
+    values, problems = convert(RunConfig, flags)
+    merged, model, source, unknown = _merged(values, base)
+    problems |= unknown
+    config = RunConfig(**merged.fields)
+    messages = [problems[field.name] for field in dataclasses.fields(RunConfig) if field.name in problems]
+    if "model" not in problems:
+        invalid = set(problems)
+        broken = violations(config, model, source, values, world_size)
+        messages += [message for fields, message in broken if not invalid & set(fields)]
+    messages += _wrong_data_args(config, source) if not {"dataset", "data_args"} & set(problems) else []
+    if messages:
+        raise UserError(*messages)
+    return config
+
+
+def with_file(flags: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the flags with those that a file sets beneath them, and the whole configuration that a run's config.json is.
+
+    Raises UserError for a file that is neither.
+    """
+    flags = dict(flags)
+    path = Path(flags.pop("config", ""))
+    if not path.name:
+        return flags, {}
+    try:
+        text = path.read_text()
+        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("it is no table of names and values")
+        whole = values.get("config")
+        if isinstance(whole, dict):
+            return flags, {name: value for name, value in vars(from_json(whole)).items() if name not in RUNTIME_FIELDS}
+        if unknown := sorted(set(values) - set(field_types(RunConfig))):
+            raise ValueError(f"it sets {unknown[0]}, which is not a field of a training")
+    except UserError as error:
+        raise UserError(*(f"config={path}: {message}" for message in error.messages)) from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(
+            f"config={path} cannot be used ({reason}). Give a JSON or TOML file of fields and values, or a run's config.json."
+        ) from error
+    return to_flags(values) | flags, {}
+
+
+def _merged(values: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[Merged, ModelSpec, Source, dict[str, str]]:
+    """Return what recipe and flags come to, for which model and data, and what is wrong with these three, by field."""
+    defaults = {spec.name: getattr(RunConfig(), spec.name) for spec in dataclasses.fields(RunConfig)}
+    problems: dict[str, str] = {}
+    values = dict(values)
+    base = dict(base)
+    name = values.get("model", base.get("model", defaults["model"]))
+    try:
+        model = models.find(name)
+    except ValueError as error:
+        problems["model"] = f"model={name} {error}"
+        name = values["model"] = defaults["model"]
+        model = models.find(name)
+    chosen = values.get("recipe", "default")
+    if base and "recipe" in values:
+        problems["recipe"] = f"recipe={chosen} and a whole configuration (--config) cannot both be the start. Leave one out."
+    elif chosen not in names(name):
+        problems["recipe"] = f"recipe={chosen} is not there for model={name}. It has: {', '.join(names(name))}."
+        chosen = values["recipe"] = "default"
+    is_whole = bool(base) and base["model"] == name  # of another network: what was found for that one is no help
+    home = str(base["dataset"] if is_whole else recipe(name, chosen)["dataset"])
+    dataset = values.get("dataset", home)
+    try:
+        source = data.find(dataset)
+    except ValueError as error:
+        problems["dataset"] = f"dataset={dataset} {error}"
+        values.pop("dataset")
+        source = data.find(home)
+    if not is_whole:
+        base = recipe(name, chosen, values.get("dataset")) | {"image_size": model.image_size if source.spec.is_image else 0}
+    return merge(name, base, values, defaults, source=source, home=home), model, source, problems
+
+
+def _wrong_data_args(config: RunConfig, source: Source) -> list[str]:
+    return [f"data_args: {problem}" for problem in argument_problems(config.data_args, source.parameters, config.dataset)]
+
+
+def argument_problems(args: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], owner: str) -> list[str]:
+    """Return what is wrong with arguments of a constructor or loader, by its signature: sentences without their beginning."""
+    problems = []
+    taken = ", ".join(parameters) or "none"
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return []
+    for name, value in args.items():
+        if name not in parameters:
+            problems.append(f"{owner} has no argument {name}. It takes: {taken}.")
+        elif wanted := _other_type(value, parameters[name].annotation):
+            problems.append(f"{name}={value} of {owner} is not {wanted}. Give {name}={_example(parameters[name])}.")
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in args and p.kind is p.KEYWORD_ONLY]
+    return problems + [f"{owner} needs the argument {name}. Give {name}=..." for name in missing]
+
+
+_TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"), "float": ((int, float), "a number"), "bool": ((bool,), "true or false"),
+    "str": ((str,), "text"),
+}  # fmt: skip
+
+
+def _other_type(value: object, annotation: object) -> str:
+    """Return what was wanted where a value is not of an annotation, as far as that is a plain one."""
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    if text in _TYPES:
+        types, wanted = _TYPES[text]
+        return "" if isinstance(value, types) and isinstance(value, bool) == (text == "bool") else wanted
+    if text.startswith("Literal["):
+        choices = [choice.strip().strip("\"'") for choice in text.removeprefix("Literal[").rstrip("]").split(",")]
+        return "" if value in choices else f"one of {', '.join(choices)}"
+    return ""
+
+
+def _example(parameter: inspect.Parameter) -> object:
+    return "..." if parameter.default is parameter.empty else parameter.default
+
+
+def describe(flags: Mapping[str, str]) -> str:
+    """Return in one line what the flags of a new training mean: model, data, recipe, and what replaced what in it."""
+    flags, base = with_file(flags)
+    merged, *_ = _merged(convert(RunConfig, flags)[0], base)
+    fields = merged.fields
+    changes = merged.describe(leave_out=("model", "recipe", "dataset", "image_size", *RUNTIME_FIELDS))
+    return f"{fields['model']} on {fields['dataset']}, recipe {fields['recipe']}: {changes}"
+
+
+def applicable(config: RunConfig) -> dict[str, Any]:
+    """Return, as JSON values, what has an effect on a training; `model_args` and `data_args` as one entry for each argument."""
+    idle = without_effect(config, data.find(config.dataset))
+    values = {name: value for name, value in to_json(config).items() if name not in idle and name != "resume"}
+    for name in ("model_args", "data_args"):
+        values |= {f"{name}.{argument}": value for argument, value in values.pop(name).items()}
+    return values
+
+
+def resumed(flags: Mapping[str, str], stored: RunConfig) -> RunConfig:
+    """Return the configuration of a stored run with the runtime fields of `flags`.
+
+    Raises UserError for a flag that would make it another training, or that has no effect.
+    """
+    values, problems = convert(RunConfig, flags)
+    if "config" in flags:
+        problems["config"] = f"config={flags['config']} has no effect on a resumed run, which keeps its configuration."
+    changed = [
+        f"{name}={flags[name]} differs from the run's {getattr(stored, name)}. A resumed run keeps its configuration: "
+        f"leave --{name} out, or train in another folder."
+        for name, value in values.items()
+        if name not in RUNTIME_FIELDS and value != getattr(stored, name) and (name, value) != ("precision", "auto")
+    ]
+    idle = without_effect(stored, data.find(stored.dataset))
+    changed += [
+        f"{name}={flags[name]} has no effect {idle[name][0]}. Leave --{name} out."
+        for name in values
+        if name in RUNTIME_FIELDS and name in idle
+    ]
+    if problems or changed:
+        raise UserError(*problems.values(), *changed)
+    return dataclasses.replace(stored, **{k: v for k, v in values.items() if k in RUNTIME_FIELDS} | {"resume": "true"})

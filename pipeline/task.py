@@ -1,0 +1,372 @@
+"""The kinds of task: all in which multiclass, multilabel, binary and regression differ, and the losses and metrics of each.
+
+A new loss is an entry of `LOSSES`, a new metric one of `METRICS`. Torch, numpy and scikit-learn are imported only where they
+compute, so that the command line can ask in a moment which loss fits which data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    Array = NDArray[Any]
+    LossSum = Callable[[Tensor, Tensor], Tensor]
+
+_CLASSES = ("multiclass", "multilabel", "binary")
+_ALL = (*_CLASSES, "regression")
+
+
+class Task:
+    """A kind of task. Scores are (B, K) float32 from a network; what K and the targets are, each kind says."""
+
+    name: str
+    metric = "accuracy"  # the one figure that is summed while training: accuracy or rmse
+    outputs: tuple[str, ...] = ("logits", "probabilities", "features")  # of an exported model, in this order
+    pictures: tuple[str, ...] = ("curves",)  # of `plots.draw.PICTURES`, in the order in which they are drawn
+    has_decisions = True  # whether scores stand for labels
+    has_strata = True  # whether each sample is of one class, so that splits can keep the classes' shares
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The names of the losses that fit, the usual one first."""
+        return tuple(name for name, loss in LOSSES.items() if self.name in loss.tasks)
+
+    def loss_sum(self, name: str, *, label_smoothing: float = 0.0, network: nn.Module | None = None) -> LossSum:
+        """Return a function of scores (B, K) and targets that gives the sum of the samples' losses, 0-d.
+
+        A sum, because the gradient of a global batch is the sum over all ranks' samples divided once by the global count: a
+        mean taken on each rank would weigh the ranks wrongly as soon as a batch does not divide evenly. A network may bring
+        hand-written losses of its own in `losses`, {name: function of scores and `like_scores(scores, target)`}.
+        """
+        if by_hand := getattr(network, "losses", {}).get(name):
+            return lambda scores, target: by_hand(scores, self.like_scores(scores, target)).sum()
+        return partial(LOSSES[name].sum, self, label_smoothing=label_smoothing)
+
+    def metric_sum(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Return the number of right decisions, or the sum of squared errors, 0-d; of several outputs, their average."""
+        right = (self.decide(scores) == target).sum()
+        return _over_outputs(right.double(), scores) if target.ndim == 2 else right
+
+    def metric_value(self, total: float, count: int) -> float:
+        """Turn a sum of `metric_sum` over `count` samples into `metric`."""
+        return total / count
+
+    def report(
+        self, scores: Tensor, target: Tensor, *, classes: Sequence[str] = (), targets: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Return every metric of `METRICS` that fits and is defined, as JSON values, for scores (N, K) on the CPU.
+
+        `classes` are the names of the classes or labels, `targets` those of several regression targets (default: 0, 1, ...).
+        """
+        predicted = self.decide(scores) if self.has_decisions else scores
+        names = classes or targets or [str(k) for k in range(scores.shape[1])]
+        found = Results(scores.numpy(), true=target.numpy(), predicted=predicted.numpy(), names=tuple(names))
+        fitting = {name: metric.compute(found) for name, metric in METRICS.items() if self.name in metric.tasks}
+        return {name: value for name, value in fitting.items() if value is not None}
+
+    def export_outputs(self, scores: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+        """Return what an exported model gives, in the order of `outputs`; torch.export can trace it."""
+        return scores, self.probabilities(scores), features
+
+    def num_outputs(self, num_classes: int, num_targets: int = 1) -> int:
+        """Return K, for as many classes or labels, or regression targets."""
+        return num_classes
+
+    def decide(self, scores: Tensor) -> Tensor:
+        """Return the labels that scores (B, K) stand for, int64: (B,), or (B, K) of 0 and 1 for multilabel."""
+        raise NotImplementedError
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Return the probability of each class or label, (B, C), for scores (B, K)."""
+        raise NotImplementedError
+
+    def like_scores(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Return targets in the shape and dtype of scores (B, K), as bce and the squared losses compare them."""
+        raise NotImplementedError
+
+    def activated(self, scores: Tensor) -> Tensor:
+        """Return what the squared losses compare with the targets: the scores themselves, or their logistic."""
+        return scores
+
+    def wrong_targets(self, target: Array, num_classes: int) -> str:
+        """Return what is wrong with the targets of a data set, as `has ...`, or nothing."""
+        if len(target) and (target.min() < 0 or target.max() >= num_classes):
+            return f"has labels from {target.min()} to {target.max()} for the {num_classes} classes 0 to {num_classes - 1}"
+        return ""
+
+
+class _Multiclass(Task):
+    """One class a sample. Targets are labels (B,) int64, K is the number of classes."""
+
+    name = "multiclass"
+    pictures = ("curves", "confusion_matrix", "tsne", "roc_pr", "top_losses", "activations", "scatter", "decision_regions")
+
+    def decide(self, scores: Tensor) -> Tensor:
+        return scores.argmax(1)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        return scores.softmax(1)
+
+    def like_scores(self, scores: Tensor, target: Tensor) -> Tensor:
+        import torch.nn.functional as F
+
+        return F.one_hot(target, scores.shape[1]).to(scores.dtype)
+
+
+class _Multilabel(Task):
+    """Several yes-or-no labels a sample. Targets are (B, K) float32 of 0 and 1; accuracy is the share of right labels."""
+
+    name = "multilabel"
+    has_strata = False
+
+    def decide(self, scores: Tensor) -> Tensor:
+        return (scores > 0).long()
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        return scores.sigmoid()
+
+    def like_scores(self, scores: Tensor, target: Tensor) -> Tensor:
+        return target
+
+    def activated(self, scores: Tensor) -> Tensor:
+        return scores.sigmoid()
+
+    def wrong_targets(self, target: Array, num_classes: int) -> str:
+        if target.ndim != 2 or target.shape[1] != num_classes or num_classes < 2:
+            return f"has targets {target.shape}, not (N, {num_classes}) with a column for each of two labels or more"
+        return "" if ((target == 0) | (target == 1)).all() else "has labels other than 0 and 1"
+
+
+class _Binary(Task):
+    """Two classes, one score. Targets are labels (B,) int64; a score above 0 is class 1."""
+
+    name = "binary"
+    pictures = _Multiclass.pictures
+
+    def num_outputs(self, num_classes: int, num_targets: int = 1) -> int:
+        return 1
+
+    def decide(self, scores: Tensor) -> Tensor:
+        return (scores[:, 0] > 0).long()
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        import torch
+
+        return torch.cat([-scores, scores], dim=1).sigmoid()  # (B, 2): 1 - p, p
+
+    def like_scores(self, scores: Tensor, target: Tensor) -> Tensor:
+        return target[:, None].to(scores.dtype)
+
+    def activated(self, scores: Tensor) -> Tensor:
+        return scores.sigmoid()
+
+
+class _Regression(Task):
+    """K values a sample. Targets are (B, K) float32, and scores the predictions themselves."""
+
+    name = "regression"
+    metric = "rmse"
+    outputs = ("prediction",)
+    pictures = ("curves", "fitted_curve")
+    has_decisions = has_strata = False
+
+    def num_outputs(self, num_classes: int, num_targets: int = 1) -> int:
+        return num_targets
+
+    def metric_sum(self, scores: Tensor, target: Tensor) -> Tensor:
+        return _over_outputs(((scores - target) ** 2).sum(), scores)
+
+    def metric_value(self, total: float, count: int) -> float:
+        return (total / count) ** 0.5
+
+    def export_outputs(self, scores: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+        return (scores,)
+
+    def like_scores(self, scores: Tensor, target: Tensor) -> Tensor:
+        return target
+
+    def wrong_targets(self, target: Array, num_classes: int) -> str:
+        return ""
+
+
+TASKS: Mapping[str, Task] = {each.name: each for each in (_Multiclass(), _Multilabel(), _Binary(), _Regression())}
+
+
+def task(name: str) -> Task:
+    """Return a task by its name. Raises ValueError where there is none."""
+    if name not in TASKS:
+        raise ValueError(f"task={name} is not known. Choose one of: {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """`sum` takes the task, scores and targets, and `label_smoothing`; `is_sum` says that no mean is taken of it afterwards."""
+
+    tasks: tuple[str, ...]
+    sum: Callable[..., Tensor]
+    is_sum: bool = False
+
+
+def _cross_entropy(task: Task, scores: Tensor, target: Tensor, *, label_smoothing: float) -> Tensor:
+    import torch.nn.functional as F
+
+    return F.cross_entropy(scores, target, reduction="sum", label_smoothing=label_smoothing)
+
+
+def _bce(task: Task, scores: Tensor, target: Tensor, **_: float) -> Tensor:
+    import torch.nn.functional as F
+
+    total = F.binary_cross_entropy_with_logits(scores, task.like_scores(scores, target), reduction="sum")
+    return _over_outputs(total, scores)
+
+
+def _sse(task: Task, scores: Tensor, target: Tensor, **_: float) -> Tensor:
+    import torch.nn.functional as F
+
+    return F.mse_loss(task.activated(scores), task.like_scores(scores, target), reduction="sum")
+
+
+def _mse(task: Task, scores: Tensor, target: Tensor, **_: float) -> Tensor:
+    return _over_outputs(_sse(task, scores, target), scores)
+
+
+def _over_outputs(total: Tensor, scores: Tensor) -> Tensor:
+    """Return the sum over samples of their averages over the K outputs, for a sum over both."""
+    return total / scores.shape[1] if scores.shape[1] > 1 else total
+
+
+LOSSES: Mapping[str, Loss] = {  # bce and mse average over the K outputs of a sample, sse sums them
+    "cross_entropy": Loss(("multiclass",), _cross_entropy),
+    "nll": Loss(("multiclass",), _cross_entropy),
+    "bce": Loss(("binary", "multilabel"), _bce),
+    "mse": Loss(_ALL, _mse),
+    "sse": Loss(("binary", "regression"), _sse, is_sum=True),
+}
+
+
+def loss_divisor(name: str, count: int) -> int:
+    """Return what a sum over `count` samples is divided by: the count, or 1 where the loss is itself a sum."""
+    return 1 if LOSSES[name].is_sum else count
+
+
+@dataclass
+class MeanLoss:
+    """The losses of some optimizer steps, added up; each as training has it: a mean over its batch, or a sum for sse."""
+
+    weighted: float = 0.0  # with the samples of each step as weights
+    total: float = 0.0
+    samples: int = 0
+    steps: int = 0
+
+    def add(self, loss: float, samples: int) -> None:
+        self.weighted += loss * samples
+        self.total += loss
+        self.samples += samples
+        self.steps += 1
+
+    def over_samples(self, name: str) -> float:
+        """Return the loss `name` over all samples, as evaluation has it: their mean, or their sum for sse."""
+        return self.total if LOSSES[name].is_sum else self.weighted / self.samples
+
+    def over_steps(self, name: str) -> float:
+        """Return the loss of a sample, or for sse of a batch, on average."""
+        return self.total / self.steps if LOSSES[name].is_sum else self.weighted / self.samples
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a metric is of: scores (N, K), targets and predictions (both (N,) or (N, K)), and the classes' or targets' names."""
+
+    scores: Array
+    true: Array
+    predicted: Array
+    names: tuple[str, ...]
+
+    @cached_property
+    def by_class(self) -> dict[str, Any]:
+        """Precision, recall, F1 and support by the name of the class, and their `macro avg`."""
+        return _sklearn().classification_report(
+            self.true, self.predicted, labels=[*range(len(self.names))], target_names=[*self.names], output_dict=True,
+            zero_division=0.0,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`compute` turns `Results` into a JSON value, None where it is not defined; a `headline` stands first in MLflow."""
+
+    tasks: tuple[str, ...]
+    compute: Callable[[Results], Any]
+    headline: bool = False
+
+
+def _sklearn() -> Any:
+    from sklearn import metrics
+
+    return metrics
+
+
+def _roc_auc(found: Results) -> float | None:
+    """Over the labels that have samples of both kinds, on average; None without any."""
+    pairs = zip(found.true.reshape(len(found.true), -1).T, found.scores.T, strict=True)
+    areas = [float(_sklearn().roc_auc_score(true, score)) for true, score in pairs if len(set(true.tolist())) == 2]
+    return sum(areas) / len(areas) if areas else None
+
+
+def _by_target(found: Results) -> dict[str, dict[str, float]] | None:
+    """RMSE and R^2 of each of several targets, by its name."""
+    if len(found.names) == 1:
+        return None
+    columns = zip(found.names, found.true.T, found.predicted.T, strict=True)
+    return {name: {"rmse": _rmse(true, predicted), "r2": float(_sklearn().r2_score(true, predicted))}
+            for name, true, predicted in columns}  # fmt: skip
+
+
+def _rmse(true: Array, predicted: Array) -> float:
+    return float(_sklearn().root_mean_squared_error(true.ravel(), predicted.ravel()))
+
+
+METRICS: Mapping[str, Metric] = {  # those with a single value of several targets: over all values, and R^2 their average
+    "accuracy": Metric(
+        _CLASSES, lambda r: float(_sklearn().accuracy_score(r.true.ravel(), r.predicted.ravel())), headline=True
+    ),
+    "rmse": Metric(("regression",), lambda r: _rmse(r.true, r.predicted), headline=True),
+    "r2": Metric(("regression",), lambda r: float(_sklearn().r2_score(r.true, r.predicted)), headline=True),
+    "max_error": Metric(("regression",), lambda r: float(abs(r.true - r.predicted).max())),
+    "sse": Metric(("regression",), lambda r: float(((r.true.astype("float64") - r.predicted) ** 2).sum())),
+    "targets": Metric(("regression",), _by_target),
+    "num_samples": Metric(_ALL, lambda r: len(r.true)),
+    "macro": Metric(_CLASSES, lambda r: r.by_class["macro avg"]),
+    "classes": Metric(_CLASSES, lambda r: {name: r.by_class[name] for name in r.names}),
+    "confusion_matrix": Metric(
+        ("multiclass", "binary"),
+        lambda r: _sklearn().confusion_matrix(r.true, r.predicted, labels=[*range(len(r.names))]).tolist(),
+    ),
+    "roc_auc": Metric(("multilabel", "binary"), _roc_auc, headline=True),
+}
+
+
+def flat_metrics(report: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Return a report's numbers under MLflow names: `test/accuracy` and others, `test_f1_macro`, `test_class_<name>_f1`,
+    `test_target_<name>_rmse`.
+
+    MLflow's page of a run has a section for each `<prefix>/`, in the order of the alphabet, and those without one come last: so
+    only few metrics stand before the curves of `train/` and `val/`.
+    """
+    first = {"loss", *(name for name, metric in METRICS.items() if metric.headline)}
+    flat = {f"{prefix}{'/' if k in first else '_'}{k}": float(v) for k, v in report.items() if isinstance(v, float)}
+    for key in ("precision", "recall", "f1-score"):
+        name = key.removesuffix("-score")
+        if "macro" in report:
+            flat[f"{prefix}_{name}_macro"] = float(report["macro"][key])
+        flat |= {f"{prefix}_class_{c}_{name}": float(values[key]) for c, values in report.get("classes", {}).items()}
+    for target, values in report.get("targets", {}).items():
+        flat |= {f"{prefix}_target_{target}_{name}": value for name, value in values.items()}
+    return flat
