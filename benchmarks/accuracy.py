@@ -62,7 +62,8 @@ def plain(data_dir: str, seed: int) -> tuple[float, float]:
         torch.utils.data.DataLoader(datasets.MNIST(data_dir, train=train, transform=transform), batch_size=size, shuffle=train)
         for train, size in ((True, 64), (False, 1000))
     ]
-    model = Net()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = Net().to(device)
     optimizer = torch.optim.Adadelta(model.parameters(), lr=1.0)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
     start = time.perf_counter()
@@ -70,11 +71,11 @@ def plain(data_dir: str, seed: int) -> tuple[float, float]:
         model.train()
         for x, y in loaders[0]:
             optimizer.zero_grad()
-            F.nll_loss(model(x), y).backward()
+            F.nll_loss(model(x.to(device)), y.to(device)).backward()
             optimizer.step()
         model.eval()
         with torch.no_grad():
-            right = sum((model(x).argmax(1) == y).sum().item() for x, y in loaders[1])
+            right = sum((model(x.to(device)).argmax(1).cpu() == y).sum().item() for x, y in loaders[1])
         seconds = time.perf_counter() - start
         print(f"  plain loop, seed {seed}: epoch {epoch + 1}, {right / 10_000:.4f}, {seconds:.0f} s", flush=True)
         if right >= GOAL * 10_000:
