@@ -187,8 +187,8 @@ class PlotConfig:
 
 
 RENAMED: Mapping[str, str] = {
-    "holdout": "--val_split 0 (and --test_split 0)", "noise": "--data_args noise=...", "hidden": "--model_args hidden=...",
-    "dropout": "--model_args dropout=...", "gradient": "--model_args gradient=...", "workers": "--num_workers",
+    "holdout": "--val_split 0 (and --test_split 0)", "noise": "--data_args noise=X", "hidden": "--model_args hidden=N",
+    "dropout": "--model_args dropout=X", "gradient": "--model_args gradient=NAME", "workers": "--num_workers",
     "grad_clip": "--max_grad_norm", "warmup": "--warmup_ratio", "accumulation_steps": "--grad_accum_steps",
     "timeout": "--collective_timeout", "picture": "--plot",
 }  # fmt: skip

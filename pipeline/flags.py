@@ -50,7 +50,7 @@ def read_flags(words: Sequence[str], cls: type) -> dict[str, str]:
 def _unknown_flag(word: str, cls: type) -> str:
     name = word[:100].lstrip("-")
     if name in RENAMED:
-        return f"--{name} is called otherwise now: {RENAMED[name]}."
+        return f"--{name} is given otherwise now: {RENAMED[name]}."
     fields = [field.name for field in dataclasses.fields(cls)]
     near = get_close_matches(word[:100].lower().lstrip("-").replace("-", "_"), fields, n=1)
     if not word.startswith("-"):

@@ -34,7 +34,7 @@ def build_skeleton(config: RunConfig) -> Model:
     try:
         with torch.device("meta"):
             return models.build(config.model, spec, config.model_args)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(f"model_args: {config.model} cannot be built with these arguments ({reason}). Change them.") from error
 

@@ -139,7 +139,12 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     """Write the arrays of a data set and their manifest into a folder."""
     source = find(config.dataset)
     spec = source.spec.resized(config.image_size)
-    samples = source.load(data_dir=config.data_dir, seed=config.split_seed, **config.data_args)
+    try:
+        samples = source.load(data_dir=config.data_dir, seed=config.split_seed, **config.data_args)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"data_args: {config.dataset} cannot be made with these arguments ({error}). Change them.") from error
     _check(samples.x, samples.y, source.spec)
     if samples.test_x is not None and samples.test_y is not None:
         _check(samples.test_x, samples.test_y, source.spec)

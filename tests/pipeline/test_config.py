@@ -201,7 +201,7 @@ def test_a_file_that_cannot_be_used_is_told_in_a_sentence(text: str, said: str, 
 @pytest.mark.parametrize("name", RENAMED)
 def test_an_older_name_of_a_flag_is_refused_with_the_new_one(name: str) -> None:
     cls = PlotConfig if name == "picture" else RunConfig
-    with pytest.raises(UserError, match=f"--{name} is called otherwise now: {RENAMED[name].partition('=')[0].split()[0]}"):
+    with pytest.raises(UserError, match=f"--{name} is given otherwise now: {RENAMED[name].partition('=')[0].split()[0]}"):
         read_flags([f"--{name}", "1"], cls)
     new = RENAMED[name].removeprefix("--").partition(" ")[0]
     assert new in {field.name for field in dataclasses.fields(cls)}

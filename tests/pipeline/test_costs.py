@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline import distributed, manifest
 from pipeline.config import RunConfig
@@ -146,3 +147,31 @@ with process_group("cpu"):
     assert not (tiny * 1.0).any() and not (tiny[:10] * 1.0).any()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100, env=os.environ | {"OMP_NUM_THREADS": "2"})
+
+
+def test_a_whole_run_builds_its_model_once(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside what has shapes and no values: a large network takes its time. It is trained, evaluated, exported and proven."""
+    import models
+    from pipeline.cli import main
+
+    devices, build = [], models.build
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        devices.append(torch.get_default_device().type)
+        return build(*arguments, **more)
+
+    monkeypatch.setattr(models, "build", counted)
+    flags = [
+        "--model",
+        "lenet",
+        "--epochs",
+        "1",
+        "--max_steps",
+        "3",
+        "--precision",
+        "auto",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    assert main(["run", *flags, "--cache_dir", str(cache_dir)]) == 0
+    assert devices.count("cpu") == 1 and set(devices) <= {"cpu", "meta"}
