@@ -120,7 +120,7 @@ def newest_checkpoint(folder: Path, *, run_id: str = "") -> tuple[Path, dict[str
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
             say(f"checkpoint {path} is damaged and skipped ({str(error).splitlines()[0]})")
     if finished:
-        raise UserError(f"output_dir={folder}: none of its {finished} checkpoints is valid. Train anew in another folder.")
+        raise UserError(f"output_dir={folder}: none of its {finished} checkpoints is valid. Start a new run in another folder.")
     return None
 
 

@@ -65,7 +65,7 @@ class RunConfig:
     cache_dir: Path = Field(Path("~/.cache/trainyard"), "folder for prepared tensors")
     output_dir: str = Field("", "the run folder; empty: runs/<model>-<first 8 of the MLflow run id>")
     resume: str = Field(
-        "false", "go on from the newest valid checkpoint in --output_dir; auto: if there is one, or else begin",
+        "false", "resume from the newest valid checkpoint in --output_dir; auto: if there is one, otherwise start a new run",
         choices=("false", "true", "auto"),
     )  # fmt: skip
     split_seed: int = Field(0, "seed of the data set's points (moons) and of its split", ge=0, le=_LARGEST_SEED)
@@ -112,7 +112,7 @@ class RunConfig:
     early_stopping: int = Field(
         0, "stop after so many epochs, warm-up aside, without a better validation result; 0: never", ge=0
     )
-    monitor: str = Field("loss", "validation figure by which the best weights are chosen", choices=("loss", "accuracy"))
+    monitor: str = Field("loss", "validation metric by which the best weights are chosen", choices=("loss", "accuracy"))
     scheduler: str = Field(
         "constant", "course of the learning rate, per step", choices=("constant", "step", "cosine", "one_cycle")
     )
@@ -138,7 +138,7 @@ class RunConfig:
     num_workers: int = Field(0, "loader processes of each rank; 0: batches are gathered in the training process", ge=0, le=256)
     checkpoint_every: str = Field("epoch", "when to save: `epoch`, a number of steps as 500, or minutes as 10m")
     upload_checkpoints: bool = Field(False, "upload checkpoints to MLflow, for a rank 0 that moves to another host")
-    strict_tracking: bool = Field(False, "end the training when MLflow does not take its figures; false: they are kept")
+    strict_tracking: bool = Field(False, "end the training when MLflow does not take its metrics; false: they are kept")
     log_every: int = Field(
         10, "optimizer steps that one point of train/loss stands for, also across the end of an epoch",
         ge=1, le=1_000_000,

@@ -73,10 +73,10 @@ def _describe(loss: float, row: Mapping[str, float]) -> str:
         "val/accuracy": "val accuracy",
         "val/rmse": "val rmse",
     }
-    figures = [f"{text} {row[key]:.4f}" for key, text in names.items() if key in row]
+    metrics = [f"{text} {row[key]:.4f}" for key, text in names.items() if key in row]
     if "train/samples_per_second" in row:
-        figures.append(f"{row['train/samples_per_second']:,.0f} samples/s".replace(",", " "))
-    return "  ".join([f"loss {loss:.4f}", *figures])
+        metrics.append(f"{row['train/samples_per_second']:,.0f} samples/s".replace(",", " "))
+    return "  ".join([f"loss {loss:.4f}", *metrics])
 
 
 @contextmanager

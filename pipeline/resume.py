@@ -1,4 +1,4 @@
-"""Which training a command means: a new one, or one that is gone on with, and where its checkpoints are found.
+"""Which training a command means: a new run or a resumed one, and where its checkpoints are found.
 
 Rank 0 decides it, because only rank 0 needs the run folder; under torchrun the others are told.
 """
@@ -20,7 +20,7 @@ from pipeline.run import Run, ensure_new, is_run_dir
 def resolve_run(flags: Mapping[str, str], *, world_size: int | None = None) -> RunConfig:
     """Return the configuration that the flags `flags` mean, with `resume` true or false. Raises UserError.
 
-    A worker that the launcher has started anew goes on with the run that it finds. With `upload_checkpoints`, a run of the same
+    A worker that the launcher has restarted resumes the run that it finds. With `upload_checkpoints`, a run of the same
     torchrun job whose rank 0 was on another host is found too.
     """
     restarted = distributed.num_restarts() > 0
@@ -68,7 +68,7 @@ def with_local_overrides(config: RunConfig, flags: Mapping[str, str]) -> RunConf
 
 
 def resolve_device(config: RunConfig) -> str:
-    """Return `cpu` or `cuda`. Raises UserError for a device or a precision that is not to be had here."""
+    """Return `cpu` or `cuda`. Raises UserError for a device or a precision that this machine lacks."""
     device = distributed.resolve_device(config.device)
     if config.precision == "fp16" and device == "cpu":
         raise UserError("precision=fp16 needs a GPU, and torch finds none here. Use --precision bf16 or fp32.")

@@ -155,7 +155,7 @@ def is_run_dir(folder: Path) -> bool:
 def ensure_new(folder: Path, *, but: tuple[str, ...] = ()) -> None:
     """Raise UserError if `folder` is there and holds anything `but` some names: a run's folder is for its files alone."""
     if is_run_dir(folder):
-        raise UserError(f"output_dir={folder} already holds a run. Give another folder, or go on with that run: --resume true.")
+        raise UserError(f"output_dir={folder} already holds a run. Give another folder, or resume that run: --resume true.")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir={folder} is a file. Give a folder, one that is empty or that does not exist yet.")
     if found := [name for name in manifest.foreign(folder) if name not in but]:
@@ -167,7 +167,7 @@ def ensure_new(folder: Path, *, but: tuple[str, ...] = ()) -> None:
 
 
 def ensure_writable(folder: Path, *, num_bytes: int = 0) -> None:
-    """Make a folder that can be written into, on a disk with `num_bytes` left. Raises UserError if that is not to be had."""
+    """Make a folder that can be written into, on a disk with `num_bytes` left. Raises UserError if either is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

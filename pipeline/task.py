@@ -26,7 +26,7 @@ class Task:
     """A kind of task. Scores are (B, K) float32 from a network; what K and the targets are, each kind says."""
 
     name: str
-    metric = "accuracy"  # the one figure that is summed while training: accuracy or rmse
+    metric = "accuracy"  # the one metric that is summed while training: accuracy or rmse
     outputs: tuple[str, ...] = ("logits", "probabilities", "features")  # of an exported model, in this order
     pictures: tuple[str, ...] = ("curves",)  # of `plots.draw.PICTURES`, in the order in which they are drawn
     has_decisions = True  # whether scores stand for labels

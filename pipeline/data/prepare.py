@@ -185,7 +185,7 @@ def _check(x: Array, y: Array, spec: DataSpec) -> None:
 
 
 def _split(samples: Samples, config: RunConfig, source: Source) -> dict[str, tuple[Array, Array]]:
-    """Cut the samples into train, val and test: val may be empty, and test is not there where none is to be had."""
+    """Cut the samples into train, val and test: val may be empty, and test is there if the data has one, or by its share."""
     from sklearn.model_selection import train_test_split
 
     x, y, test_x, test_y = samples

@@ -190,7 +190,7 @@ def _download_checkpoints(run_id: str, folder: Path) -> None:
 
 
 def _add_rows(path: Path, run_id: str) -> None:
-    """Append the figures that MLflow has and the journal has not: those of steps behind the checkpoint."""
+    """Append the metrics that MLflow has and the journal has not: those of steps behind the checkpoint."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
@@ -202,6 +202,6 @@ def _add_rows(path: Path, run_id: str) -> None:
             for metric in client.get_metric_history(run_id, name):
                 if (metric.step, name) not in known:
                     missing.setdefault((metric.step, metric.timestamp), {})[name] = metric.value
-    for (step, moment), figures in sorted(missing.items()):
-        journal.append({"step": step, "time": moment} | figures)
+    for (step, moment), metrics in sorted(missing.items()):
+        journal.append({"step": step, "time": moment} | metrics)
     journal.close()

@@ -42,7 +42,7 @@ class Journal:
                     self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
             except OSError as error:
                 if not self._complained:
-                    say(f"{self.path} cannot be written ({error.strerror}): figures wait in memory", error=True)
+                    say(f"{self.path} cannot be written ({error.strerror}): metrics wait in memory", error=True)
                 self._complained = True
 
     def sync(self) -> None:

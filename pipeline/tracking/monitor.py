@@ -1,6 +1,6 @@
 """System metrics of each host (processor, memory, disk, network, GPU), read by MLflow's own monitors.
 
-They are handed on as rows and sent like all other figures, so that they outlive a server that is away.
+They are handed on as rows and sent like all other metrics, so that they outlive a server that is away.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def check_new(dataset: str) -> None:
         found = ask(lambda: MlflowClient().get_run(wrapper))
         if found.info.status == "FINISHED" and "data_sha256" in found.data.tags:
             raise UserError(
-                f"MLFLOW_RUN_ID={wrapper} is a training that has finished. Unset it, or every figure would be mixed."
+                f"MLFLOW_RUN_ID={wrapper} is a training that has finished. Unset it, or all metrics would be mixed."
             )
     else:
         ask(lambda: _experiment(MlflowClient(), dataset, create=False))
@@ -157,7 +157,7 @@ def search(query: str) -> Iterator[Any]:
 
 
 def set_parent_run(run_id: str) -> None:
-    """Show the run that `mlflow run` opened for this stage under the training's run, and write no figures into it.
+    """Show the run that `mlflow run` opened for this stage under the training's run, and write no metrics into it.
 
     It is told whose it is, as a training's is, so that it too is closed if this process and `mlflow run` are killed.
     """

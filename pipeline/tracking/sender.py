@@ -21,14 +21,14 @@ _LONGEST_PAUSE = 30.0  # after failures
 _BATCH = 1000  # metrics that MLflow takes in one call
 _SHARE = 0.02  # of the time in which a backlog is computed on: what it holds Python for, the training waits for
 _LONGEST_REST = 3.0  # seconds: the first call imports, and curves and checkpoints must not wait for minutes after it
-NOT_METRICS = ("step", "epoch", "time", "samples")  # what a row says of the figures in it
+NOT_METRICS = ("step", "epoch", "time", "samples")  # what a row says of the metrics in it
 _SLOTS = 2  # checkpoints kept at the server: one is whole while the other is replaced
 
 
 def send(outbox: Outbox, journals: Sequence[Journal], *, rest: Callable[[float], None] = lambda worked: None) -> int:
-    """Send everything that waits, the status last; return the number of figures. Raises whatever MLflow raises.
+    """Send everything that waits, the status last; return the number of metrics. Raises whatever MLflow raises.
 
-    `rest` is called after each batch of figures, with the seconds that this thread computed for it.
+    `rest` is called after each batch of metrics, with the seconds that this thread computed for it.
     """
     from mlflow import MlflowClient
 

@@ -85,13 +85,13 @@ class Tracker(NullTracker):
         if any(name not in NOT_METRICS for name in new):
             self.metrics.append(new)
 
-    def log_metrics(self, figures: Mapping[str, float]) -> None:
-        """Write figures of the finished model; those that stand there already are left out.
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Write metrics of the finished model; those that stand there already are left out.
 
         They are of step 0: of no step, MLflow shows a bar with the value and not a dot.
         """
         now = time.time_ns() // 1_000_000
-        new = {k: float(v) for k, v in figures.items() if self._known.get((0, k)) != v}
+        new = {k: float(v) for k, v in metrics.items() if self._known.get((0, k)) != v}
         if new:
             self.metrics.append({"step": 0, "time": now} | new)
             self._known |= {(0, name): value for name, value in new.items()}
@@ -134,7 +134,7 @@ class Tracker(NullTracker):
         self._monitor = monitor.start(self.system.append, first_step=len(self.system.all_rows()))
 
     def end(self, status: str) -> None:
-        """Have the last figures and the status sent, and say so if they cannot be."""
+        """Have the last metrics and the status sent, and say so if they cannot be."""
         self._monitor.finish()
         self.outbox.enqueue("status", status)
         if not self._sender.send_now(_CLOSING[status]):
@@ -191,7 +191,7 @@ def beside(run: Run) -> Iterator[None]:
 
 @contextmanager
 def attached(run: Run) -> Iterator[Tracker]:
-    """Write a later stage's figures into the training's run."""
+    """Write a later stage's metrics into the training's run."""
     connection.configure()
     runs.set_parent_run(run.mlflow_run_id)
     with run_folder.locked(run.folder):
@@ -218,7 +218,7 @@ def send_rest(run: Run) -> None:
 
 
 def sync(folder: Path) -> int:
-    """Send what a run could not send while it ran; return the number of figures. Raises Failure where MLflow refuses it."""
+    """Send what a run could not send while it ran; return the number of metrics. Raises Failure where MLflow refuses it."""
     run = Run.open(folder, check=False)
     with run_folder.locked(folder):
         connection.configure()
