@@ -148,11 +148,14 @@ def _example(parameter: inspect.Parameter) -> object:
 
 def describe(flags: Mapping[str, str]) -> str:
     """Return in one line what the flags of a new training mean: model, data, recipe, and what replaced what in it."""
+    file = flags.get("config")
     flags, base = with_file(flags)
     merged, *_ = _merged(convert(RunConfig, flags)[0], base)
-    fields = merged.fields
-    changes = merged.describe(leave_out=("model", "recipe", "dataset", "image_size", *RUNTIME_FIELDS))
-    return f"{fields['model']} on {fields['dataset']}, recipe {fields['recipe']}: {changes}"
+    fields, leave_out = merged.fields, ["model", "recipe", "dataset", "image_size", *RUNTIME_FIELDS]
+    if base:  # a whole configuration is no news
+        changes = merged.describe(leave_out=[*leave_out, *merged.kept]) or "nothing changed"
+        return f"{fields['model']} on {fields['dataset']}, as in {file}; {changes}"
+    return f"{fields['model']} on {fields['dataset']}, recipe {fields['recipe']}: {merged.describe(leave_out=leave_out)}"
 
 
 def applicable(config: RunConfig) -> dict[str, Any]:

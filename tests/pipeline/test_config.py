@@ -12,7 +12,7 @@ from pipeline.config import RENAMED, PlotConfig, RunConfig, from_json, to_json
 from pipeline.data import find, matching
 from pipeline.errors import UserError
 from pipeline.flags import read_flags
-from pipeline.resolve import resolve, resumed
+from pipeline.resolve import describe, resolve, resumed
 from pipeline.task import task
 
 FIELDS = [f.name for f in dataclasses.fields(RunConfig)]
@@ -180,6 +180,9 @@ def test_a_runs_own_config_repeats_it_and_an_override_takes_along_what_belongs_t
     assert again == dataclasses.replace(whole, output_dir="")
     varied = resolve({"config": str(tmp_path / "config.json"), "optimizer": "sgd", "epochs": "2"})
     assert varied.seed == 7 and varied.max_steps == 0 and varied.lr == 0.03 and varied.momentum == 0.9
+    said = describe({"config": str(tmp_path / "config.json"), "optimizer": "sgd"})
+    assert f"as in {tmp_path / 'config.json'}; given: optimizer=sgd (was " in said and "reset with it: " in said
+    assert describe({"config": str(tmp_path / "config.json")}).endswith("nothing changed")
     with pytest.raises(UserError, match="cannot both be the start"):
         resolve({"config": str(tmp_path / "config.json"), "recipe": "reference"})
 
