@@ -145,6 +145,8 @@ def _train(call: Call) -> int:
         resolve(flags, world_size=environment.worker().world_size if environment.is_worker() else None)
         _announce(describe(flags))
     else:
+        if problems := convert(RunConfig, flags)[1]:
+            raise UserError(*problems.values())
         _announce(f"{call.command} in {flags.get('output_dir')}, resume={flags['resume']}")
     from pipeline import commands, distributed, resume
 

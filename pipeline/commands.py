@@ -189,8 +189,8 @@ def _export(run: Run, tracker: Tracker) -> None:
     say("exporting to ONNX, TorchScript and .pt2 ...")
     sizes = export_run(run)
     names = sorted(FILES.values())
+    _log(run, tracker, sizes)  # before the seal: what is sealed is not done again
     manifest.seal(run.folder, run.mlflow_run_id, *(f"export/{name}" for name in names))
-    _log(run, tracker, sizes)
     tracker.upload()
     say(f"exported to {run.folder / 'export'}: {', '.join(names)}")
 
@@ -218,8 +218,8 @@ def _verify(run: Run, tracker: Tracker | None, folder: Path, *, onnx: Path | Non
                 f"the ONNX file is not logged as an MLflow model: do it later with python -m pipeline verify --run {run.folder}"
             )
         tracker.set_tags({"parity": "failed" if problems else "passed"})
-        manifest.seal(run.folder, run.mlflow_run_id, *written)  # a report of somebody else's file is no part of the run
         _log(run, tracker, metrics)
+        manifest.seal(run.folder, run.mlflow_run_id, *written)  # a report of somebody else's file is no part of the run
         tracker.upload()
     if problems:
         raise Failure("\n".join(["exported files disagree with the model:", *problems, f"See {report}."]))
