@@ -23,7 +23,7 @@ SEEDS = range(5)
 
 
 def _fit(config: RunConfig, folder: Path) -> tuple[Training, dict[int, float], dict[str, float], dict[str, float]]:
-    """Train; return the training, its loss by step, its best validation metrics, and those of the best weights on the test split.
+    """Train; return the training, its loss by step, its best validation metrics, and those of the best weights on the test.
 
     Where a reference recipe holds no test out, these are of the training samples.
     """
