@@ -69,7 +69,7 @@ def test_only_damaged_checkpoints_are_a_clear_error(tmp_path: Path) -> None:
     _save(tmp_path, 1, 2)
     for path in (tmp_path / "checkpoints").glob("*.pt"):
         path.write_bytes(b"x")
-    with pytest.raises(UserError, match=r"none of its 2 checkpoints is valid\. Train anew"):
+    with pytest.raises(UserError, match=r"none of its 2 checkpoints is valid\. Start a new run"):
         checkpoint.newest_checkpoint(tmp_path)
 
 
