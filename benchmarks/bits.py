@@ -95,11 +95,12 @@ def main() -> int:
         words = [sys.executable, "-m", "pipeline", "train", "--help"]
         help_text = subprocess.run(words, env=environment, cwd=checkout, capture_output=True, text=True, check=True).stdout
         reference = "reference" if "reference" in help_text else "seed"
+        two_layer = "two_layer" if "two_layer:" in help_text else "moons"  # the names before
         for number, (name, flags) in enumerate(cases(given.data_dir, reference).items()):
             if given.only not in name:
                 continue
             folder = Path(base) / f"run{number}"
-            flags = [*flags, "--cache_dir", f"{base}/cache"]
+            flags = [two_layer if flag == "two_layer" else flag for flag in flags] + ["--cache_dir", f"{base}/cache"]
             problem = train(flags, folder, environment, checkout, stop="resumed" in name)
             name = name.replace(reference, "reference")
             found[name] = digest(folder) if not problem else {"failed": problem}

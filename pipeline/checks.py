@@ -50,6 +50,11 @@ def violations(
             f"preprocess=scale needs images, dataset={c.dataset} has {_shape(spec.sample_shape)} "
             "without a fixed range. Use --preprocess standardize.",
         )
+    if sum(held_out(vars(c), source)) >= source.num_train:
+        yield (
+            ("val_split", "test_split"),
+            f"val_split={c.val_split} and test_split={c.test_split} leave no sample to train on. Give less than 1 in all.",
+        )
     for name, (without, others) in without_effect(c, source).items():
         value = getattr(c, name)
         if name in given and value and value not in ("random", "auto"):  # an explicit 0 or false says what is so

@@ -28,7 +28,7 @@ from pipeline.config import (
 from pipeline.errors import Failure, UserError
 from pipeline.flags import help_text, overview, read_flags
 from pipeline.output import say
-from pipeline.resolve import describe, resolve
+from pipeline.resolve import describe, resolve, with_file
 from pipeline.signals import Interrupted
 
 _LOADING = "loading torch and MLflow ..."  # takes seconds, and a minute on a busy machine
@@ -120,6 +120,8 @@ def _dispatch(arguments: list[str]) -> int:
         say(help_text(command, summary, cls))
         return 0
     flags = read_flags(words, cls)
+    beneath, whole = with_file(flags)
+    flags = flags if whole else beneath  # the fields of a file count as flags, before anybody asks for one of them
     worker = environment.worker()  # raises UserError where the variables of torchrun contradict each other
     values, problems = convert(cls, flags)
     obstacles = {name: m for name, m in places.occupied(values) if name != "output_dir" or worker.rank == 0}

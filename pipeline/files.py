@@ -99,7 +99,7 @@ def locked(path: Path, *, wait: float = math.inf) -> Iterator[None]:
             try:
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError as error:
+            except (BlockingIOError, PermissionError) as error:  # held; any other error is that of a system without locks
                 if time.monotonic() >= deadline:
                     raise Locked(f"{path} is locked") from error
                 time.sleep(_POLL)

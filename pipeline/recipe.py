@@ -57,7 +57,8 @@ def merge(
     given = dict(given)
     for name in _ARGS:
         if name in given:
-            given[name] = {**(found[name] if name == "model_args" else {}), **given[name]}
+            same = name == "model_args" or given.get("dataset", home) == home
+            given[name] = {**(found[name] if same else {}), **given[name]}
     replaced = {name for name, value in given.items() if value != before[name]}
     now = found | dict(given)
     reset: dict[str, Any] = {}

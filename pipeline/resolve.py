@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import tomllib
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pipeline.checks import violations, without_effect
 from pipeline.config import RUNTIME_FIELDS, RunConfig, convert, field_types, from_json, to_flags, to_json
 from pipeline.data.spec import Source
 from pipeline.errors import UserError
-from pipeline.recipe import Merged, merge
+from pipeline.recipe import Merged, merge, text_of
 
 
 def resolve(flags: Mapping[str, str], *, world_size: int | None = None) -> RunConfig:
@@ -49,9 +50,9 @@ def with_file(flags: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Any]]
     Raises UserError for a file that is neither.
     """
     flags = dict(flags)
-    path = Path(flags.pop("config", ""))
-    if not path.name:
+    if "config" not in flags:
         return flags, {}
+    path = Path(flags.pop("config"))
     try:
         text = path.read_text()
         values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
@@ -59,7 +60,10 @@ def with_file(flags: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Any]]
             raise ValueError("it is no table of names and values")
         whole = values.get("config")
         if isinstance(whole, dict):
-            return flags, {name: value for name, value in vars(from_json(whole)).items() if name not in RUNTIME_FIELDS}
+            base = {name: value for name, value in vars(from_json(whole)).items() if name not in RUNTIME_FIELDS}
+            models.find(base["model"])
+            data.find(base["dataset"])
+            return flags, base
         if unknown := sorted(set(values) - set(field_types(RunConfig))):
             raise ValueError(f"it sets {unknown[0]}, which is not a field of a training")
     except UserError as error:
@@ -86,12 +90,14 @@ def _merged(values: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[Merged,
         name = values["model"] = defaults["model"]
         model = models.find(name)
     chosen = values.get("recipe", "default")
+    if base and base["model"] != name:
+        problems["model"] = f"model={name}: the whole configuration (--config) is one of model={base['model']}. Leave one out."
     if base and "recipe" in values:
         problems["recipe"] = f"recipe={chosen} and a whole configuration (--config) cannot both be the start. Leave one out."
     elif chosen not in names(name):
         problems["recipe"] = f"recipe={chosen} is not there for model={name}. It has: {', '.join(names(name))}."
         chosen = values["recipe"] = "default"
-    is_whole = bool(base) and base["model"] == name  # of another network: what was found for that one is no help
+    is_whole = bool(base) and base["model"] == name
     home = str(base["dataset"] if is_whole else recipe(name, chosen)["dataset"])
     dataset = values.get("dataset", home)
     try:
@@ -124,21 +130,19 @@ def argument_problems(args: Mapping[str, Any], parameters: Mapping[str, inspect.
     return problems + [f"{owner} needs the argument {name}. Give {name}=..." for name in missing]
 
 
-_TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
-    "int": ((int,), "a whole number"), "float": ((int, float), "a number"), "bool": ((bool,), "true or false"),
-    "str": ((str,), "text"),
+_TYPES: Mapping[type, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"), float: ((int, float), "a number"), bool: ((bool,), "true or false"), str: ((str,), "text"),
 }  # fmt: skip
 
 
 def _other_type(value: object, annotation: object) -> str:
     """Return what was wanted where a value is not of an annotation, as far as that is a plain one."""
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    if text in _TYPES:
-        types, wanted = _TYPES[text]
-        return "" if isinstance(value, types) and isinstance(value, bool) == (text == "bool") else wanted
-    if text.startswith("Literal["):
-        choices = [choice.strip().strip("\"'") for choice in text.removeprefix("Literal[").rstrip("]").split(",")]
-        return "" if value in choices else f"one of {', '.join(choices)}"
+    if typing.get_origin(annotation) is typing.Literal:
+        choices = typing.get_args(annotation)
+        return "" if value in choices else f"one of {', '.join(map(str, choices))}"
+    for kind, (types, wanted) in _TYPES.items():
+        if annotation is kind:
+            return "" if isinstance(value, types) and isinstance(value, bool) == (kind is bool) else wanted
     return ""
 
 
@@ -173,12 +177,11 @@ def resumed(flags: Mapping[str, str], stored: RunConfig) -> RunConfig:
     Raises UserError for a flag that would make it another training, or that has no effect.
     """
     values, problems = convert(RunConfig, flags)
-    if "config" in flags:
-        problems["config"] = f"config={flags['config']} has no effect on a resumed run, which keeps its configuration."
+    meant = values | (vars(resolve(flags)) if "config" in flags else {})  # one command line starts a run and resumes it
     changed = [
-        f"{name}={flags[name]} differs from the run's {getattr(stored, name)}. A resumed run keeps its configuration: "
-        f"leave --{name} out, or train in another folder."
-        for name, value in values.items()
+        f"{name}={flags.get(name, text_of(value))} differs from the run's {text_of(getattr(stored, name))}. A resumed run "
+        f"keeps its configuration: leave --{name if name in flags else 'config'} out, or train in another folder."
+        for name, value in meant.items()
         if name not in RUNTIME_FIELDS and value != getattr(stored, name) and (name, value) != ("precision", "auto")
     ]
     idle = without_effect(stored, data.find(stored.dataset))

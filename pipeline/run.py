@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
-from pipeline import __version__, files, manifest
+from pipeline import __version__, data, files, manifest
 from pipeline.config import RunConfig, from_json, to_json
 from pipeline.data.spec import DataSpec
 from pipeline.errors import UserError
@@ -84,6 +84,8 @@ class Run:
                 git_commit=values["git_commit"],
                 data=DataSpec.from_json(values["data"]),
             )
+            models.find(run.config.model)
+            data.find(run.config.dataset)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"run={folder} is not a run folder: it has no config.json. Give a folder that `train` wrote, or an MLflow run "
@@ -104,8 +106,8 @@ class Run:
 
     def build_model(self) -> Model:
         """Return the model of this run with fresh weights, drawn from the run's seed, on the CPU."""
-        data, args = (json.dumps(values, sort_keys=True) for values in (self.data.to_json(), dict(self.config.model_args)))
-        return copy.deepcopy(_built(self.config.model, data, args, self.config.preprocess, self.config.seed))
+        spec, args = (json.dumps(values, sort_keys=True) for values in (self.data.to_json(), dict(self.config.model_args)))
+        return copy.deepcopy(_built(self.config.model, spec, args, self.config.preprocess, self.config.seed))
 
     def seal(self, stage: str) -> None:
         """Put the files that `stage` makes into the manifest: it has written all of them."""

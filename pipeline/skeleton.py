@@ -15,7 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.resolve import argument_problems
 
-_COPIES = 8  # of the weights: gradients, two of the optimizer's, the best ones, and the snapshot that a checkpoint is made of
+_COPIES = 9  # of the weights: as drawn, gradients, two of the optimizer's, the best, a checkpoint's snapshot of them
 _MARGIN = 20_000_000  # bytes
 _BATCH = 1000  # samples in one forward pass of an evaluation
 _GIVEN = ("self", "input_shape", "num_outputs")  # what a network is told by us
@@ -26,7 +26,7 @@ def build_skeleton(config: RunConfig) -> Model:
 
     Raises UserError for arguments that its network does not take.
     """
-    parameters = inspect.signature(models.network_class(config.model)).parameters
+    parameters = inspect.signature(models.network_class(config.model), eval_str=True).parameters
     own = {name: parameter for name, parameter in parameters.items() if name not in _GIVEN}
     if problems := argument_problems(config.model_args, own, config.model):
         raise UserError(*(f"model_args: {problem}" for problem in problems))

@@ -82,6 +82,7 @@ class DataSpec:
         texts = (spec.name, spec.task, spec.dtype, spec.sha256)
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int) for n in spec.sample_shape):
             raise ValueError("its data is described by values of wrong types")
+        task(spec.task)
         return spec
 
 
@@ -107,4 +108,4 @@ class Source:
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """What `--data_args` may give, by name."""
-        return {name: p for name, p in inspect.signature(self.load).parameters.items() if name not in _PLACE}
+        return {name: p for name, p in inspect.signature(self.load, eval_str=True).parameters.items() if name not in _PLACE}

@@ -280,3 +280,17 @@ def test_a_single_worker_is_restarted_too(monkeypatch: pytest.MonkeyPatch, cache
     flags = ["--model", "mlp", "--output_dir", "run", "--cache_dir", str(cache_dir), "--nproc", "1", "--device", "cpu"]
     assert main(["train", *flags, "--max_restarts", "2"]) == 0
     assert launched == [(1, 2)]
+
+
+def test_a_file_of_fields_names_the_folder_too(cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As if each of its fields had been a flag: so one that holds something else is refused, and resume is obeyed."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+    file = tmp_path / "t.toml"
+    file.write_text(f'model = "polynomial"\nepochs = 1\noutput_dir = "{tmp_path}/other"\ncache_dir = "{cache_dir}"\n')
+    assert main(["train", "--config", str(file)]) == 2
+    assert f"output_dir={tmp_path}/other holds something else (file)" in capsys.readouterr().err
+    file.write_text(file.read_text().replace("/other", "/mine") + 'resume = "auto"\n')
+    for last in ("next: python -m pipeline export", "is finished (1 epochs): nothing to do"):
+        assert main(["train", "--config", str(file)]) == 0
+        assert last in capsys.readouterr().out.splitlines()[-1]

@@ -45,6 +45,7 @@ def test_every_field_has_a_meaning(name: str) -> None:
         ({"epochs": "0"}, ["epochs=0 leaves it to --max_steps", "Give one of the two"]),
         ({"epochs": "2.5"}, ["epochs=2.5", "not a whole number"]),
         ({"val_split": "1"}, ["val_split=1", "below 1"]),
+        ({"val_split": "0.6", "test_split": "0.5"}, ["val_split=0.6 and test_split=0.5 leave no sample to train on"]),
         ({"model_args": "hidden"}, ["model_args=hidden", "without a value"]),
         ({"model_args": "{"}, ["model_args={", "no JSON object"]),
         ({"model_args": "a-b=1"}, ["'a-b', which is no name"]),
@@ -210,6 +211,30 @@ def test_an_older_name_of_a_flag_is_refused_with_the_new_one(name: str) -> None:
     assert new in {field.name for field in dataclasses.fields(cls)}
 
 
-def test_the_file_of_a_resumed_run_is_its_own() -> None:
-    with pytest.raises(UserError, match="has no effect on a resumed run"):
-        resumed({"config": "x.toml"}, resolve({}))
+def test_one_command_line_with_a_file_starts_a_run_and_resumes_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"mlflow_run_id": "x", "config": to_json(resolve({"seed": "7"}))}))
+    flags = {"config": str(tmp_path / "config.json"), "lr": "0.5", "output_dir": str(tmp_path / "run"), "resume": "auto"}
+    stored = dataclasses.replace(resolve(flags), precision="fp32")  # what auto became
+    assert resumed(flags, stored) == dataclasses.replace(stored, resume="true")
+    with pytest.raises(UserError, match=r"seed=7 differs from the run's 8.*leave --config out"):
+        resumed(flags, dataclasses.replace(stored, seed=8))
+
+
+def test_a_whole_configuration_is_of_its_own_network(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"mlflow_run_id": "x", "config": to_json(resolve({"model": "mlp"}))}))
+    with pytest.raises(UserError, match=r"model=cnn: the whole configuration .* is one of model=mlp"):
+        resolve({"config": str(tmp_path / "config.json"), "model": "cnn"})
+
+
+@pytest.mark.parametrize("field", ["model", "dataset"])
+def test_a_configuration_of_what_is_not_here_is_told(field: str, tmp_path: Path) -> None:
+    values = to_json(resolve({})) | {field: "photos"}
+    (tmp_path / "config.json").write_text(json.dumps({"mlflow_run_id": "x", "config": values}))
+    with pytest.raises(UserError, match=r"cannot be used .is not known"):
+        resolve({"config": str(tmp_path / "config.json")})
+
+
+@pytest.mark.parametrize("path", ["", ".", "/dev"])
+def test_an_empty_name_of_a_file_is_told(path: str) -> None:
+    with pytest.raises(UserError, match=r"^config=[/.dev]* cannot be used"):
+        resolve({"config": path})

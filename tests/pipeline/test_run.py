@@ -118,3 +118,13 @@ def test_the_manifest_leaves_out_checkpoints_and_half_written_files(run: Run) ->
     manifest.seal(run.folder, run.mlflow_run_id, *manifest.REPLACES["train"])
     names = json.loads((run.folder / "manifest.json").read_text())["sha256"]
     assert list(names) == ["config.json", "last.safetensors", "parameters.md", "weights.safetensors"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("model", "photos"), ("dataset", "photos"), ("task", "guessing")])
+def test_a_run_of_what_is_not_here_is_a_sentence(field: str, value: str, run: Run) -> None:
+    values = json.loads((run.folder / "config.json").read_text())
+    del values["sha256"]
+    values["data" if field == "task" else "config"][field] = value
+    (run.folder / "config.json").write_text(json.dumps(values | {"sha256": files.digest_of(values)}))
+    with pytest.raises(UserError, match=r"has a config.json that cannot be read: .*is not known"):
+        Run.open(run.folder, check=False)
