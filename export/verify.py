@@ -195,7 +195,7 @@ def _report(parts: Mapping[str, dict[str, Any]], expected: _Expected, *, data_sh
     }
     return {
         "passed": not problems, "problems": problems, "model": run.config.model, "task": run.data.task,
-        "dataset": run.config.dataset, "split": expected.split_name, "num_samples": len(split),
+        "dataset": run.data.name, "split": expected.split_name, "num_samples": len(split),
         "metric": expected.task.metric,
         "data_sha256": data_sha256, "weights_sha256": expected.metadata["weights_sha256"], "reference": reference,
         "tolerance": {"rtol": compare.RTOL, "atol": compare.ATOL, "argmax_flips": 0},

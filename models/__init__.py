@@ -6,6 +6,7 @@ Nothing here imports torch, so that the command line can check a configuration i
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -81,6 +82,11 @@ def find(name: str) -> ModelSpec:
     near = get_close_matches(name, MODELS, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ValueError(f"is not known.{hint} Choose one of: {', '.join(MODELS)}.")
+
+
+def label(name: str) -> str:
+    """Return a short name of a model for folders and titles: `Net` for `nets.py:Net`."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name.rpartition(":")[2])[:64] or "model"
 
 
 def network_class(name: str) -> Any:

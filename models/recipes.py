@@ -112,12 +112,34 @@ OPTIMIZERS: Mapping[str, Mapping[str, Recipe]] = {
 
 
 def recipe(model: str, name: str, dataset: str | None = None) -> dict[str, object]:
-    """Return the fields that a recipe of `model` sets, for `dataset` (default: the recipe's own data set)."""
+    """Return the fields that a recipe of a built-in `model` sets, for `dataset` (default: the recipe's own data set)."""
     recipes = RECIPES[model]
     base = dict(recipes[name])
     return base | dict(recipes.get(f"{name}:{dataset or base['dataset']}", {}))
 
 
+def recipe_for_own(
+    *, is_image: bool, num_train: int, loss: str, monitor: str, is_pretrained: bool = False
+) -> dict[str, object]:
+    """Return the fields that the default recipe sets for data that is the user's own, or for a model that is.
+
+    A batch grows with the number of training samples, so that an epoch has some hundred steps.
+    """
+    batch_size = next((size for size in (32, 64, 128, 256, 512) if num_train < 200 * size), 1024)
+    shared: dict[str, object] = {"loss": loss, "monitor": monitor, "preprocess": "standardize", "optimizer": "adamw"}
+    shared |= {"weight_decay": 0.05, "scheduler": "one_cycle"}
+    if not is_image:
+        return shared | {"lr": 3e-3, "warmup_ratio": 0.2, "epochs": 30, "batch_size": batch_size, "checkpoint_every": "1000"}
+    shared |= {"label_smoothing": 0.05} if loss == "cross_entropy" else {}
+    shared |= {"lr": 3e-4, "epochs": 10} if is_pretrained else {"lr": 2e-3, "epochs": 20}
+    return shared | {"warmup_ratio": 0.3, "precision": "auto", "batch_size": min(batch_size, 128)}
+
+
+def optimizers(model: str, *, is_image: bool) -> Mapping[str, Recipe]:
+    """Return what replaces a recipe's values where a flag chooses another optimizer."""
+    return OPTIMIZERS.get(model, _FOR_IMAGES if is_image else _FOR_VECTORS)
+
+
 def names(model: str) -> list[str]:
     """Return the names of the recipes of `model`."""
-    return [name for name in RECIPES[model] if ":" not in name]
+    return [name for name in RECIPES.get(model, ("default",)) if ":" not in name]

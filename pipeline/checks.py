@@ -33,7 +33,7 @@ def violations(
             f"model={c.model} takes samples of shape {_shape(model.input_shape)}, dataset={c.dataset} has "
             f"{_shape(source.spec.sample_shape)}. Use --dataset {_fitting(model)}, or another --model.",
         )
-    elif spec.is_image and (c.image_size or spec.sample_shape[-1]) != model.image_size:
+    elif spec.is_image and model.input_shape and model.input_shape[-1] not in (None, spec.sample_shape[-1]):
         yield (
             ("image_size",),
             f"image_size={c.image_size}: model={c.model} takes images of {model.image_size} x {model.image_size} pixels. Leave "
@@ -124,8 +124,13 @@ def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[s
     def is_idle(when: bool, why: str, because: str, *names: str) -> None:
         idle.update({name: (why, (because,)) for name in names if when})
 
-    is_idle(not source.files, f"on dataset={c.dataset}", "dataset", "data_dir")
+    is_idle(source.is_own or not source.files, f"on dataset={c.dataset}", "dataset", "data_dir")
     is_idle(source.has_test_set, f"on dataset={c.dataset}, which has a test set", "dataset", "test_split")
+    is_idle(source.has_val_set, f"on dataset={c.dataset}, which has a validation set", "dataset", "val_split")
+    no_table = f"on dataset={c.dataset}, which is no table"
+    is_idle(not source.spec.columns, no_table, "dataset", "target", "ignore_columns", "group_column", "split_column")
+    is_idle(not source.is_own, f"on dataset={c.dataset}, whose task is known", "dataset", "task")
+    is_idle(not source.spec.any_size, f"on dataset={c.dataset}, which has no image files", "dataset", "skip_bad")
     no_images = f"on dataset={c.dataset}, which has no images"
     is_idle(not source.spec.is_image, no_images, "dataset", "augment_shift", "augment_affine", "init", "image_size")
     is_random = source.is_random or num_val > 0 or num_test > 0
@@ -153,14 +158,14 @@ def _instead(name: str) -> str:
 def _layer_problems(name: str, text: str, model: ModelSpec) -> Iterator[str]:
     for part in filter(None, text.split(",")):
         layer, _, number = part.partition("=")
-        if layer not in model.layers:
+        if model.layers and layer not in model.layers:
             yield f"{name}={text} names the layer {layer!r}, which is not there. Its layers are: {', '.join(model.layers)}."
         try:
             good = 0 <= float(number) <= 1e38  # what fits into 32 bits
         except ValueError:
             good = False
         if not good:
-            example = f"--{name} {model.layers[-1]}=1e-4"
+            example = f"--{name} {(model.layers or ('fc',))[-1]}=1e-4"
             yield f"{name}={text} gives {number!r} for {layer}. Give a number from 0 to 1e38, as in {example}."
 
 
@@ -176,16 +181,18 @@ def layer_values(text: str) -> dict[str, float]:
 
 def _shapes_fit(model: ModelSpec, spec: DataSpec) -> bool:
     """Images of any size fit an image model with as many channels, since `prepare` resizes them."""
-    if len(model.input_shape) != len(spec.sample_shape):
-        return False
-    if spec.is_image:
-        return model.input_shape[0] == spec.sample_shape[0]
-    return model.input_shape[0] in (None, spec.sample_shape[0])
+    if model.input_shape is None:
+        return True
+    return len(model.input_shape) == len(spec.sample_shape) and model.input_shape[0] in (None, spec.sample_shape[0])
 
 
 def _fitting(model: ModelSpec) -> str:
     return " or ".join(data.matching(lambda spec: spec.task in model.tasks and _shapes_fit(model, spec)))
 
 
-def _shape(shape: tuple[int | None, ...]) -> str:
-    return "(" + ", ".join("any" if s is None else str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
+def _shape(shape: tuple[int | None, ...] | None) -> str:
+    return (
+        "any"
+        if shape is None
+        else "(" + ", ".join("any" if s is None else str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
+    )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import models
 from pipeline import data, distributed, files, manifest, start
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import EvaluateConfig, RunConfig, StageConfig, VerifyConfig
@@ -112,9 +113,14 @@ def verify(config: VerifyConfig, run: Run) -> None:
 
 def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> Path:
     """Prepare the data that a run was trained on, from where it lies on this machine. Raises UserError."""
-    if config.data_dir != StageConfig().data_dir and not data.find(run.config.dataset).files:
-        raise UserError(f"data_dir={config.data_dir} has no effect on dataset={run.config.dataset}. Leave --data_dir out.")
-    here = dataclasses.replace(run.config, data_dir=config.data_dir, cache_dir=config.cache_dir)
+    dataset = run.config.dataset
+    is_own = dataset not in data.matching()
+    if config.data_dir != StageConfig().data_dir and (is_own or not data.find(dataset).files):
+        raise UserError(f"data_dir={config.data_dir} has no effect on dataset={dataset}. Leave --data_dir out.")
+    if config.dataset and not is_own:
+        raise UserError(f"dataset={config.dataset}: the run was trained on {dataset}, which is no file. Leave --dataset out.")
+    dataset = data.address(config.dataset) or dataset
+    here = dataclasses.replace(run.config, dataset=dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)
     folder = start.prepare_everywhere(here, ranks)
     start.ensure_same_data(run, read_spec(folder))
     return folder
@@ -228,7 +234,7 @@ def _verify(run: Run, tracker: Tracker | None, folder: Path, *, onnx: Path | Non
 def _log_model(run: Run, tracker: Tracker, folder: Path) -> float:
     """Log the ONNX file as an MLflow model, load it back, and return by how much its outputs differ."""
     example = open_split(folder, evaluation_split(folder)).x[:7].numpy().copy()
-    path, name = run.folder / "export" / "model.onnx", f"{run.config.model}-{run.config.dataset}"
+    path, name = run.folder / "export" / "model.onnx", f"{models.label(run.config.model)}-{run.data.name}"
     say("logging the ONNX file as an MLflow model ...")
     address, difference = registry.log_onnx_model(run.mlflow_run_id, path, example, name=name)
     tracker.set_tags({"model_uri": address})

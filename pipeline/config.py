@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pipeline.errors import UserError
 from pipeline.places import FIELDS as PLACES
 from pipeline.places import expanded
-from pipeline.task import LOSSES
+from pipeline.task import LOSSES, TASKS
 
 _LARGEST_INT, _LARGEST_FLOAT = 1_000_000_000, 1e38  # where a field says nothing: what every library takes, 64 and 32 bits
 _LARGEST_SEED = 2**32 - 1  # of numpy's generators, and what torch's tell apart
@@ -59,7 +59,16 @@ class RunConfig:
         "set of defaults: an expert's, those of the text that the model came from, or for 99 or 99.6 % on MNIST (cnn)",
         choices=("default", "reference", "fast", "accurate"),
     )
-    dataset: str = Field("digits", "data to train on")
+    dataset: str = Field(
+        "digits",
+        "data to train on: a name, a folder of images (class/...), a table (.csv, .parquet, ...), .npz, or file.py:function",
+    )
+    target: str = Field("", "column that is predicted, or several as a,b (tables)")
+    task: str = Field("auto", "kind of task; auto: by what the target holds (own data)", choices=("auto", *TASKS))
+    ignore_columns: str = Field("", "columns that are left out, as a,b (tables)")
+    group_column: str = Field("", "column whose equal values never lie in two splits (tables)")
+    split_column: str = Field("", "column that says train, val or test (tables)")
+    skip_bad: bool = Field(False, "leave out files that cannot be read, and record which; false: refuse them (own images)")
     data_args: Args = Field({}, "the data set's own arguments, as noise=0.2 or a JSON object")
     data_dir: Path = Field(Path("data"), "folder with (or for) downloaded raw files")
     cache_dir: Path = Field(Path("~/.cache/trainyard"), "folder for prepared tensors")
@@ -150,6 +159,7 @@ class StageConfig:
     """What a stage after training needs: which run, and where its data lies on this machine."""
 
     run: str = Field("", "MLflow run id or run folder")
+    dataset: str = Field("", "where the run's own data lies on this machine; empty: where it lay in training")
     data_dir: Path = Field(Path("data"), "folder with (or for) downloaded raw files")
     cache_dir: Path = Field(Path("~/.cache/trainyard"), "folder for prepared tensors")
 

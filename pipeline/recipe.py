@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from models.recipes import OPTIMIZERS
+from models.recipes import optimizers
 from pipeline.data.spec import Source
 
 _SUMS = ("sse",)  # losses that are a sum over the batch: their gradient grows with it
@@ -67,7 +67,7 @@ def merge(
     if "loss" in replaced:
         reset |= _loss(found, now)
     if "optimizer" in replaced:
-        reset |= _optimizer(model, now)
+        reset |= _optimizer(model, now, is_image=source.spec.is_image)
     if {"optimizer", "scheduler"} & replaced:
         reset["warmup_ratio"] = _WARMUP.get(now["scheduler"], 0.0)
     if "epochs" in replaced:
@@ -106,9 +106,10 @@ def _loss(found: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     return reset
 
 
-def _optimizer(model: str, now: Mapping[str, Any]) -> dict[str, Any]:
+def _optimizer(model: str, now: Mapping[str, Any], *, is_image: bool) -> dict[str, Any]:
     """Everything that scales or shapes a step; sgd's learning rate is that of a mean over the batch."""
-    reset = {"momentum": 0.0, "nesterov": False, "layer_weight_decay": ""} | dict(OPTIMIZERS[model][now["optimizer"]])
+    values = optimizers(model, is_image=is_image)[now["optimizer"]]
+    reset = {"momentum": 0.0, "nesterov": False, "layer_weight_decay": ""} | dict(values)
     if now["optimizer"] == "sgd" and now["loss"] in _SUMS:
         reset["lr"] = float(f"{reset['lr'] / now['batch_size']:.3g}")
     if any(value != "0" for _, _, value in (part.partition("=") for part in now["layer_lr"].split(",") if part)):
@@ -122,7 +123,10 @@ def held_out(fields: Mapping[str, Any], source: Source) -> tuple[int, int]:
         own if fields[name] == "auto" else fields[name]
         for name, own in (("val_split", source.val_fraction), ("test_split", source.test_fraction))
     )
-    return round(source.num_train * val), 0 if source.has_test_set else round(source.num_train * test)
+    return (
+        0 if source.has_val_set else round(source.num_train * val),
+        0 if source.has_test_set else round(source.num_train * test),
+    )
 
 
 def steps_per_epoch(fields: Mapping[str, Any], source: Source) -> int:

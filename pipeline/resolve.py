@@ -13,13 +13,14 @@ from typing import Any
 
 import models
 from models import ModelSpec
-from models.recipes import names, recipe
+from models.recipes import RECIPES, names, recipe, recipe_for_own
 from pipeline import data
 from pipeline.checks import violations, without_effect
 from pipeline.config import RUNTIME_FIELDS, RunConfig, convert, field_types, from_json, to_flags, to_json
 from pipeline.data.spec import Source
 from pipeline.errors import UserError
 from pipeline.recipe import Merged, merge, text_of
+from pipeline.task import task
 
 
 def resolve(flags: Mapping[str, str], *, world_size: int | None = None) -> RunConfig:
@@ -62,7 +63,6 @@ def with_file(flags: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Any]]
         if isinstance(whole, dict):
             base = {name: value for name, value in vars(from_json(whole)).items() if name not in RUNTIME_FIELDS}
             models.find(base["model"])
-            data.find(base["dataset"])
             return flags, base
         if unknown := sorted(set(values) - set(field_types(RunConfig))):
             raise ValueError(f"it sets {unknown[0]}, which is not a field of a training")
@@ -98,17 +98,43 @@ def _merged(values: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[Merged,
         problems["recipe"] = f"recipe={chosen} is not there for model={name}. It has: {', '.join(names(name))}."
         chosen = values["recipe"] = "default"
     is_whole = bool(base) and base["model"] == name
-    home = str(base["dataset"] if is_whole else recipe(name, chosen)["dataset"])
-    dataset = values.get("dataset", home)
-    try:
-        source = data.find(dataset)
-    except ValueError as error:
-        problems["dataset"] = f"dataset={dataset} {error}"
-        values.pop("dataset")
-        source = data.find(home)
+    home = str(base["dataset"] if is_whole else recipe(name, chosen)["dataset"] if name in RECIPES else defaults["dataset"])
+    source, problem = _source(values, base if is_whole else {}, home, defaults, model)
+    if problem:
+        problems["dataset"] = problem
+        values.pop("dataset", None)
+    if source.is_own:
+        values["dataset"] = data.address(values["dataset"])
     if not is_whole:
-        base = recipe(name, chosen, values.get("dataset")) | {"image_size": model.image_size if source.spec.is_image else 0}
+        base = _recipe(name, chosen, source) | {"image_size": model.image_size if source.spec.is_image else 0}
+        home = str(base["dataset"])
     return merge(name, base, values, defaults, source=source, home=home), model, source, problems
+
+
+def _source(
+    values: Mapping[str, Any], base: Mapping[str, Any], home: str, defaults: Mapping[str, Any], model: ModelSpec
+) -> tuple[Source, str]:
+    """Return the data that is meant, and what is wrong with it; then the recipe's own in its place."""
+    size = {"image_size": model.image_size}  # what a model recommends stands above the default, and below all else
+    fields = {**defaults, **size, **base, **values}
+    if values.get("dataset", home) != home and "data_args" not in values:
+        fields["data_args"] = {}
+    try:
+        return data.find(values.get("dataset", home), data.options_of(fields)), ""
+    except UserError as error:
+        return data.find(defaults["dataset"] if home not in data.matching() else home), str(error)
+
+
+def _recipe(model: str, name: str, source: Source) -> dict[str, Any]:
+    """Return what a recipe sets, for the data that is meant, and by whose name it goes."""
+    if model in RECIPES and not source.is_own:
+        return recipe(model, name, source.spec.name)
+    kind = task(source.spec.task)
+    fields = recipe_for_own(
+        is_image=source.spec.is_image, num_train=source.num_train, loss=kind.losses[0],
+        monitor=kind.metric if kind.has_decisions else "loss",
+    )  # fmt: skip
+    return fields | {"dataset": source.spec.name}
 
 
 def _wrong_data_args(config: RunConfig, source: Source) -> list[str]:
@@ -151,20 +177,25 @@ def _example(parameter: inspect.Parameter) -> object:
 
 
 def describe(flags: Mapping[str, str]) -> str:
-    """Return in one line what the flags of a new training mean: model, data, recipe, and what replaced what in it."""
+    """Return in one line what the flags of a new training mean: model, data, recipe, and what replaced what in it.
+
+    Below it stands what is remarkable about data that is the user's own.
+    """
     file = flags.get("config")
     flags, base = with_file(flags)
-    merged, *_ = _merged(convert(RunConfig, flags)[0], base)
+    merged, _, source, _ = _merged(convert(RunConfig, flags)[0], base)
     fields, leave_out = merged.fields, ["model", "recipe", "dataset", "image_size", *RUNTIME_FIELDS]
     if base:  # a whole configuration is no news
         changes = merged.describe(leave_out=[*leave_out, *merged.kept]) or "nothing changed"
-        return f"{fields['model']} on {fields['dataset']}, as in {file}; {changes}"
-    return f"{fields['model']} on {fields['dataset']}, recipe {fields['recipe']}: {merged.describe(leave_out=leave_out)}"
+        text = f"{fields['model']} on {source.spec.name}, as in {file}; {changes}"
+    else:
+        text = f"{fields['model']} on {source.spec.name}, recipe {fields['recipe']}: {merged.describe(leave_out=leave_out)}"
+    return "\n".join([text, *source.notes])
 
 
 def applicable(config: RunConfig) -> dict[str, Any]:
     """Return, as JSON values, what has an effect on a training; `model_args` and `data_args` as one entry for each argument."""
-    idle = without_effect(config, data.find(config.dataset))
+    idle = without_effect(config, data.source_of(config))
     values = {name: value for name, value in to_json(config).items() if name not in idle and name != "resume"}
     for name in ("model_args", "data_args"):
         values |= {f"{name}.{argument}": value for argument, value in values.pop(name).items()}
@@ -177,6 +208,7 @@ def resumed(flags: Mapping[str, str], stored: RunConfig) -> RunConfig:
     Raises UserError for a flag that would make it another training, or that has no effect.
     """
     values, problems = convert(RunConfig, flags)
+    values |= {"dataset": data.address(values["dataset"])} if "dataset" in values else {}
     meant = values | (vars(resolve(flags)) if "config" in flags else {})  # one command line starts a run and resumes it
     changed = [
         f"{name}={flags.get(name, text_of(value))} differs from the run's {text_of(getattr(stored, name))}. A resumed run "
@@ -184,7 +216,7 @@ def resumed(flags: Mapping[str, str], stored: RunConfig) -> RunConfig:
         for name, value in meant.items()
         if name not in RUNTIME_FIELDS and value != getattr(stored, name) and (name, value) != ("precision", "auto")
     ]
-    idle = without_effect(stored, data.find(stored.dataset))
+    idle = without_effect(stored, data.source_of(stored))
     changed += [
         f"{name}={flags[name]} has no effect {idle[name][0]}. Leave --{name} out."
         for name in values

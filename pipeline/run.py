@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
-from pipeline import __version__, data, files, manifest
+from pipeline import __version__, files, manifest
 from pipeline.config import RunConfig, from_json, to_json
 from pipeline.data.spec import DataSpec
 from pipeline.errors import UserError
@@ -85,7 +85,6 @@ class Run:
                 data=DataSpec.from_json(values["data"]),
             )
             models.find(run.config.model)
-            data.find(run.config.dataset)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"run={folder} is not a run folder: it has no config.json. Give a folder that `train` wrote, or an MLflow run "

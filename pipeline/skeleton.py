@@ -30,7 +30,7 @@ def build_skeleton(config: RunConfig) -> Model:
     own = {name: parameter for name, parameter in parameters.items() if name not in _GIVEN}
     if problems := argument_problems(config.model_args, own, config.model):
         raise UserError(*(f"model_args: {problem}" for problem in problems))
-    spec = data.find(config.dataset).spec.resized(config.image_size)
+    spec = data.source_of(config).spec.resized(config.image_size)
     try:
         with torch.device("meta"):
             return models.build(config.model, spec, config.model_args)
@@ -79,6 +79,6 @@ def refuse_impossible(config: RunConfig, *, num_ranks: int = 1) -> None:
 
 def _num_bytes(model: Model, config: RunConfig) -> int:
     """Return about how much memory one rank takes: the weights in all their copies, and the features of its largest batch."""
-    num_samples = min(max(config.batch_size, _BATCH), data.find(config.dataset).num_train)
+    num_samples = min(max(config.batch_size, _BATCH), data.source_of(config).num_train)
     widest = max((parameter.shape[0] for parameter in model.parameters() if parameter.ndim), default=1)
     return _COPIES * num_weight_bytes(model) + 2 * 4 * num_samples * widest

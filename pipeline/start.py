@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+import models
 from pipeline import distributed, manifest, precision
 from pipeline.config import RunConfig
 from pipeline.data import prepare as prepared
@@ -66,10 +67,11 @@ def open_training(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack)
     connection.configure(check=config.resume == "false")  # a resumed run need not wait for a server
     dataset = None
     if config.resume == "true":
-        run = _resumed(config, spec)
+        run = _resumed(config, ranks, spec)
     else:
         run = _new(config, ranks, data, spec, commit)
-        dataset = {"name": spec.name, "digest": spec.sha256, "source": f"pipeline.data.{spec.name}"}
+        where = f"pipeline.data.{spec.name}" if config.dataset == spec.name else config.dataset
+        dataset = {"name": spec.name, "digest": spec.sha256, "source": where}
     tags = tracking.environment_tags(run, world_size=ranks.world_size, device=ranks.device.type, dirty=dirty)
     tags["evaluated_on"] = "test" if "test" in spec.counts else "train"
     tracker = stack.enter_context(tracking.training_run(run, tags, dataset=dataset))
@@ -78,11 +80,12 @@ def open_training(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack)
     return run, tracker
 
 
-def _resumed(config: RunConfig, spec: DataSpec) -> Run:
+def _resumed(config: RunConfig, ranks: Ranks, spec: DataSpec) -> Run:
     run = Run.open(Path(config.output_dir), check=False)
     ensure_same_data(run, spec)
     ensure_writable(run.folder, num_bytes=estimate_size(config))
     runs.set_parent_run(run.mlflow_run_id)
+    _say_what(spec, ranks, config.precision)
     return dataclasses.replace(run, config=config)
 
 
@@ -100,7 +103,7 @@ def _new(config: RunConfig, ranks: Ranks, data: Path, spec: DataSpec, commit: st
         if is_new:
             parent.rmdir()
         raise
-    folder = Path(config.output_dir or f"runs/{config.model}-{run_id[:8]}")
+    folder = Path(config.output_dir or f"runs/{models.label(config.model)}-{run_id[:8]}")
     try:
         return Run.create(folder, config=config, mlflow_run_id=run_id, git_commit=commit, data=spec)
     except BaseException as error:
@@ -109,20 +112,22 @@ def _new(config: RunConfig, ranks: Ranks, data: Path, spec: DataSpec, commit: st
 
 
 def _settle_precision(config: RunConfig, ranks: Ranks, data: Path, spec: DataSpec) -> RunConfig:
-    """Say what is trained on and how it is computed; return the configuration with `precision=auto` decided."""
+    """Return the configuration with `precision=auto` decided, and say what is trained on and how it is computed."""
     run = Run(folder=Path(), config=config, mlflow_run_id="", git_commit="", data=spec)
     settled, why = precision.choose(run, open_split(data, "train"), ranks)
+    _say_what(spec, ranks, settled.precision + (f" ({why})" if why else ""))
+    return settled
+
+
+def _say_what(spec: DataSpec, ranks: Ranks, arithmetic: str) -> None:
+    """Say what is trained on, by how many ranks, and how it is computed."""
     samples = ", ".join(f"{number:,} {name}".replace(",", " ") for name, number in spec.counts.items() if number)
     classes = f" of {len(spec.classes)} classes" if spec.classes else ""
     number = torch.get_num_threads()
     threads = f", {number} thread{'s' * (number > 1)} each" if ranks.device.type == "cpu" else ""
-    say(
-        f"{samples} samples{classes}; {ranks.world_size} x {ranks.device.type}{threads}, {settled.precision}"
-        + (f" ({why})" if why else "")
-    )
+    say(f"{samples} samples{classes}; {ranks.world_size} x {ranks.device.type}{threads}, {arithmetic}")
     if "test" not in spec.counts:
         say("no samples are held out for a test: the final metrics are of the training samples, and called train/final/...")
-    return settled
 
 
 def prepare_everywhere(config: RunConfig, ranks: Ranks) -> Path:

@@ -63,7 +63,7 @@ def _value(source: random.Random, field: dataclasses.Field[Any], folder: Path) -
     if kind < 0.3:
         return source.choice(NUMBERS + PLACES + LISTS)
     if field.name == "run" or (field.name == "output_dir" and kind < 0.5):
-        return source.choice([str(folder), "0" * 32, "x" * 32, *PLACES])
+        return str(folder) if kind < 0.6 else source.choice([str(folder), "0" * 32, "x" * 32, *PLACES])
     if field.name.startswith("layer_"):
         return f"{source.choice(LAYERS)}={source.choice(NUMBERS)}" if kind < 0.6 else source.choice(LISTS)
     if choices := field.metadata["choices"]:

@@ -44,7 +44,10 @@ BAD: dict[str, tuple[Callable[[Samples], Samples], str]] = {
     "too few labels": (lambda s: Samples(s.x, s.y[:-1]), "has inputs (569, 30) and targets (568,), not (N, 30) and N"),
     "another width": (lambda s: Samples(s.x[:, :-1], s.y), "has inputs (569, 29) and targets (569,), not (N, 30) and N"),
     "nothing": (lambda s: Samples(s.x[:0], s.y[:0]), "has inputs (0, 30) and targets (0,)"),
-    "bad test set": (lambda s: Samples(s.x, s.y, s.x, _with(s.y, 0, 9)), "has labels from 0 to 9"),
+    "bad test set": (
+        lambda s: s._replace(y=_with(s.y, 0, 9), split=np.array(["test"] + ["train"] * (len(s.y) - 1))),
+        "has labels from 0 to 9",
+    ),
 }
 
 

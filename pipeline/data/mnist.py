@@ -35,7 +35,11 @@ def load(data_dir: Path) -> Samples:
                 f"data_dir={data_dir}: the MNIST files in {_folder(data_dir)} have {len(x)} images and {len(y)} "
                 f"labels from {y.min(initial=9)} to {y.max(initial=0)}. Delete them to have them downloaded anew."
             )
-    return Samples(*arrays)
+    x, y, test_x, test_y = arrays
+    return Samples(
+        np.concatenate([x, test_x]), np.concatenate([y, test_y]),
+        split=np.repeat(["train", "test"], [len(x), len(test_x)]),
+    )  # fmt: skip
 
 
 def read_idx(path: Path, *, ndim: int) -> NDArray[np.uint8]:

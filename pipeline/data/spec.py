@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipeline.task import task
 
@@ -18,19 +18,80 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
 
 IMAGE_RANGE = (0, 255)
+SPLITS = ("train", "val", "test")
 _PLACE = ("data_dir", "seed")  # what a loader is always given
+
+
+class Images(Protocol):
+    """Samples that are not in memory: rows (N, C, H, W) uint8 that are decoded where they are wanted."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+    def __len__(self) -> int: ...
+    def fill(self, out: Array, rows: Array) -> None:
+        """Write row `rows[i]` into `out[i]`. Raises UserError with the names of all files that cannot be read."""
+        ...
 
 
 class Samples(NamedTuple):
     """All samples: images uint8 (N, C, H, W) or vectors float32 (N, D); labels int64 (N,) or values float32 (N, T).
 
-    `test_x` and `test_y` are None where there is no test set of its own.
+    `split` has the split of each sample where the data says it, one of `SPLITS`; `groups` a number for each, and samples of one
+    group never lie in two splits. `raw` has the columns of a table, float64 or text, and `x` then is (N, 0): it is encoded by
+    what the training samples are. `skipped` names what was left out as it cannot be read.
     """
 
-    x: Array
+    x: Array | Images
     y: Array
-    test_x: Array | None = None
-    test_y: Array | None = None
+    split: Array | None = None
+    groups: Array | None = None
+    raw: Mapping[str, Array] | None = None
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a table, and how it becomes features: (value - center) / scale, or one feature a category.
+
+    A missing number is `fill`, and `has_missing` has a feature of its own that says so. A category that is not in `categories`
+    has the feature behind the last of them.
+    """
+
+    name: str
+    kind: str
+    center: float = 0.0
+    scale: float = 1.0
+    fill: float = 0.0
+    has_missing: bool = False
+    categories: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """The number of its features."""
+        return (len(self.categories) + 1 if self.kind == "category" else 1) + self.has_missing
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self) | {"categories": list(self.categories)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Column:
+        return cls(**(dict(values) | {"categories": tuple(values["categories"])}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How a data set that is given by its path is to be read; the fields are flags of the same name, `args` is JSON."""
+
+    task: str = "auto"
+    target: str = ""
+    ignore_columns: str = ""
+    group_column: str = ""
+    split_column: str = ""
+    skip_bad: bool = False
+    image_size: int = 0
+    args: str = "{}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +99,8 @@ class DataSpec:
     """What the samples are. Statistics, counts and hash are there once they were prepared.
 
     `sample_shape` is that of one sample as a model takes it: (D,) float32, or (C, H, W) uint8 in `value_range`. `targets` names
-    the values of a regression or the labels of a multilabel task, `columns` the features of a table, where they have names.
+    the values of a regression or the labels of a multilabel task, `columns` are those of a table, which are encoded into its D
+    features. `any_size` says that images of any height and width are resized to `sample_shape`, by an exported file too.
     `mean` and `std` are of the training samples, one for each channel or feature; `counts` has the number of samples of each
     split, `sha256` covers all of them.
     """
@@ -50,7 +112,8 @@ class DataSpec:
     value_range: tuple[int, int] | None = None
     classes: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    any_size: bool = False
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -72,13 +135,14 @@ class DataSpec:
         return dataclasses.replace(self, sample_shape=(self.sample_shape[0], side, side))
 
     def to_json(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()} | {"counts": dict(self.counts)}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        return values | {"counts": dict(self.counts), "columns": [column.to_json() for column in self.columns]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DataSpec:
         """Return what `to_json` wrote. Raises TypeError or ValueError for anything else."""
         found: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        spec = cls(**found)
+        spec = cls(**(found | {"columns": tuple(map(Column.from_json, found.get("columns", ())))}))
         texts = (spec.name, spec.task, spec.dtype, spec.sha256)
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int) for n in spec.sample_shape):
             raise ValueError("its data is described by values of wrong types")
@@ -91,8 +155,10 @@ class Source:
     """A data set that was not prepared yet.
 
     `load` returns all `Samples`; it is called with `data_dir` and `seed`, and its other arguments are those of `--data_args`.
-    The fractions are shares of all samples; a data set with a test set of its own gives the validation share of its training
-    samples. `files` returns the raw files in `data_dir`, fetching what is missing. `is_random` says that chance makes it.
+    The fractions are shares of all samples that have no split of their own; a data set with a test set gives the validation
+    share of its training samples. `files` returns the raw files, fetching into `data_dir` what is missing. `is_random` says
+    that chance makes it, `is_own` that it is given by its path. `notes` are told before it is prepared. `digest` stands for
+    what does not lie in the files.
     """
 
     summary: str
@@ -101,9 +167,13 @@ class Source:
     load: Callable[..., Samples]
     val_fraction: float = 0.2
     test_fraction: float = 0.2
+    has_val_set: bool = False
     has_test_set: bool = False
     is_random: bool = False
+    is_own: bool = False
     files: Callable[[Path], list[Path]] | None = None
+    notes: tuple[str, ...] = ()
+    digest: str = ""
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:

@@ -29,7 +29,7 @@ def draw(found: Evaluation) -> None:
     c, folder = found.run.config, found.run.folder
     for name in found.run.task.pictures:
         if figure := PICTURES[name](found):
-            save(figure, folder / "plots" / f"{name}.png", about=f"{c.model} on {c.dataset}, run {folder.name}")
+            save(figure, folder / "plots" / f"{name}.png", about=f"{c.model} on {found.run.data.name}, run {folder.name}")
 
 
 def _curves(found: Evaluation) -> Figure:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.data import find
@@ -50,7 +51,8 @@ def scatter() -> Figure:
     classes = find("moons").spec.classes
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, noise in zip(figure.subplots(1, len(NOISES), sharex=True, sharey=True), NOISES, strict=True):
-        x, y, *_ = find("moons").load(Path(), 0, noise=noise)
+        samples = find("moons").load(Path(), 0, noise=noise)
+        x, y = np.asarray(samples.x), samples.y
         draw_points(axes, {"all": (x, y)}, classes=classes)
         axes.set_title(f"noise {noise:g}")
         axes.label_outer()
@@ -82,8 +84,8 @@ def samples() -> Figure:
 
 
 def _digits() -> Series:
-    x, y, *_ = find("digits").load(Path(), 0)
-    return x, y
+    found = find("digits").load(Path(), 0)
+    return np.asarray(found.x), found.y
 
 
 PICTURES: dict[str, tuple[str, Callable[[], Figure]]] = {

@@ -162,13 +162,13 @@ def test_a_killed_preparation_leaves_no_cache_and_no_obstacle_and_is_swept_by_th
     config = resolve({"model": "cnn", "cache_dir": str(tmp_path)})
     others = [resolve({"model": model, "cache_dir": str(tmp_path)}) for model in ("two_layer", "polynomial")]
     prepare(others[0])
-    assert list(tmp_path.glob("*.tmp-*")), "it is still at work"
+    assert list(tmp_path.glob("*.part")), "it is still at work"
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=10)
-    assert not prepared_folder(config).exists() and list(tmp_path.glob("*.tmp-*"))
+    assert not prepared_folder(config).exists() and list(tmp_path.glob("*.part"))
     prepare(others[1])
-    assert not list(tmp_path.glob("*.tmp-*"))
-    assert is_intact(prepare(config)) and not list(tmp_path.glob("*.tmp-*"))
+    assert not list(tmp_path.glob("*.part"))
+    assert is_intact(prepare(config)) and not list(tmp_path.glob("*.part"))
 
 
 def _idx(array: np.ndarray) -> bytes:

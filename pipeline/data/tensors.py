@@ -1,0 +1,86 @@
+"""One array on disk, written block by block: a process that comes after one that was killed goes on where that one was.
+
+A block counts as soon as the mark beside the array says so, which is written after it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.spec import IMAGE_RANGE, Images
+from pipeline.files import sha256
+
+Array = NDArray[Any]
+
+_BLOCK = 2048  # rows
+
+
+def save(path: Path, array: Array) -> dict[str, Any]:
+    """Write an array as .npy, and return its entry in the manifest."""
+    with path.open("wb") as file:
+        array = np.ascontiguousarray(array)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data.cast("B") if array.size else b"")  # np.save would not say why a disk takes no more
+        file.flush()
+        os.fsync(file.fileno())
+    return entry(path, array)
+
+
+def decode(path: Path, images: Images, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Write these rows of images as .npy, decoded from their files, and return the entry in the manifest."""
+    shape, mark = (len(rows), *images.shape[1:]), path.with_suffix(".mark")
+    if not len(rows):
+        return save(path, np.empty(shape, np.uint8))
+    if not mark.exists():
+        _allocate(path, shape)
+        mark.write_text("0")
+    out = np.lib.format.open_memmap(path, "r+")
+    for start in range(int(mark.read_text()), len(rows), _BLOCK):
+        images.fill(out[start : start + _BLOCK], rows[start : start + _BLOCK])
+        out.flush()
+        mark.write_text(str(start + _BLOCK))
+    mark.unlink()
+    return entry(path, out)
+
+
+def _allocate(path: Path, shape: tuple[int, ...]) -> None:
+    """Have the disk give room for an array of uint8 now: a page that finds none later ends the process."""
+    with path.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        os.posix_fallocate(file.fileno(), file.tell(), int(np.prod(shape)))
+
+
+def entry(path: Path, array: Array) -> dict[str, Any]:
+    return {"file": path.name, "dtype": str(array.dtype), "shape": list(array.shape), "sha256": sha256(path)}
+
+
+def resized(images: Array, shape: tuple[int, ...]) -> Array:
+    """Return uint8 images (N, C, H, W) as (N, *shape), bilinear with antialiasing."""
+    if images.shape[1:] == shape or not len(images):
+        return images.reshape(-1, *shape)
+    import torch
+    from torch.nn.functional import interpolate
+
+    parts = [
+        interpolate(chunk.float(), size=shape[1:], mode="bilinear", antialias=True).round().clamp(*IMAGE_RANGE).byte()
+        for chunk in torch.from_numpy(images).split(4096)
+    ]
+    return torch.cat(parts).numpy()
+
+
+def statistics(x: Array, *, is_image: bool) -> tuple[list[float], list[float]]:
+    """Return mean and deviation of each channel (images) or feature (vectors), summed in float64."""
+    if not is_image:
+        return x.mean(0, dtype=np.float64).tolist(), x.std(0, dtype=np.float64).tolist()
+    counts = np.zeros((x.shape[1], 256), np.int64)  # of each value: exact, and no float copy of the whole split
+    for start in range(0, len(x), _BLOCK):
+        counts += [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(x[start : start + _BLOCK], 1, 0)]
+    values = np.arange(256, dtype=np.float64)
+    mean = [float(c @ values / c.sum()) for c in counts]
+    return mean, [float(np.sqrt(c @ (values - m) ** 2 / c.sum())) for c, m in zip(counts, mean, strict=True)]
