@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.compare import ATOL, RTOL, Comparison, Difference, matches
-from export.module import BATCH, INPUT
+from export.module import BATCH
 from export.runner import CASES, RunResult
 
 Array = NDArray[Any]
@@ -22,23 +23,31 @@ SETS = {"test": "test set", "train": "training set"}  # what a split of a prepar
 _NUM_WEIGHTS = 3  # differing tensors that are named one by one
 
 
-def interface(facts: Mapping[str, Any], *, names: Sequence[str], shape: Sequence[int], dtype: str) -> Iterator[str]:
-    """Say where a file that declares its input and outputs does so otherwise than the run has them."""
+@dataclass(frozen=True)
+class Input:
+    """One input that a file has to declare: its name, what type, and the shape of one sample, a name where it may vary."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+def interface(facts: Mapping[str, Any], *, names: Sequence[str], inputs: Sequence[Input]) -> Iterator[str]:
+    """Say where a file that declares its inputs and outputs does so otherwise than the run has them."""
     if facts["checker"]:
         yield f"onnx.checker refuses it: {facts['checker']}"
-    inputs, outputs = facts["inputs"], [o["name"] for o in facts["outputs"]]
-    if [i["name"] for i in inputs] != [INPUT]:
-        yield f"its inputs are named {_list(i['name'] for i in inputs)}, not {INPUT}"
-    if not inputs:
-        return
-    first = inputs[0]
-    if first["dtype"] != dtype:
-        yield f"its input is declared {first['dtype']}, training took {dtype}"
-    if list(first["shape"][1:]) != list(shape):
-        yield f"its input takes samples of shape {tuple(first['shape'][1:])}, training took {tuple(shape)}"
-    frozen = first["shape"][0] if first["shape"] else None
-    if isinstance(frozen, int):
-        yield f"the batch is frozen at {frozen}: the first axis of its input is declared {frozen}, not '{BATCH}'"
+    found, outputs = facts["inputs"], [o["name"] for o in facts["outputs"]]
+    if [i["name"] for i in found] != [i.name for i in inputs]:
+        yield f"its inputs are named {_list(i['name'] for i in found)}, not {_list(i.name for i in inputs)}"
+    for here, there in zip(found, inputs, strict=False):
+        which = "input" if len(inputs) == 1 else f"input {there.name}"
+        if here["dtype"] != there.dtype:
+            yield f"its {which} is declared {here['dtype']}, training took {there.dtype}"
+        if list(here["shape"][1:]) != list(there.shape):
+            yield f"its {which} takes samples of shape {tuple(here['shape'][1:])}, training took {there.shape}"
+        frozen = here["shape"][0] if here["shape"] else None
+        if isinstance(frozen, int):
+            yield f"the batch is frozen at {frozen}: the first axis of its {which} is declared {frozen}, not '{BATCH}'"
     if sorted(outputs) != sorted(names):
         yield f"its outputs are named {_list(outputs)}, not {_list(names)}"
     elif outputs != list(names):

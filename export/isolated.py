@@ -4,9 +4,9 @@
 
 Imports nothing of ours but the one file that has the format's loader, and blocks our packages, since an editable install would
 be found even by an isolated interpreter. Imports the runtime, and waits for a line on standard input. Then reads ARTIFACT, and
-`samples.npy` and `request.json` in FOLDER; writes the outputs (`FORMAT-values.npz`), then what the file says of itself
-(`FORMAT-facts.json`), and waits for another line before it measures the time of a call (`FORMAT-latency.json`), so that no
-other process of ours works meanwhile.
+in FOLDER `samples.npy`, `request.json` and, of a table, `columns.npz`; writes the outputs (`FORMAT-values.npz`), then what the
+file says of itself (`FORMAT-facts.json`), and waits for another line before it measures the time of a call
+(`FORMAT-latency.json`), so that no other process of ours works meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Call = Callable[[Array], list[Array]]
+Samples = Any  # (N, *input_shape), or for a file that takes the columns of a table {name: (N, 1)}
+Call = Callable[[Samples], list[Array]]
 
 BLOCKED = ("models", "pipeline", "export")
 NUM_CALLS, NUM_WARM_UP = 200, 20
@@ -51,17 +52,23 @@ def load_format(source: Path) -> Any:
     return module
 
 
-def run(call: Call, x: Array, *, batch_sizes: list[int], chunk: int) -> tuple[dict[str, list[Array]], dict[str, str]]:
+def take(x: Samples, rows: Any) -> Samples:
+    """Return some rows of the samples, as arrays in memory."""
+    return {name: np.array(values[rows]) for name, values in x.items()} if isinstance(x, dict) else np.array(x[rows])
+
+
+def run(call: Call, x: Samples, *, batch_sizes: list[int], chunk: int) -> tuple[dict[str, list[Array]], dict[str, str]]:
     """Return the outputs for a batch of each size and for all of `x`, and what went wrong where there are none."""
     outputs: dict[str, list[Array]] = {}
     errors: dict[str, str] = {}
+    count = len(next(iter(x.values())) if isinstance(x, dict) else x)
     for name in [*map(str, batch_sizes), "all"]:
         try:
             if name == "all":
-                parts = [_numbers(call(np.array(x[i : i + chunk]))) for i in range(0, len(x), chunk)]
+                parts = [_numbers(call(take(x, slice(i, i + chunk)))) for i in range(0, count, chunk)]
                 outputs[name] = [np.concatenate(column) for column in zip(*parts, strict=True)]
             else:
-                outputs[name] = _numbers(call(x[np.arange(int(name)) % len(x)]))
+                outputs[name] = _numbers(call(take(x, np.arange(int(name)) % count)))
         except Exception as error:  # each runtime has its own types, and one bad batch size must not hide the others
             errors[name] = _line(error)
     return outputs, errors
@@ -73,7 +80,7 @@ def _numbers(outputs: list[Array]) -> list[Array]:
     return outputs
 
 
-def latency_ms(call: Call, sample: Array) -> float:
+def latency_ms(call: Call, sample: Samples) -> float:
     """Return the median time of one call in ms, after warming up."""
     for _ in range(NUM_WARM_UP):
         call(sample)
@@ -106,11 +113,15 @@ def main(source: Path, artifact: Path, folder: Path) -> None:
         sys.exit(_line(error))
     _wait_for_line()
     request = json.loads((folder / "request.json").read_text())
-    x = np.load(folder / "samples.npy", mmap_mode="r", allow_pickle=False)
+    x: Samples = np.load(folder / "samples.npy", mmap_mode="r", allow_pickle=False)
     try:
         call, facts, weights = loader.load(artifact, num_threads=NUM_THREADS)
     except Exception as error:
         sys.exit(_line(error))
+    if request["columns"] and [i["name"] for i in facts.get("inputs", ())] == request["columns"]:
+        with np.load(folder / "columns.npz", allow_pickle=False) as stored:
+            arrays_by_name = {name: stored[str(k)][:, None] for k, name in enumerate(request["columns"])}
+        x = {name: a.astype(object) if a.dtype.kind == "U" else a for name, a in arrays_by_name.items()}
     outputs, facts["errors"] = run(call, x, batch_sizes=request["batch_sizes"], chunk=request["chunk"])
     arrays: dict[str, Any] = {f"{case}/{i}": a for case, values in outputs.items() for i, a in enumerate(values)}
     arrays |= {f"weights/{key}": a for key, a in weights.items()}
@@ -119,7 +130,7 @@ def main(source: Path, artifact: Path, folder: Path) -> None:
     (folder / f"{name}-facts.tmp").rename(folder / f"{name}-facts.json")
     _wait_for_line()
     if "1" in outputs:
-        (folder / f"{name}-latency.json").write_text(json.dumps(latency_ms(call, np.array(x[:1]))))
+        (folder / f"{name}-latency.json").write_text(json.dumps(latency_ms(call, take(x, slice(0, 1)))))
 
 
 if __name__ == "__main__":

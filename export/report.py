@@ -104,6 +104,13 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         ],
     )  # fmt: skip
     yield ""
+    for kind, part in artifacts.items():
+        if "argmax_flips" in (found := part.get("original_files", {})):
+            yield (
+                f"{kind}, from the {found['num_files']} original files as they are: {found['argmax_flips']} flips, {metric} "
+                f"{_short(found['metric'], digits=6)}, max abs diff {_short(found['max_abs_diff'])} of the first output."
+            )
+            yield ""
     yield "## Each batch size"
     yield ""
     yield from _table(

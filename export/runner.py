@@ -61,11 +61,18 @@ class Runner:
                     cwd=self._folder, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr, text=True,
                 )  # fmt: skip
 
-    def load(self, artifacts: Mapping[str, bytes], x: Array) -> None:
-        """Give each process its artifact, to be loaded and run on samples `x` (N, *input_shape)."""
+    def load(self, artifacts: Mapping[str, bytes], x: Array, *, columns: Mapping[str, Array] | None = None) -> None:
+        """Give each process its artifact, to be loaded and run on samples `x` (N, *input_shape).
+
+        `columns` are the same samples as the columns (N,) of a table: a file that takes them by name gets them.
+        """
         self._deadline = time.monotonic() + TIMEOUT
         np.save(self._folder / "samples.npy", x)
-        (self._folder / "request.json").write_text(json.dumps({"batch_sizes": BATCH_SIZES, "chunk": CHUNK}))
+        if columns:
+            plain: dict[str, Any] = {str(k): a.astype(str) if a.dtype == object else a for k, a in enumerate(columns.values())}
+            np.savez(self._folder / "columns.npz", **plain)
+        request = {"batch_sizes": BATCH_SIZES, "chunk": CHUNK, "columns": list(columns or ())}
+        (self._folder / "request.json").write_text(json.dumps(request))
         for name, content in artifacts.items():  # a copy: what was hashed is what is run, and nothing lies beside it
             self._artifact(name).write_bytes(content)
             self._tell(name, "load\n")

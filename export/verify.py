@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from export import compare, explain, report
+from export import compare, explain, originals, report
 from export.artifacts import FILES, FOLDER, METRICS
+from export.explain import Input
 from export.formats import FORMATS
 from export.formats import onnx as onnx_format
 from export.isolated import NUM_THREADS
-from export.module import ExportModule, export_module, metadata
+from export.module import INPUT, ExportModule, export_module, metadata
 from export.runner import BATCH_SIZES, CHUNK, RunResult, ready
 from pipeline import files, manifest
 from pipeline.data.loader import Split, evaluation_split, open_split
-from pipeline.data.prepare import read_spec
+from pipeline.data.prepare import read_manifest, read_raw, read_spec
 from pipeline.errors import UserError
 from pipeline.run import Run
 from pipeline.task import Task
@@ -73,7 +74,7 @@ def verify_run(run: Run, *, data: Path, onnx: Path | None = None) -> Verdict:
     name, module = evaluation_split(data), export_module(run)
     split = open_split(data, name)
     with ready(contents) as runner:
-        runner.load(contents, split.x.numpy())
+        runner.load(contents, split.x.numpy(), columns=read_raw(data) if run.data.columns else None)
         with _threads(NUM_THREADS):  # the order in which numbers are added up depends on it
             outputs = _eager_outputs(module, split.x)
         expected = _Expected(
@@ -85,6 +86,8 @@ def verify_run(run: Run, *, data: Path, onnx: Path | None = None) -> Verdict:
     for kind, content in contents.items():
         parts[kind] = {"file": onnx.name if onnx else FILES[kind], "sha256": hashlib.sha256(content).hexdigest()}
         parts[kind] |= _judge(results[kind], expected)
+        if kind == "onnx" and run.data.any_size and not results[kind].failure:
+            _judge_originals(parts[kind], content, expected, data)
     values = _report(parts, expected, data_sha256=read_spec(data).sha256)
     as_json, as_text = report_files(onnx)
     manifest.unseal(run.folder, run.mlflow_run_id, as_json, as_text)
@@ -152,8 +155,7 @@ def _judge(result: RunResult, expected: _Expected) -> dict[str, Any]:
         return report.artifact(result, compare.Comparison(), problems=[result.failure])
     problems: list[str] = []
     if "outputs" in result.facts:
-        shape, dtype = expected.metadata["input_shape"], expected.metadata["input_dtype"]
-        problems += explain.interface(result.facts, names=names, shape=shape, dtype=dtype)
+        problems += explain.interface(result.facts, names=names, inputs=_inputs(expected.run))
         _order_by_name(result, names)
     problems += explain.origin(result.facts["metadata"], expected.metadata, complete=expected.complete)
     labels = expected.split.y.numpy()
@@ -164,6 +166,25 @@ def _judge(result: RunResult, expected: _Expected) -> dict[str, Any]:
         problems += explain.weights(result.weights, load_file(expected.run.folder / manifest.WEIGHTS))
     problems += explain.behavior(result, comparison, names=names, want=want, split=expected.split_name)
     return report.artifact(result, comparison, problems=problems)
+
+
+def _judge_originals(part: dict[str, Any], content: bytes, expected: _Expected, data: Path) -> None:
+    """Add what came of the original files to an artifact's part of the report."""
+    manifest = read_manifest(data)
+    part["original_files"], problems = originals.judge(
+        content, originals.read(Path(manifest["root"]), manifest["names"][expected.split_name]),
+        channels=expected.run.data.sample_shape[0], want=expected.outputs["all"][0], labels=expected.split.y.numpy(), task=expected.task,
+    )  # fmt: skip
+    part["problems"] += problems
+
+
+def _inputs(run: Run) -> list[Input]:
+    """Return what an ONNX file of a run takes: images or vectors, or the columns of a table."""
+    spec = run.data
+    if spec.columns:
+        return [Input(c.name, "object" if c.kind == "category" else "float64", (1,)) for c in spec.columns]
+    shape = (spec.sample_shape[0], "height", "width") if spec.any_size else spec.sample_shape
+    return [Input(INPUT, spec.dtype, shape)]
 
 
 def _order_by_name(result: RunResult, names: tuple[str, ...]) -> None:

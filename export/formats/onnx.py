@@ -26,7 +26,7 @@ OPSET = 20
 _BATCH = "batch"  # the name of the first axis
 _LARGEST = 2**31 - 1  # bytes in one protobuf message
 _OPERATOR = re.compile(r"OpOverload\(op='([\w.]+)'|target=torch\.ops\.([\w.]+)")
-_TYPES = {"uint8": "uint8", "float": "float32", "double": "float64", "float16": "float16", "int64": "int64"}
+_TYPES = {"uint8": "uint8", "float": "float32", "double": "float64", "float16": "float16", "int64": "int64", "string": "object"}
 
 
 def build(program: ExportedProgram, properties: Mapping[str, object], *, outputs: tuple[str, ...]) -> bytes:
@@ -172,7 +172,9 @@ def load(path: Path, *, num_threads: int) -> tuple[Callable[[Array], list[Array]
         "metadata": {key: _value(text) for key, text in session.get_modelmeta().custom_metadata_map.items()},
     }
 
-    def call(x: Array) -> list[Array]:
+    def call(x: Array | dict[str, Array]) -> list[Array]:
+        if isinstance(x, dict):  # the columns of a table
+            return session.run(None, x)
         return session.run(None, {name: x.astype(dtype, copy=False) if dtype else x})
 
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)

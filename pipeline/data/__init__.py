@@ -53,7 +53,10 @@ def _own(name: str, options: DataOptions) -> Source:
 
         return folder.source(path, options)
     if path.suffix.lower() in _TABLES:
-        from pipeline.data import table
+        from pipeline.data import image_table, table
+
+        if image_table.column_of(path):
+            return image_table.source(path, options)
 
         return table.source(path, options)
     from pipeline.data import arrays

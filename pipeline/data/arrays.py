@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from models.plugin import PluginError, describe, load, parts, source_of
 from numpy.typing import NDArray
 
-from models.plugin import PluginError, describe, load, parts, source_of
 from pipeline.data.spec import IMAGE_RANGE, SPLITS, DataOptions, DataSpec, Samples, Source
 from pipeline.errors import UserError
 from pipeline.task import TASKS

@@ -90,6 +90,14 @@ def read_spec(folder: Path) -> DataSpec:
     return DataSpec.from_json(read_manifest(folder)["spec"])
 
 
+def read_raw(folder: Path) -> dict[str, Array]:
+    """Return the columns (N,) of the samples on which a model is evaluated, float64 or text, as the table had them."""
+    from pyarrow import feather
+
+    table = feather.read_table(str(folder / RAW), memory_map=False)
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
 def _refuse_other_data(folder: Path, identity: dict[str, Any]) -> None:
     """Raise UserError if a whole manifest says that a folder was prepared from other data, or otherwise."""
     try:
@@ -165,6 +173,7 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
             entry = tensors.save(path, tensors.resized(x, spec.sample_shape) if spec.is_image else x)
         else:
             entry = tensors.decode(path, samples.x, of_split)
+            manifest["root"] = str(config.dataset)
             manifest.setdefault("names", {})[name] = [samples.x.names[row] for row in of_split]
         entries[name] = {"x": entry, "y": tensors.save(folder / f"{name}_y.npy", samples.y[of_split])}
     mean, std = tensors.statistics(np.load(folder / "train_x.npy", mmap_mode="r"), is_image=spec.is_image)
