@@ -173,7 +173,8 @@ def _judge_originals(part: dict[str, Any], content: bytes, expected: _Expected, 
     manifest = read_manifest(data)
     part["original_files"], problems = originals.judge(
         content, originals.read(Path(manifest["root"]), manifest["names"][expected.split_name]),
-        channels=expected.run.data.sample_shape[0], want=expected.outputs["all"][0], labels=expected.split.y.numpy(), task=expected.task,
+        channels=expected.run.data.sample_shape[0], want=expected.outputs["all"][0], labels=expected.split.y.numpy(),
+        task=expected.task,
     )  # fmt: skip
     part["problems"] += problems
 

@@ -112,8 +112,8 @@ def source(path: Path, options: DataOptions) -> Source:
     values, y = np.unique(labels.to_numpy(zero_copy_only=False), return_inverse=True)
     if values.dtype.kind not in "iuOU" or len(values) < 2:
         raise UserError(
-            f"target={target} of dataset={path} has {len(values)} different values of type {labels.type}, and classes are wanted: "
-            "two or more, as whole numbers or text. Give another --target."
+            f"target={target} of dataset={path} has {len(values)} different values of type {labels.type}, and two or more "
+            "classes are wanted, as whole numbers or text. Give another --target."
         )
     classes = _classes(schema, target, values)
     headers, bad = _headers(images)
@@ -181,8 +181,8 @@ def _common_side(path: Path, sizes: Counter[tuple[int, int]]) -> int:
     (width, height), _ = sizes.most_common(1)[0]
     if len(sizes) > 1 or width != height:
         raise UserError(
-            f"dataset={path} has images of {len(sizes)} sizes, for one {width}x{height}, and a network takes squares of one. Say "
-            "to which they are to be resized, such as --image_size 128."
+            f"dataset={path} has images of {len(sizes)} sizes, for one {width}x{height}, and a network takes squares of one. "
+            "Say to which they are to be resized, such as --image_size 128."
         )
     return width
 
@@ -198,6 +198,6 @@ def _groups(images: Any, rows: Sequence[int]) -> Array | None:
 def _bad(about: str, bad: Sequence[str]) -> str:
     more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     return (
-        f"dataset={about} has {len(bad)} images that cannot be read: {'; '.join(bad[:_NAMED])}{more}. Remove them, or leave them "
-        "out: --skip_bad true."
+        f"dataset={about} has {len(bad)} images that cannot be read: {'; '.join(bad[:_NAMED])}{more}. Remove them, or leave "
+        "them out: --skip_bad true."
     )
