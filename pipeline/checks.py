@@ -30,10 +30,10 @@ def violations(
     elif not _shapes_fit(model, source.spec):
         yield (
             ("dataset",),
-            f"model={c.model} takes samples of shape {_shape(model.input_shape)}, dataset={c.dataset} has "
+            f"model={c.model} takes samples of shape {_shape(model.input_shape or ())}, dataset={c.dataset} has "
             f"{_shape(source.spec.sample_shape)}. Use --dataset {_fitting(model)}, or another --model.",
         )
-    elif spec.is_image and (c.image_size or spec.sample_shape[-1]) != model.image_size:
+    elif spec.is_image and (c.image_size or spec.sample_shape[-1]) != model.image_size and model.is_builtin:
         yield (
             ("image_size",),
             f"image_size={c.image_size}: model={c.model} takes images of {model.image_size} x {model.image_size} pixels. Leave "
@@ -176,10 +176,10 @@ def layer_values(text: str) -> dict[str, float]:
 
 def _shapes_fit(model: ModelSpec, spec: DataSpec) -> bool:
     """Images of any size fit an image model with as many channels, since `prepare` resizes them."""
+    if model.input_shape is None:
+        return True
     if len(model.input_shape) != len(spec.sample_shape):
         return False
-    if spec.is_image:
-        return model.input_shape[0] == spec.sample_shape[0]
     return model.input_shape[0] in (None, spec.sample_shape[0])
 
 
