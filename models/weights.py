@@ -1,14 +1,14 @@
 """Weights from elsewhere into a model: a file that somebody gives, or what a network's own library has.
 
-A file is safetensors, or a state dict that torch reads without running anything (weights_only); which of them, its first bytes say,
-not its name. Only the last layers may differ, in the number of their outputs: they keep what was drawn for them.
+A file is safetensors, or a state dict that torch reads without running anything (weights_only); which of them, its first bytes
+say, not its name. Only the last layers may differ, in the number of their outputs: they keep what was drawn for them.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,9 @@ class WeightsError(PluginError):
 def load_weights(model: Model, file: Path) -> list[str]:
     """Put the weights of a file into a model, and return sentences about what is not as one would expect.
 
-    The model's statistics follow the file where it has some (our own files do). Raises WeightsError, and leaves the model as it
-    was, for a file that is no weights, that holds more than tensors or values that are not finite, or that does not fit. A model
-    on the meta device takes no values, but is checked alike.
+    The model's statistics follow the file where it has some (our own files do). Raises WeightsError, and leaves the model as
+    it was, for a file that is no weights, that holds more than tensors or values that are not finite, or that does not fit. A
+    model on the meta device takes no values, but is checked alike.
     """
     state, notes = read(file)
     state, more = _without_prefixes(state, set(model.network.state_dict()))
@@ -65,9 +65,9 @@ def pretrained(name: str, data: Data) -> dict[str, Tensor]:
 def load_state(model: Model, state: Mapping[str, Tensor]) -> list[str]:
     """Put a state dict into a model's network, and return sentences about what was left out, or was not there.
 
-    Entries that are missing keep what was drawn for them, and those of no use are left out; both are told. Of the last layers, those
-    after the last one that fits, weights and biases with another number of outputs are drawn anew. Raises WeightsError for any
-    other shape, and for a file that has less than half of the network's weights.
+    Entries that are missing keep what was drawn for them, and those of no use are left out; both are told. So do weights and
+    biases of the last layers, those after the last one that fits, which differ in the number of outputs alone. Raises
+    WeightsError for any other shape, and for a file that has less than half of the network's weights.
     """
     own = model.network.state_dict()
     weights = [name for name, _ in model.network.named_parameters()]
@@ -78,8 +78,8 @@ def load_state(model: Model, state: Mapping[str, Tensor]) -> list[str]:
     if not state or len(found) < _FEWEST * len(weights):
         raise WeightsError(
             f"holds weights of another network: of {len(weights)} weights it has {len(found)}"
-            f"{_listed(', and not', [n for n in weights if n not in state])}{_listed('. It has', list(state))}. Give the weights "
-            "of this network."
+            f"{_listed(', and not', [n for n in weights if n not in state])}{_listed('. It has', list(state))}. Give those of "
+            "this network."
         )
     if wrong:
         shapes = [f"{name} {tuple(state[name].shape)}, not {tuple(own[name].shape)}" for name in wrong]
@@ -197,8 +197,3 @@ def _listed(before: str, names: list[str]) -> str:
     return (
         f"{before} {', '.join(names[:_SHOWN])}{more}".replace("  ", " ") if before else f": {', '.join(names[:_SHOWN])}{more}"
     )
-
-
-def layers(model: Model) -> Iterator[str]:
-    """Yield the names of the network's outermost modules that have weights, in its order: what `--freeze` and rates name."""
-    yield from dict.fromkeys(name.partition(".")[0] for name, _ in model.network.named_parameters())
