@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_MOST_VALUES = 100_000_000  # of all patches together, 400 MB: more than enough of large images
 _CONTRAST = 0.1  # patches that vary less show background
 
 
@@ -20,6 +21,8 @@ def set_pca_filters(convolution: nn.Conv2d, images: Tensor) -> None:
     filters, the last filters stay as they are.
     """
     height, width = convolution.kernel_size
+    values = images.shape[1] * height * width * images.shape[2] * images.shape[3]  # of one image's patches, at most
+    images = images[: max(1, _MOST_VALUES // values)]
     patches = F.unfold(images, (height, width)).transpose(1, 2).flatten(0, 1)  # (B * positions, C * height * width)
     patches = patches[patches.std(1) > _CONTRAST]
     patches = patches - patches.mean(1, keepdim=True)
@@ -27,5 +30,5 @@ def set_pca_filters(convolution: nn.Conv2d, images: Tensor) -> None:
     leading = components.T.flip(0)[: convolution.out_channels // 2]
     filters = torch.cat([leading, -leading]).view(-1, *convolution.weight.shape[1:])
     convolution.weight[: len(filters)] = filters
-    assert convolution.bias is not None
-    convolution.bias.zero_()
+    if convolution.bias is not None:
+        convolution.bias.zero_()

@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+_MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 class Data(Protocol):
     """What a model has to know of its data (a DataSpec): the shape of a sample, the outputs, and the statistics."""
@@ -31,29 +33,51 @@ class Model(nn.Module):
     """(x - mean) / std, then the network.
 
     Takes (B, *input_shape), uint8 or float32. Gives `(output, features)`: the output (B, num_outputs) float32, raw scores or
-    predicted values, and the activations (B, num_features) float32 that the last layer reads.
+    predicted values, and the activations (B, num_features) float32 that the last layer reads. Where the network gives a tensor
+    alone (`has_features` is False), the features are the output itself; those of more than two axes are flattened. With
+    `repeat_grey`, images of one channel are repeated to three before all else: the network knows no others.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, *, mean: Sequence[float], std: Sequence[float], input_shape: Sequence[int]) -> None:
+    def __init__(
+        self, network: nn.Module, *, mean: Sequence[float], std: Sequence[float], input_shape: Sequence[int],
+        has_features: bool = True, repeat_grey: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.network = network
+        self.has_features, self.repeat_grey = has_features, repeat_grey
         shape = (-1, *[1] * (len(input_shape) - 1))  # one value a channel, or one a feature
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(shape))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(shape))
 
     def standardized(self, x: Tensor) -> Tensor:
-        return (x.float() - self.mean) / self.std
+        x = x.float()
+        if self.repeat_grey:
+            x = x.expand(-1, 3, -1, -1)  # (B, 3, H, W)
+        return (x - self.mean) / self.std
 
     @property
     def hidden_matrices(self) -> tuple[str, ...]:
-        """The names of the weights between the first and the last layer, as the network gives them; muon is for these."""
-        return tuple(f"network.{name}" for name in getattr(self.network, "hidden_matrices", ()))
+        """The names of the weights between the first and the last layer; muon is for these.
+
+        A network may name them itself, in `hidden_matrices`; else they are the weights of all linear and convolutional layers
+        but the first and the last, in the order in which the network has them.
+        """
+        own = getattr(self.network, "hidden_matrices", None)
+        if own is None:
+            names = {id(parameter): name for name, parameter in self.network.named_parameters()}
+            weights = [m.weight for m in self.network.modules() if isinstance(m, _MATRICES) and id(m.weight) in names]
+            own = [names[key] for key in dict.fromkeys(map(id, weights))][1:-1]
+        return tuple(f"network.{name}" for name in own)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network(self.standardized(x))
+        if not self.has_features:
+            scores = self.network(self.standardized(x))
+            return scores, scores
+        scores, features = self.network(self.standardized(x))
+        return scores, features.flatten(1) if features.ndim > 2 else features
 
 
 def check_width(hidden: int) -> None:
