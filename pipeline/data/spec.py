@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pipeline.data.columns import Column
+
     Array = NDArray[np.generic]
 
 IMAGE_RANGE = (0, 255)
@@ -31,6 +33,23 @@ class Samples(NamedTuple):
     y: Array
     test_x: Array | None = None
     test_y: Array | None = None
+    split: Array | None = None  # (N,) of "train", "val", "test"
+    groups: Array | None = None  # (N,) int64: samples of one group never lie in two splits
+    raw: Any = None  # the raw columns of a table, (N,) each
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The flags that say how own data is read."""
+
+    task: str = ""
+    target: str = ""
+    ignore_columns: str = ""
+    group_column: str = ""
+    split_column: str = ""
+    skip_bad: bool = False
+    image_size: int = 0
+    args: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +69,7 @@ class DataSpec:
     value_range: tuple[int, int] | None = None
     classes: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -101,9 +120,11 @@ class Source:
     load: Callable[..., Samples]
     val_fraction: float = 0.2
     test_fraction: float = 0.2
+    has_val_set: bool = False
     has_test_set: bool = False
     is_random: bool = False
     files: Callable[[Path], list[Path]] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
