@@ -115,9 +115,9 @@ class _Front:
 
     def _category(self, column: Column, name: str) -> str:
         """Add the one-hot slots of a column; return their name, (batch, width)."""
-        keys = [*column.categories, *([""] if column.has_missing else [])]
         other = len(column.categories)
-        places = [*range(other), *([other + 1] if column.has_missing else [])]
+        keys = [*column.categories, *column.missing_texts]
+        places = [*range(other), *(other + 1 for _ in column.missing_texts)]
         if not keys:  # a label encoder must have one; its place is that of all others
             keys, places = [""], [other]
         label = {"keys_strings": keys, "values_int64s": places, "default_int64": other}

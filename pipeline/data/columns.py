@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KINDS = ("number", "boolean", "date", "category")
 MAX_CATEGORIES = 64
+_NONE = ("", "nan", "None", "<NA>")  # what pandas' missing texts become on their way through numpy, MLflow and onnxruntime
 _OUTPUTS = ("logits", "probabilities", "prediction", "features")  # names that an exported graph has given away
 _BLOCK = 1 << 21  # bytes of the matrix that are made together, so that they stay in the cache of a core
 _WORKERS = 4  # numpy and pyarrow let go of the interpreter while they compute
@@ -49,6 +50,11 @@ class Column:
     @property
     def is_category(self) -> bool:
         return self.kind == "category"
+
+    @property
+    def missing_texts(self) -> tuple[str, ...]:
+        """The texts that take the slot of a missing category: "", and pandas' None and NaN as text, if they are no category."""
+        return tuple(text for text in _NONE if text not in self.categories) if self.has_missing else ()
 
     @property
     def width(self) -> int:
@@ -296,8 +302,7 @@ def _slots(values: Array, column: Column) -> NDArray[np.int64]:
     found, codes = dictionary(values)
     places = {category: place for place, category in enumerate(column.categories)}
     other = len(places)
-    if column.has_missing:
-        places[""] = other + 1
+    places |= dict.fromkeys(column.missing_texts, other + 1)
     return np.array([*(places.get(text, other) for text in found), 0], np.int64)[codes]
 
 

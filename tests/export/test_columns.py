@@ -15,7 +15,7 @@ from export.columns import with_columns
 from pipeline.data.columns import Column, encode, feature_names, fit
 
 Raw = dict[str, np.ndarray]
-WORDS = ["", "Rome", "Zürich", "東京", "NA", "a,b", 'she said "no"', "two\nlines", " Rome", "rome", "🚂", "-1", "x" * 300]
+WORDS = ["", "Rome", "Zürich", "東京", "NA", "a,b", 'she said "no"', "two\nlines", " Rome", "rome", "🚂", "-1", "x" * 300, "nan", "None", "<NA>"]
 
 
 def network(width: int, *, names: dict[str, str] | None = None) -> bytes:
