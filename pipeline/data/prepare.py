@@ -188,7 +188,7 @@ def _split(samples: Samples, config: RunConfig, source: Source) -> dict[str, tup
     """Cut the samples into train, val and test: val may be empty, and test is there if the data has one, or by its share."""
     from sklearn.model_selection import train_test_split
 
-    x, y, test_x, test_y = samples
+    x, y, test_x, test_y = samples[:4]
     val, test = (
         own if asked == "auto" else asked
         for own, asked in ((source.val_fraction, config.val_split), (source.test_fraction, config.test_split))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipeline.task import task
 
@@ -21,16 +21,44 @@ IMAGE_RANGE = (0, 255)
 _PLACE = ("data_dir", "seed")  # what a loader is always given
 
 
+class Images(Protocol):
+    """Images that are not in memory: `fill` decodes rows[i] into out[i], uint8, and raises UserError naming bad files."""
+
+    shape: tuple[int, ...]  # (N, C, H, W)
+    names: Sequence[str]  # relative to the data set's folder
+
+    def __len__(self) -> int: ...
+
+    def fill(self, out: Array, rows: Array) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The flags that say how own data is read, named as the flags."""
+
+    task: str = ""
+    target: str = ""
+    ignore_columns: str = ""
+    group_column: str = ""
+    split_column: str = ""
+    skip_bad: bool = False
+    image_size: int = 0
+    args: tuple[tuple[str, Any], ...] = ()
+
+
 class Samples(NamedTuple):
     """All samples: images uint8 (N, C, H, W) or vectors float32 (N, D); labels int64 (N,) or values float32 (N, T).
 
     `test_x` and `test_y` are None where there is no test set of its own.
     """
 
-    x: Array
+    x: Any
     y: Array
     test_x: Array | None = None
     test_y: Array | None = None
+    split: Array | None = None  # (N,) of "train", "val", "test"
+    groups: Array | None = None  # (N,) int64: those of one group never lie in two splits
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +79,7 @@ class DataSpec:
     classes: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    any_size: bool = False
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -101,9 +130,11 @@ class Source:
     load: Callable[..., Samples]
     val_fraction: float = 0.2
     test_fraction: float = 0.2
+    has_val_set: bool = False
     has_test_set: bool = False
     is_random: bool = False
     files: Callable[[Path], list[Path]] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
