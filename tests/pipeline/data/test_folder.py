@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import decoding, folder, images
+from pipeline.data import decoding, images
 from pipeline.data.decoding import for_each
 from pipeline.data.folder import source
 from pipeline.data.spec import DataOptions, Samples, Source
