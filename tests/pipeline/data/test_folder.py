@@ -1,0 +1,575 @@
+"""Folders of images: what each rule makes of them, and hostile ones. Single files are in test_images.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import decoding, images
+from pipeline.data.decoding import for_each
+from pipeline.data.folder import source
+from pipeline.data.spec import DataOptions, Samples, Source
+from pipeline.errors import UserError
+from tests.pipeline.data.test_images import _png, content
+
+Make = Callable[[Path], object]
+SMALL = DataOptions(image_size=8)
+SKIP = DataOptions(image_size=8, skip_bad=True)
+
+
+def picture(number: int, *, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:
+    """Return an image of noise, another for each number."""
+    pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def put(path: Path, number: int = 0, **more: Any) -> Path:
+    """Write `picture(number)` as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content(picture(number, **more), "PNG"))
+    return path
+
+
+def classes(root: Path, *names: str, count: int = 3, first: int = 0) -> Path:
+    """Write `count` images of each class, all different."""
+    for k, name in enumerate(names):
+        for i in range(count):
+            put(root / name / f"{i}.png", first + k * 100 + i)
+    return root
+
+
+def splits(root: Path, *names: str) -> Path:
+    """Write the classes cat and dog in each split, all images different."""
+    for k, name in enumerate(names):
+        classes(root / name, "cat", "dog", first=1000 * k)
+    return root
+
+
+def load(found: Source) -> Samples:
+    return found.load(data_dir=Path("data"), seed=0)
+
+
+def filled(samples: Samples) -> np.ndarray:
+    out = np.zeros(samples.x.shape, np.uint8)
+    samples.x.fill(out, np.arange(len(out)))
+    return out
+
+
+def test_classes_are_the_folders_sorted_as_text_and_every_image_below_belongs_to_one(tmp_path: Path) -> None:
+    classes(tmp_path, "10", "9", "Z", "a")
+    put(tmp_path / "a" / "deep" / "deeper" / "x.png", 7777)
+    found = source(tmp_path, SMALL)
+    assert found.spec.classes == ("10", "9", "Z", "a") and found.spec.task == "multiclass" and found.num_train == 13
+    samples = load(found)
+    labels = {name.split("/")[0] for name in samples.x.names}
+    assert labels == {"10", "9", "Z", "a"} and "a/deep/deeper/x.png" in samples.x.names
+    assert [found.spec.classes[k] for k in samples.y] == [name.split("/")[0] for name in samples.x.names]
+    assert samples.y.dtype == np.int64 and samples.split is None and samples.groups is None and samples.skipped == ()
+
+
+def test_the_spec_says_what_the_images_are(tmp_path: Path) -> None:
+    found = source(classes(tmp_path / "pets", "cat", "dog"), DataOptions(image_size=5))
+    spec = found.spec
+    assert (spec.name, spec.task, spec.sample_shape, spec.dtype) == ("pets", "binary", (3, 5, 5), "uint8")
+    assert spec.value_range == (0, 255) and spec.any_size and not found.has_test_set and not found.has_val_set
+    assert found.files and sorted(found.files(Path())) == sorted((tmp_path / "pets").glob("*/*.png"))
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+def test_folders_named_as_splits_say_where_each_image_belongs(tmp_path: Path, val: str) -> None:
+    found = source(splits(tmp_path, "train", val, "test"), SMALL)
+    samples = load(found)
+    assert found.has_val_set and found.has_test_set and found.num_train == 6
+    names = {"train": "train", val: "val", "test": "test"}
+    assert samples.split is not None
+    assert [names[name.split("/")[0]] for name in samples.x.names] == samples.split.tolist()
+
+
+@pytest.mark.parametrize("there", [(), ("val",), ("test",)])
+def test_splits_that_are_missing_are_left_to_be_cut_from_train(tmp_path: Path, there: tuple[str, ...]) -> None:
+    found = source(splits(tmp_path, "train", *there), SMALL)
+    split = load(found).split
+    assert (found.has_val_set, found.has_test_set) == ("val" in there, "test" in there)
+    assert (split is None) if not there else set(split.tolist()) == {"train", *there}  # type: ignore[union-attr]
+
+
+def test_pixels_are_those_of_decoding_and_resizing_each_file(tmp_path: Path) -> None:
+    for i, size in enumerate([(8, 8), (20, 31), (5, 3), (64, 64)]):
+        put(tmp_path / "ab"[i % 2] / f"{i}.png", i, size=size)
+    samples = load(source(tmp_path, SMALL))
+    rows = np.array([3, 0, 0, 2])
+    out = np.zeros((4, 3, 8, 8), np.uint8)
+    samples.x.fill(out, rows)
+    for pixels, row in zip(out, rows, strict=True):
+        assert np.array_equal(pixels, images.resize(images.decode(tmp_path / samples.x.names[row], 3), 8))
+
+
+def test_images_are_read_as_grey_only_where_all_are(tmp_path: Path) -> None:
+    for i in range(6):
+        put(tmp_path / "ab"[i % 2] / f"{i}.png", i, mode="L")
+    found = source(tmp_path, SMALL)
+    assert found.spec.sample_shape == (1, 8, 8) and any("all 6 images are grey" in note for note in found.notes)
+    assert filled(load(found)).shape == (6, 1, 8, 8)
+    put(tmp_path / "a" / "6.png", 6)
+    found = source(tmp_path, SMALL)
+    assert found.spec.sample_shape == (3, 8, 8) and "6 of 7 images are grey and are read as RGB" in found.notes
+
+
+def test_without_image_size_the_one_square_size_is_taken_after_exif(tmp_path: Path) -> None:
+    classes(tmp_path, "a", "b")
+    assert source(tmp_path, DataOptions()).spec.sample_shape == (3, 8, 8)
+    for name in "ab":
+        put(tmp_path / name / "x.png", 5, size=(9, 4))
+    with pytest.raises(UserError, match=r"images of 2 sizes \(8x8: 6, 9x4: 2\).*--image_size 128"):
+        source(tmp_path, DataOptions())
+    assert "images from 9x4 to 8x8 pixels are squashed to 6x6, whatever their aspect" in " ".join(
+        source(tmp_path, DataOptions(image_size=6)).notes
+    )
+
+
+def test_all_bad_files_are_named_at_once_the_first_twenty_and_the_count(tmp_path: Path) -> None:
+    classes(tmp_path, "a", "b")
+    for i in range(23):
+        (tmp_path / "a" / f"bad{i:02d}.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError) as caught:
+        source(tmp_path, SMALL)
+    text = str(caught.value)
+    assert text.startswith(f"dataset={tmp_path} has 23 files that cannot be read: a/bad00.jpg is no JPEG") and "\n" not in text
+    assert "bad19" in text and "bad20" not in text and "and 3 more" in text and "--skip_bad true" in text
+
+
+def _break(path: Path, number: int = 0) -> None:
+    """Write a file whose header is fine and whose pixels are cut off."""
+    whole = content(picture(number, size=(40, 40)), "PNG")
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def test_broken_pixels_are_named_all_at_once_when_decoded_or_left_out_and_recorded(tmp_path: Path, capsys: Any) -> None:
+    classes(tmp_path, "a", "b")
+    _break(tmp_path / "a" / "x.png")
+    _break(tmp_path / "b" / "y.png", 1)
+    (tmp_path / "b" / "z.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"has 1 file that cannot be read: b/z[.]png is empty"):
+        source(tmp_path, SMALL)
+    (tmp_path / "b" / "z.png").unlink()
+    with pytest.raises(
+        UserError, match=r"2 files that cannot be read: a/x.png is cut off \(.*\), b/y.png is cut off.*--skip_bad"
+    ):
+        filled(load(source(tmp_path, SMALL)))
+    (tmp_path / "b" / "z.png").write_bytes(b"")
+    found = source(tmp_path, SKIP)
+    assert "1 file left out that cannot be read (skip_bad=true): b/z.png is empty" in " ".join(found.notes)
+    samples = load(found)
+    assert samples.skipped == ("a/x.png", "b/y.png", "b/z.png") and len(samples.x) == len(samples.y) == 6
+    assert filled(samples).shape == (6, 3, 8, 8) and "a/x.png is cut off" in capsys.readouterr().out
+
+
+def test_each_file_is_decoded_once_without_skip_bad_and_twice_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes(tmp_path, "a", "b")
+    calls: list[Path] = []
+    real = images._read
+    monkeypatch.setattr(images, "_read", lambda file, channels: (calls.append(file), real(file, channels))[1])
+    filled(load(source(tmp_path, SMALL)))
+    assert len(calls) == 6
+    filled(load(source(tmp_path, SKIP)))
+    assert len(calls) == 6 + 12
+
+
+@pytest.mark.parametrize("change", ["rewritten", "same size and time", "gone", "broken"])
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_file_that_changes_between_looking_and_decoding_is_noticed(tmp_path: Path, change: str, skip_bad: bool) -> None:
+    classes(tmp_path, "a", "b")
+    samples, file = load(source(tmp_path, SKIP if skip_bad else SMALL)), tmp_path / "a" / "1.png"
+    before = file.stat()
+    if change == "gone":
+        file.unlink()
+    elif change == "broken":
+        file.write_bytes(b"half")
+    else:
+        file.write_bytes(file.read_bytes() + (b"x" if change == "rewritten" else b""))
+        if change != "rewritten":
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match=r"1 file that somebody changed or took away .*: a/1.png\. Start again"):
+        filled(samples)
+
+
+def test_equal_files_leave_train_for_val_and_val_for_test(tmp_path: Path) -> None:
+    splits(tmp_path, "train", "val", "test")
+    for name, number in (("train/cat/t.png", 2000), ("train/dog/v.png", 1100), ("val/cat/t.png", 2001)):
+        put(tmp_path / name, number)  # those of test are 2000..., of val 1000...
+    found = source(tmp_path, SMALL)
+    notes = " ".join(found.notes)
+    assert "2 images of train left out, as val or test has the same: train/cat/t.png, train/dog/v.png" in notes
+    assert "1 image of val left out, as test has the same: val/cat/t.png" in notes
+    names = load(found).x.names
+    assert len(names) == 18 and not {"train/cat/t.png", "train/dog/v.png", "val/cat/t.png"} & set(names)
+    assert found.num_train == 6 and found.files and len(found.files(Path())) == 18
+
+
+def test_equal_files_share_a_group_where_splits_are_cut(tmp_path: Path) -> None:
+    classes(tmp_path, "a", "b")
+    put(tmp_path / "a" / "copy.png", 1)
+    put(tmp_path / "b" / "copy.png", 2)  # the same as a/2.png
+    found = source(tmp_path, SMALL)
+    samples = load(found)
+    assert samples.groups is not None and samples.groups.dtype == np.int64
+    of_name = dict(zip(samples.x.names, samples.groups.tolist(), strict=True))
+    assert of_name["a/1.png"] == of_name["a/copy.png"] and of_name["a/2.png"] == of_name["b/copy.png"]
+    assert len(set(of_name.values())) == 6
+    assert "4 images are only 2 different ones, by their bytes; equal ones share a split" in found.notes
+    assert "1 image in more than one class, the first as a/2.png and b/copy.png" in found.notes
+
+
+def test_only_files_of_equal_size_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(6):
+        put(tmp_path / "ab"[i % 2] / f"{i}.png", i, size=(8 + i, 8))
+    (tmp_path / "a" / "copy.png").write_bytes((tmp_path / "b" / "1.png").read_bytes())
+    seen: list[str] = []
+    monkeypatch.setattr(decoding, "_digest", lambda path, stamp: (seen.append(path.name), path.read_bytes())[1])
+    source(tmp_path, SMALL)
+    assert sorted(seen) == ["1.png", "copy.png"]
+
+
+def test_a_second_look_reads_no_header_again_and_sees_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes(tmp_path, "a", "b")
+    source(tmp_path, SMALL)
+    read: list[str] = []
+    real = images.header
+    monkeypatch.setattr(images, "header", lambda path: (read.append(path.name), real(path))[1])
+    source(tmp_path, SMALL)
+    assert read == []
+    put(tmp_path / "a" / "1.png", 55, mode="L")
+    assert "1 of 6 images are grey and are read as RGB" in source(tmp_path, SMALL).notes and read == ["1.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"target": "price"}, r"^target=price is for tables, and dataset="),
+        ({"group_column": "g", "split_column": "s"}, r"^group_column=g .*\nsplit_column=s "),
+        ({"task": "regression"}, r"^task=regression does not fit dataset=.*3 classes"),
+        ({"task": "binary"}, r"^task=binary does not fit"),
+    ],
+)
+def test_flags_that_do_not_fit_a_folder_are_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    classes(tmp_path, "a", "b", "c")
+    with pytest.raises(UserError, match=said):
+        source(tmp_path, dataclasses.replace(SMALL, **options))
+
+
+def test_two_classes_can_be_told_apart_by_two_scores(tmp_path: Path) -> None:
+    assert source(classes(tmp_path, "a", "b"), dataclasses.replace(SMALL, task="multiclass")).spec.task == "multiclass"
+
+
+def _link_loop(root: Path) -> None:
+    classes(root, "cat", "dog")
+    (root / "cat" / "again").symlink_to(root / "cat")
+    (root / "cat" / "up").symlink_to("..")
+    (root / "dog" / "self").symlink_to("self")
+    for k in range(8):  # each leads to all others: as many paths as orders of them, if each were walked
+        (root / "dog" / f"d{k}").mkdir()
+        for other in range(8):
+            (root / "dog" / f"d{k}" / f"to{other}").symlink_to(root / "dog" / f"d{other}")
+
+
+def _hidden(root: Path) -> None:
+    classes(root, "cat", "dog", ".ipynb_checkpoints", "__MACOSX", ".git")
+    for name in (".x.png", "Thumbs.db", ".DS_Store", "._cat.jpg"):
+        (root / "cat" / name).write_bytes(b"nothing that can be read")
+    put(root / "cat" / ".thumbnails" / "x.png", 9)
+
+
+def _beside(root: Path) -> None:
+    classes(root, "cat", "dog")
+    (root / "labels.csv").write_text("a,b\n")
+    (root / "cat" / "photo.heic").write_bytes(b"x")
+    (root / "cat" / "README").write_bytes(b"x")
+    put(root / "loose.png", 50)
+
+
+def _kaggle(root: Path) -> None:
+    splits(root, "train")
+    for i in range(4):
+        put(root / "test" / f"{i}.jpg", 300 + i)
+
+
+def _file_links(root: Path) -> None:
+    classes(root, "cat", "dog")
+    put(root.parent / "elsewhere" / "x.png", 91)
+    (root / "cat" / "link.png").symlink_to(root.parent / "elsewhere" / "x.png")
+    (root / "dog" / "more").symlink_to(root.parent / "elsewhere")
+
+
+def _case(root: Path) -> None:
+    classes(root, "Cat", "cat", "dog")
+
+
+def _lying_ending(root: Path) -> None:
+    classes(root, "cat", "dog")
+    (root / "cat" / "x.png").write_bytes(content(picture(77), "JPEG"))
+    (root / "cat" / "y.JPG").write_bytes(content(picture(78), "GIF"))
+
+
+def _train_is_a_class(root: Path) -> None:
+    classes(root, "bus", "car", "train")
+
+
+def _folder_named_as_file(root: Path) -> None:
+    classes(root, "cat.jpg", "dog.png")
+    put(root / "cat.jpg" / "x.png" / "y.png", 31)
+
+
+def _misnamed_splits(root: Path) -> None:
+    splits(root, "Training", "Testing")
+
+
+def _deep(root: Path) -> None:
+    classes(root, "cat", "dog")
+    put(root / "cat" / Path(*("d",) * 300) / "x.png", 41)
+
+
+def _many_classes(root: Path) -> None:
+    classes(root, *(f"class {k}" for k in range(200)), count=1)
+
+
+HANDLED: dict[str, tuple[Make, int, str]] = {  # how it is made, how many images are found, a note (or nothing)
+    "a link loop": (_link_loop, 6, ""),
+    "hidden files and folders": (_hidden, 6, ""),
+    "other files and loose images": (
+        _beside, 6, r"1 image in no folder .*loose.png\n3 files with other endings .*no ending: 1",
+    ),
+    "test without labels": (_kaggle, 6, r"4 images in no folder of a class left out, the first is test/0.jpg"),
+    "links to files and folders": (_file_links, 8, r"2 images are only 1 different one.*1 image in more than one class"),
+    "classes that differ in case": (_case, 9, "the classes Cat, cat differ only in how they are written"),
+    "endings that lie": (_lying_ending, 8, ""),
+    "a class named train": (_train_is_a_class, 9, ""),
+    "folders named as files": (_folder_named_as_file, 7, ""),
+    "splits of other names": (_misnamed_splits, 12, "the classes Testing, Training hold folders of the same names"),
+    "300 folders in each other": (_deep, 7, ""),
+    "200 classes of one image": (_many_classes, 200, ""),
+    "a class missing from val": (
+        lambda root: (splits(root, "train"), classes(root / "val", "dog", first=500)), 9, "val has no image of cat",
+    ),
+    "an empty folder in val": (
+        lambda root: (splits(root, "train"), classes(root / "val", "dog", first=500), (root / "val" / "cat").mkdir()), 9,
+        "val has no image of cat",
+    ),
+    "an empty val": (lambda root: (splits(root, "train"), (root / "val").mkdir()), 6, ""),
+    "documents beside splits": (
+        lambda root: (splits(root, "train", "test"), (root / "docs").mkdir(), (root / "docs" / "x.txt").write_text("")), 12,
+        "docs beside train: no image in there, passed over",
+    ),
+    "16 bit": (
+        lambda root: (classes(root, "cat", "dog"), (root / "cat" / "x.png").write_bytes(
+            content(Image.fromarray(np.full((4, 4), 4096, np.uint16)), "PNG"))), 7, "1 of 7 images have 16 bit",
+    ),
+    "a file name of odd characters": (
+        lambda root: (classes(root, "cat", "dog"), put(root / "cat" / "a\nb\t'\"é;.png", 70)), 7, "",
+    ),
+    "a file name that is no UTF-8": (
+        lambda root: (classes(root, "cat", "dog"), put(root / "cat" / os.fsdecode(b"\xff\xfe.png"), 70)), 7, "",
+    ),
+    "one pixel": (
+        lambda root: (classes(root, "cat", "dog"), put(root / "cat" / "x.png", 70, size=(1, 1))), 7, "from 1x1 to 8x8",
+    ),
+    "a line": (lambda root: (classes(root, "cat", "dog"), put(root / "cat" / "x.png", 70, size=(5000, 1))), 7, "5000x1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HANDLED)
+@pytest.mark.timeout(30)
+def test_a_folder_that_is_odd_is_handled_as_documented(name: str, tmp_path: Path) -> None:
+    make, count, note = HANDLED[name]
+    root = tmp_path / "data"
+    root.mkdir()
+    make(root)
+    before = sorted(os.walk(root))
+    found = source(root, SMALL)
+    samples = load(found)
+    assert len(samples.x) == len(samples.y) == count, samples.x.names
+    assert re.search(note, "\n".join(found.notes), re.DOTALL) and all("\n" not in n for n in found.notes)
+    assert bool(found.notes) == bool(note) or name in ("a link loop",), found.notes
+    assert filled(samples).any(axis=(1, 2, 3)).all()
+    assert sorted(os.walk(root)) == before
+
+
+def _with(content: bytes, name: str = "x.png") -> Make:
+    return lambda root: (classes(root, "cat", "dog"), (root / "cat" / name).write_bytes(content))
+
+
+def _pipe(root: Path) -> None:
+    classes(root, "cat", "dog")
+    os.mkfifo(root / "cat" / "pipe.png")
+
+
+def _dangling(root: Path) -> None:
+    classes(root, "cat", "dog")
+    (root / "cat" / "gone.png").symlink_to("nowhere.png")
+    (root / "cat" / "round.png").symlink_to("round.png")
+    (root / "cat" / "zero.png").symlink_to("/dev/zero")
+
+
+def _all_leak(root: Path) -> None:
+    splits(root, "train", "test")
+    for i in range(3):
+        (root / "test" / "cat" / f"again{i}.png").write_bytes((root / "train" / "cat" / f"{i}.png").read_bytes())
+
+
+REFUSED: dict[str, tuple[Make, str]] = {  # how it is made, what the sentence says
+    "nothing there": (lambda root: root.rmdir(), "is no folder"),
+    "a file": (lambda root: (root.rmdir(), root.write_bytes(b"")), "is no folder"),
+    "0 files": (lambda root: None, "holds no image in a folder of a class"),
+    "empty folders": (lambda root: [(root / name).mkdir() for name in "ab"], "holds no image in a folder of a class"),
+    "text alone": (lambda root: (_beside(root), [f.unlink() for f in root.rglob("*.png")]), "holds no image in a folder"),
+    "images and no class": (
+        lambda root: [put(root / f"{i}.png", i) for i in range(3)], "holds 3 images and no folder of a class",
+    ),
+    "one class": (lambda root: classes(root, "cat"), "has one class, cat, and it takes two"),
+    "one folder too high": (
+        lambda root: classes(root / "photos", "cat", "dog"), r"one class, photos.*Did you mean --dataset .*/data/photos\?",
+    ),
+    "an empty class": (
+        lambda root: (classes(root, "cat", "dog"), (root / "owl").mkdir()), "1 class of which no image lies there: owl",
+    ),
+    "empty classes in train": (
+        lambda root: (splits(root, "train", "val"), [(root / "train" / n).mkdir() for n in ("x", "y")]),
+        "2 classes of which no image lies there: x, y",
+    ),
+    "a class that is a link to the top": (
+        lambda root: (classes(root, "cat", "dog"), (root / "all").symlink_to(root)), "no image lies there: all",
+    ),
+    "a class only in test": (
+        lambda root: (splits(root, "train"), classes(root / "test", "owl", "cat", first=500)),
+        "has images of owl in test, and train has no such class",
+    ),
+    "no train": (lambda root: splits(root, "val", "test"), "has test, val and no train"),
+    "val twice": (lambda root: splits(root, "train", "val", "valid"), "has val and valid, which mean the same"),
+    "classes beside splits": (
+        lambda root: (splits(root, "train"), classes(root, "owl", first=900)),
+        "has train with classes in them, and beside these owl",
+    ),
+    "splits without classes": (
+        lambda root: [put(root / s / f"{i}.png", i) for s in ("train", "test") for i in range(3)],
+        "has test, train, and in them no folder of a class",
+    ),
+    "a name that cannot be printed": (lambda root: classes(root, "cat", "do\ng"), r"names cannot be printed: 'do\\ng'"),
+    "a name that is no UTF-8": (lambda root: classes(root, "cat", os.fsdecode(b"\xff")), r"names cannot be printed: '\\udcff'"),
+    "an image of 100 000 x 100 000": (_with(_png(100_000, 100_000)), "cat/x.png has more than the 89478485 pixels"),
+    "a decompression bomb": (_with(_png(10_000, 10_000)), "cat/x.png has 10000x10000 pixels, more than the 89478485"),
+    "an empty file": (_with(b""), "cat/x.png is empty"),
+    "a text as image": (_with(b"<html>404</html>", "x.jpg"), "cat/x.jpg is no JPEG, PNG"),
+    "PostScript as image": (_with(b"%!PS-Adobe-3.0 EPSF-3.0\n", "x.png"), "cat/x.png is no JPEG, PNG"),
+    "a pipe": (_pipe, "cat/pipe.png is no regular file"),
+    "links to nothing": (
+        _dangling, "3 files .*gone.png is a link to nothing, cat/round.png cannot be read .*zero.png is no regular file",
+    ),
+    "floats": (_with(content(Image.new("F", (8, 8)), "TIFF"), "x.tif"), r"cat/x.tif is of the mode F \(floats\)"),
+    "a bad file of an odd name": (_with(b"", "a\nb.png"), r"cat/a\\nb.png is empty"),
+    "a class that test holds too": (_all_leak, "1 class of which no image is left to learn from: cat"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.timeout(30)
+def test_a_folder_that_nothing_can_be_learnt_from_is_told_in_a_sentence(name: str, tmp_path: Path) -> None:
+    make, said = REFUSED[name]
+    root = tmp_path / "data"
+    root.mkdir()
+    make(root)
+    with pytest.raises(UserError, match=said) as caught:
+        source(root, SMALL)
+    for message in caught.value.messages:
+        assert message.startswith(f"dataset={root}") and "\n" not in message and message[-1] in ".?"
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes(tmp_path, "cat", "dog")
+    (tmp_path / "dog" / "locked").mkdir()
+    real = os.scandir
+
+    def scandir(folder: Path) -> Any:  # root may read everything
+        if folder.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=rf"^dataset={tmp_path}: .*dog/locked cannot be read \(Permission denied\)"):
+        source(tmp_path, SKIP)
+
+
+def test_a_class_of_which_nothing_can_be_decoded_is_an_error_also_with_skip_bad(tmp_path: Path) -> None:
+    classes(tmp_path, "a", "b")
+    for i in range(3):
+        _break(tmp_path / "a" / f"{i}.png", i)
+    with pytest.raises(UserError, match="1 class of which no image can be decoded: a"):
+        load(source(tmp_path, SKIP))
+    for i in range(3):
+        (tmp_path / "a" / f"{i}.png").write_bytes(b"")
+    with pytest.raises(UserError, match="1 class of which no image is left to learn from: a"):
+        source(tmp_path, SKIP)
+
+
+@pytest.mark.parametrize("by", ["an error", "a signal"])
+def test_an_error_or_a_signal_in_the_middle_stops_the_threads(by: str) -> None:
+    done: list[int] = []
+
+    def stop(*_: object) -> None:
+        raise RuntimeError("it was stopped")
+
+    def work(index: int) -> None:
+        done.append(index)
+        time.sleep(0.002)
+        if index == 40:
+            stop() if by == "an error" else os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with pytest.raises(RuntimeError, match="it was stopped"):
+            for_each(100_000, work, what="x")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(done) < 500
+
+
+def test_long_work_says_a_line_now_and_then_and_short_work_nothing(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for_each(50, lambda index: None, what="decoding")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(decoding, "_EVERY", 0.05)
+    for_each(200, lambda index: time.sleep(0.002), what="decoding")
+    lines = capsys.readouterr().out.splitlines()
+    assert 1 <= len(lines) <= 6
+    assert all(re.fullmatch(r"decoding: \d+ of 200 files, [\d,]+ files/s, \d+ s left", line) for line in lines)
+
+
+def test_on_a_terminal_there_is_a_bar_with_the_rate() -> None:
+    script = (
+        "import time; from pipeline.data import decoding; decoding._QUIET = 0.1;"
+        "decoding.for_each(300, lambda index: time.sleep(0.003), what='decoding')"
+    )
+    main, child = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=child, stderr=child, env=environment)
+    os.close(child)
+    seen = b""
+    try:
+        while chunk := os.read(main, 4096):
+            seen += chunk
+    except OSError:  # the other end was closed: the process is done
+        pass
+    os.close(main)
+    assert process.wait(timeout=30) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    assert re.search(r"decoding  300/300  \d+ files/s", text)
