@@ -22,7 +22,7 @@ SETS = {"test": "test set", "train": "training set"}  # what a split of a prepar
 _NUM_WEIGHTS = 3  # differing tensors that are named one by one
 
 
-def interface(facts: Mapping[str, Any], *, names: Sequence[str], shape: Sequence[int], dtype: str) -> Iterator[str]:
+def interface(facts: Mapping[str, Any], *, names: Sequence[str], shape: Sequence[int | str], dtype: str) -> Iterator[str]:
     """Say where a file that declares its input and outputs does so otherwise than the run has them."""
     if facts["checker"]:
         yield f"onnx.checker refuses it: {facts['checker']}"

@@ -24,7 +24,7 @@ from export.artifacts import FILES, FOLDER, METRICS
 from export.formats import FORMATS
 from export.formats import onnx as onnx_format
 from export.isolated import NUM_THREADS
-from export.module import ExportModule, export_module, metadata
+from export.module import ExportModule, export_module, input_shape, metadata
 from export.runner import BATCH_SIZES, CHUNK, RunResult, ready
 from pipeline import files, manifest
 from pipeline.data.loader import Split, evaluation_split, open_split
@@ -152,7 +152,7 @@ def _judge(result: RunResult, expected: _Expected) -> dict[str, Any]:
         return report.artifact(result, compare.Comparison(), problems=[result.failure])
     problems: list[str] = []
     if "outputs" in result.facts:
-        shape, dtype = expected.metadata["input_shape"], expected.metadata["input_dtype"]
+        shape, dtype = input_shape(expected.run), expected.metadata["input_dtype"]
         problems += explain.interface(result.facts, names=names, shape=shape, dtype=dtype)
         _order_by_name(result, names)
     problems += explain.origin(result.facts["metadata"], expected.metadata, complete=expected.complete)
