@@ -37,8 +37,8 @@ def _weights(size: int, side: int) -> Tensor:
     """
     there = (2 * torch.arange(side) + 1) * size
     here = (2 * torch.arange(size) + 1) * side
-    reach: int = 2 * torch.sym_max(size, side)  # where an image grows, that of its own pixels
-    triangle = (reach - (here - there[:, None]).abs()).clamp(min=0)
+    reach = 2 * torch.sym_max(size, side)  # where an image grows, that of its own pixels
+    triangle = ((here - there[:, None]).abs().neg() + reach).clamp(min=0)
     return (triangle.double() / triangle.sum(1, keepdim=True) * _ONE + 0.5).floor()
 
 

@@ -1,0 +1,315 @@
+"""The columns of a table: raw values, what is known of them from the training rows, and the float32 matrix that a network takes.
+
+Numpy alone, with pyarrow inside functions: `predict` uses this where there is no torch. The surprise: a value is centred and scaled in
+float64 and only then cast, once, to float32, so whole numbers beyond 2^24 keep their differences; the ONNX front (`export/columns.py`)
+does the same sums in the same order and gives the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    Array = NDArray[Any]
+
+KINDS = ("number", "boolean", "date", "category")
+MAX_CATEGORIES = 64
+_OUTPUTS = ("logits", "probabilities", "prediction", "features")  # names that an exported graph has given away
+_BLOCK = 1 << 21  # bytes of the matrix that are made together, so that they stay in the cache of a core
+_WORKERS = 4  # numpy and pyarrow let go of the interpreter while they compute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One raw column. A number, boolean or date becomes (x - center) / scale, with `fill` for x where it is missing.
+
+    A category becomes one slot for each of `categories`, one for all others (the rare and the unseen ones), and, with
+    `has_missing`, one for none. The others get a slot that says "missing" if `has_missing`: some were, in the training rows.
+    """
+
+    name: str
+    kind: str
+    center: float = 0.0
+    scale: float = 1.0
+    fill: float = 0.0
+    has_missing: bool = False
+    categories: tuple[str, ...] = ()
+
+    @property
+    def is_category(self) -> bool:
+        return self.kind == "category"
+
+    @property
+    def width(self) -> int:
+        """The number of columns of the encoded matrix that are this one's."""
+        return 1 + self.has_missing + len(self.categories)
+
+    @property
+    def input_name(self) -> str:
+        """The name of the exported file's input: the column's own, unless an output is called so."""
+        return f"column:{self.name}" if self.name in _OUTPUTS else self.name
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The names of its columns of the encoded matrix: `age`, `age (missing)`, `city = Rome`, `city (other)`."""
+        missing = (f"{self.name} (missing)",) if self.has_missing else ()
+        if self.is_category:
+            return (*(f"{self.name} = {category}" for category in self.categories), f"{self.name} (other)", *missing)
+        return (self.name, *missing)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"categories": list(self.categories)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Column:
+        """Return what `to_json` wrote. Raises TypeError or ValueError for anything else."""
+        column = cls(**dict(values) | {"categories": tuple(values["categories"])})
+        numbers = (column.center, column.scale, column.fill)
+        if column.kind not in KINDS or not all(isinstance(text, str) for text in (column.name, *column.categories)):
+            raise ValueError(f"the column {column.name} is described by values of wrong types")
+        if not all(isinstance(number, (int, float)) and np.isfinite(number) for number in numbers) or not column.scale > 0:
+            raise ValueError(f"the column {column.name} is described by values of wrong types")
+        return column
+
+
+def feature_names(columns: Sequence[Column]) -> tuple[str, ...]:
+    """Return the D names of the encoded matrix's columns."""
+    return tuple(name for column in columns for name in column.feature_names)
+
+
+def raw_columns(table: pa.Table, columns: Sequence[Column], *, what: str = "input:") -> dict[str, Array]:
+    """Return a table's columns by name, each (N,): float64 with NaN for a missing value, or object (str) with "" for one.
+
+    Dates are days since 1970-01-01 UTC, times of day and durations seconds. Raises UserError that begins with `what` where a
+    column is not there, or holds what its kind cannot be, or numbers that are infinite, with the row, counted from 1.
+    """
+    names = table.column_names
+    if missing := [column.name for column in columns if column.name not in names]:
+        shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+        raise UserError(f"{what} the table has no column {shown}. Add what is missing; values that are not known may be empty.")
+    values = _each(lambda column: raw_column(table.column(column.name), column, what=what), columns)
+    return {column.name: array for column, array in zip(columns, values, strict=True)}
+
+
+def raw_column(values: pa.ChunkedArray, column: Column, *, what: str = "input:") -> Array:
+    """Return one column as `raw_columns` does."""
+    if column.is_category:
+        return texts(values)
+    import pyarrow as pa
+
+    kind = column.kind
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    read = {"date": _days, "boolean": _truth, "number": _numbers}[kind]
+    try:
+        array = read(values)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        row, value = _first_bad(values, read)
+        wanted = {"date": "a date", "boolean": "true or false", "number": "a number"}[kind]
+        raise UserError(
+            f"{what} the column {column.name} holds {value!r} in row {row + 1}, which is not {wanted}. Mend it, or leave it empty."
+        ) from error
+    if np.isinf(array).any():
+        row = int(np.isinf(array).argmax())
+        raise UserError(
+            f"{what} the column {column.name} holds an infinite number in row {row + 1}. Write a number there, or leave it empty."
+        )
+    return array
+
+
+def texts(values: pa.ChunkedArray) -> Array:
+    """Return a column of any flat type as object (str), "" where it is missing; equal texts are one object."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    whole = values if pa.types.is_string(values.type) else values.cast(pa.string())
+    encoded = pc.fill_null(whole, "").dictionary_encode().combine_chunks()
+    return np.array([*encoded.dictionary.to_pylist(), None], object)[np.asarray(encoded.indices)]
+
+
+def _numbers(values: pa.ChunkedArray) -> Array:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = values.type
+    per_second = 1
+    if pa.types.is_time(kind) or pa.types.is_duration(kind):
+        per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
+        values = values.cast(pa.int32() if pa.types.is_time32(kind) else pa.int64())
+    elif pa.types.is_boolean(kind):
+        values = values.cast(pa.int8())
+    elif pa.types.is_temporal(kind):
+        raise pa.ArrowInvalid("a date")
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        values = pc.if_else(pc.equal(values, ""), None, values)
+    if not pa.types.is_float64(values.type):
+        values = values.cast(pa.float64(), safe=False)
+    array = np.asarray(values.combine_chunks().to_numpy(zero_copy_only=False), np.float64)
+    return array / per_second if per_second > 1 else array
+
+
+def _truth(values: pa.ChunkedArray) -> Array:
+    import pyarrow as pa
+
+    array = _numbers(values if not pa.types.is_string(values.type) else values.cast(pa.bool_()))
+    if not ((array == 0) | (array == 1) | np.isnan(array)).all():
+        raise pa.ArrowInvalid("not true or false")
+    return array
+
+
+def _days(values: pa.ChunkedArray) -> Array:
+    import pyarrow as pa
+
+    kind = values.type
+    if pa.types.is_null(kind) or pa.types.is_string(kind):
+        values = values.cast(pa.timestamp("us"))
+    elif not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+        raise pa.ArrowInvalid("no date")
+    kind = values.type
+    if pa.types.is_date32(kind):
+        return _numbers(values.cast(pa.int32()))
+    unit = "ms" if pa.types.is_date64(kind) else kind.unit
+    per_day = 86_400 * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    return _numbers(values.cast(pa.int64())) / per_day
+
+
+def _first_bad(values: pa.ChunkedArray, read: Callable[[pa.ChunkedArray], Array]) -> tuple[int, Any]:
+    """Return the row and value that `read` fails on first, by halves."""
+    import pyarrow as pa
+
+    start, stop = 0, len(values)
+    while stop - start > 1:
+        middle = (start + stop) // 2
+        try:
+            read(values.slice(start, middle - start))
+            start = middle
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
+            stop = middle
+    return start, values[start].as_py() if len(values) else None
+
+
+def fit(raw: Mapping[str, Array], columns: Sequence[Column]) -> tuple[Column, ...]:
+    """Return the columns with what the training rows `raw`, each (N,), say of them; of `columns`, name and kind are used.
+
+    `fill` is the median, `center` and `scale` are mean and deviation of the values that are there, in float64; a constant has the
+    scale 1, and booleans stay 0 and 1. Categories are those with two rows or more, at most the 64 most frequent (of equally
+    frequent ones the first by name), sorted by name: so "other" is learnt from the rare ones.
+    """
+    return tuple(_each(lambda column: _fitted(raw[column.name], column), columns))
+
+
+def _fitted(values: Array, column: Column) -> Column:
+    plain = Column(name=column.name, kind=column.kind)
+    if column.is_category:
+        found, codes = _dictionary(values)
+        counts = dict(zip(found, np.bincount(codes, minlength=len(found)).tolist(), strict=True))
+        has_missing = counts.pop("", 0) > 0
+        return dataclasses.replace(plain, categories=frequent(counts), has_missing=has_missing)
+    missing = np.isnan(values)
+    has_missing = bool(missing.any())
+    present = values[~missing] if has_missing else values
+    if not len(present):
+        return dataclasses.replace(plain, has_missing=has_missing)
+    fill = _median(present)
+    center, scale = (0.0, 1.0) if column.kind == "boolean" else _moments(present)
+    return dataclasses.replace(plain, center=center, scale=scale, fill=fill, has_missing=has_missing)
+
+
+def frequent(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the categories that get a slot of their own, sorted, from the number of rows of each."""
+    ranked = sorted((-count, name) for name, count in counts.items() if count > 1)
+    return tuple(sorted(name for _, name in ranked[:MAX_CATEGORIES]))
+
+
+def _median(values: Array) -> float:
+    half = len(values) // 2
+    upper = np.partition(values, half)  # np.median would look for NaN and copy once more
+    value = float(upper[half]) if len(values) % 2 else float(upper[:half].max()) / 2 + float(upper[half]) / 2
+    return value if np.isfinite(value) else float(upper[half])
+
+
+def _moments(values: Array) -> tuple[float, float]:
+    """Return mean and deviation, which are finite for all finite values."""
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return low, 1.0
+    size = max(abs(low), abs(high))
+    if 1e-100 < size < 1e100:
+        mean, deviation = float(values.mean()), float(values.std())
+    else:  # squares and sums would leave float64
+        mean, deviation = size * float((values / size).mean()), size * float((values / size).std())
+    mean = min(max(mean, low), high)
+    return (mean, deviation) if np.finfo(np.float64).tiny < deviation < np.inf else (mean, 1.0)
+
+
+def encode(raw: Mapping[str, Array], columns: Sequence[Column]) -> NDArray[np.float32]:
+    """Return (N, D) float32 for raw columns, each (N,) or (N, 1): what the network takes, and what the ONNX front computes.
+
+    A missing number is `fill`; a missing category where none was in training is "other".
+    """
+    inputs = {column.name: np.asarray(raw[column.name]).reshape(-1) for column in columns}
+    num_rows = len(inputs[columns[0].name]) if columns else 0
+    slots = dict(zip(inputs, _each(lambda c: _slots(inputs[c.name], c) if c.is_category else None, columns), strict=True))
+    out = np.zeros((num_rows, sum(column.width for column in columns)), np.float32)
+    step = max(512, _BLOCK // (4 * max(1, out.shape[1])))
+
+    def fill(start: int) -> None:
+        rows = slice(start, min(start + step, num_rows))
+        block, first = out[rows], 0
+        numbers = np.arange(len(block))
+        for column in columns:
+            codes = slots[column.name]
+            if codes is not None:
+                block[numbers, codes[rows] + first] = 1
+            else:
+                values = np.asarray(inputs[column.name][rows], np.float64)
+                missing = np.isnan(values)
+                if missing.any():
+                    values = np.where(missing, column.fill, values)
+                    if column.has_missing:
+                        block[:, first + 1] = missing
+                block[:, first] = (values - column.center) / column.scale
+            first += column.width
+
+    with np.errstate(over="ignore"):  # float32 has no number as large as that: infinite, as in onnxruntime
+        _each(fill, range(0, num_rows, step))
+    return out
+
+
+def _slots(values: Array, column: Column) -> NDArray[np.int64]:
+    """Return the slot of each text (N,), counted from the column's first."""
+    found, codes = _dictionary(values)
+    places = {category: place for place, category in enumerate(column.categories)}
+    other = len(places)
+    if column.has_missing:
+        places[""] = other + 1
+    return np.array([*(places.get(text, other) for text in found), 0], np.int64)[codes]
+
+
+def _dictionary(values: Array) -> tuple[list[str], Array]:
+    """Return the distinct texts of (N,), and for each value its place among them."""
+    import pyarrow as pa
+
+    encoded = pa.array(values, pa.large_string()).dictionary_encode()
+    return encoded.dictionary.to_pylist(), np.asarray(encoded.indices)
+
+
+def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Return `function` of each item, several at a time, in their order."""
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        return list(pool.map(function, items))
