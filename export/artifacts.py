@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from export.formats import FORMATS, pt2
-from export.module import ExportError, configuration, example_input, export_module, metadata
+from export.module import ExportError, any_size, configuration, example_input, export_module, metadata
 from pipeline import files, manifest
 from pipeline.run import Run
 
@@ -43,7 +43,7 @@ def _build(run: Run) -> dict[str, bytes]:
     module, example, properties, outputs = export_module(run), example_input(run), metadata(run), run.task.outputs
     name, contents = "pt2", {}
     try:
-        program = pt2.capture(module, example)
+        program = pt2.capture(module, example, any_size=any_size(run))
         for name, each in FORMATS.items():
             contents[name] = each.build(program, properties, outputs=outputs)
     except ValueError as error:

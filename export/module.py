@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from export.resize import resize
 from pipeline import __version__
 from pipeline.config import RUNTIME_FIELDS, to_json
 from pipeline.errors import Failure
@@ -35,25 +36,45 @@ class ExportModule(nn.Module):
 
     multiclass and multilabel: logits (B, C), probabilities (B, C), features (B, F). binary: logits (B, 1), probabilities
     (B, 2) with one column a class, features (B, F). regression: prediction (B, K).
+
+    With a `side`, images (B, C, H, W) of any size are first resized to it.
     """
 
-    def __init__(self, model: Model, *, task: Task) -> None:
+    def __init__(self, model: Model, *, task: Task, side: int = 0) -> None:
         super().__init__()
         self.model = model
         self.task = task
+        self.side = side
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        if self.side:
+            input = resize(input, self.side)
         return self.task.export_outputs(*self.model(input))
 
 
 def export_module(run: Run) -> ExportModule:
     """Return a run's trained model, wrapped, on the CPU, in evaluation mode and without gradients. Raises UserError."""
-    return ExportModule(run.load_model(), task=run.task).eval().requires_grad_(False)
+    side = run.data.sample_shape[-1] if any_size(run) else 0
+    return ExportModule(run.load_model(), task=run.task, side=side).eval().requires_grad_(False)
+
+
+def any_size(run: Run) -> bool:
+    """Tell whether the exported graph itself resizes images."""
+    return bool(getattr(run.data, "any_size", False))
+
+
+def input_shape(run: Run) -> tuple[int | str, ...]:
+    """Return the shape of one sample as an exported file declares it: of dynamic axes, their names."""
+    shape = run.data.sample_shape
+    return (shape[0], "height", "width") if any_size(run) else shape
 
 
 def example_input(run: Run) -> Tensor:
-    """Return two zero samples. A batch of one would be taken for a constant."""
-    return torch.zeros(2, *run.data.sample_shape, dtype=getattr(torch, run.data.dtype))
+    """Return two zero samples. A size of one, or one that is the same twice, would be taken for a constant."""
+    shape = run.data.sample_shape
+    if any_size(run):
+        shape = (shape[0], shape[1] + 3, shape[2] + 5)
+    return torch.zeros(2, *shape, dtype=getattr(torch, run.data.dtype))
 
 
 def metadata(run: Run) -> dict[str, object]:
@@ -70,7 +91,7 @@ def metadata(run: Run) -> dict[str, object]:
         "data_sha256": run.data.sha256,
         "weights_sha256": sha256(run.folder / WEIGHTS),
         "trainyard_version": __version__,
-    }
+    } | ({"any_size": True} if any_size(run) else {})
 
 
 def configuration(run: Run) -> dict[str, object]:

@@ -5,6 +5,7 @@ Nothing heavy is imported before the flags are known to be right, so a mistake i
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import signal
 import sys
@@ -18,6 +19,7 @@ from pipeline import __version__, environment, output, places
 from pipeline.config import (
     EvaluateConfig,
     PlotConfig,
+    PredictConfig,
     RunConfig,
     StageConfig,
     SyncConfig,
@@ -124,7 +126,8 @@ def _dispatch(arguments: list[str]) -> int:
     flags = flags if whole else beneath  # the fields of a file count as flags, before anybody asks for one of them
     worker = environment.worker()  # raises UserError where the variables of torchrun contradict each other
     values, problems = convert(cls, flags)
-    obstacles = {name: m for name, m in places.occupied(values) if name != "output_dir" or worker.rank == 0}
+    written = [field.name for field in dataclasses.fields(cls) if field.metadata["is_file"]]
+    obstacles = {name: m for name, m in places.occupied(values, written=written) if name != "output_dir" or worker.rank == 0}
     if cls is RunConfig and not obstacles:
         return handle(Call(command, words, flags))
     if problems or obstacles:
@@ -256,6 +259,15 @@ def _plot(call: Call) -> int:
     return 0
 
 
+def _predict(call: Call) -> int:
+    given = {"onnx": "FILE", "input": "FILE or FOLDER"}
+    if missing := [f"{n}: nothing was given. Add --{n} {what}." for n, what in given.items() if not getattr(call.config, n)]:
+        raise UserError(*missing)
+    from export.serve import predict
+
+    return predict.predict(call.config)
+
+
 def _announce_run(call: Call) -> None:
     if not call.config.run:
         raise UserError("run: nothing was given. Add --run FOLDER or --run MLFLOW_RUN_ID.")
@@ -269,6 +281,7 @@ COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
     "evaluate": (EvaluateConfig, "evaluate a run's best weights on its test split", _evaluate),
     "export": (StageConfig, "write a run's model as ONNX, TorchScript, .pt2 and safetensors", _export),
     "verify": (VerifyConfig, "prove that a run's artifacts predict as its model does", _verify),
+    "predict": (PredictConfig, "ask an exported ONNX file about images, tables or arrays; needs no torch", _predict),
     "sync": (SyncConfig, "send MLflow what it did not take while a run was going on", _sync),
     "plot": (PlotConfig, "draw a picture that needs no run", _plot),
 }

@@ -35,10 +35,16 @@ def Field(
     ge: float | None = None,
     lt: float | None = None,
     le: float | None = None,
+    is_required: bool = False,
+    is_file: bool = False,
 ) -> Any:
-    """Declare a field with its description and the values that it may take; the bounds are called as elsewhere in the field."""
+    """Declare a field with its description and the values that it may take; the bounds are called as elsewhere in the field.
+
+    `is_file` says that a command writes a file of that name.
+    """
     bounds = {"gt": gt, "ge": ge, "lt": lt, "le": le}
-    metadata = {"description": description, "choices": tuple(choices), "bounds": bounds}
+    flags = {"is_required": is_required, "is_file": is_file}
+    metadata = {"description": description, "choices": tuple(choices), "bounds": bounds, **flags}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -158,7 +164,7 @@ class RunConfig:
 class StageConfig:
     """What a stage after training needs: which run, and where its data lies on this machine."""
 
-    run: str = Field("", "MLflow run id or run folder")
+    run: str = Field("", "MLflow run id or run folder", is_required=True)
     dataset: str = Field("", "where the run's own data lies on this machine; empty: where it lay in training")
     data_dir: Path = Field(Path("data"), "folder with (or for) downloaded raw files")
     cache_dir: Path = Field(Path("~/.cache/trainyard"), "folder for prepared tensors")
@@ -194,6 +200,22 @@ class PlotConfig:
         "activations", "what to draw; none of these needs a run", choices=("activations", "scatter", "tsne", "samples")
     )
     output: Path = Field(Path("runs/plots"), "folder for the PNG file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Parameters of `predict`."""
+
+    onnx: str = Field(
+        "", "a model that was exported to ONNX: a run's export/model.onnx, wherever it lies now", is_required=True
+    )
+    input: tuple[str, ...] = Field(
+        (), "what to answer: images, tables, arrays (.npy, .npz), or folders of them; several after one flag", is_required=True
+    )
+    output: str = Field("", "file for all answers: .csv, .jsonl or .parquet; empty: the first ones are shown", is_file=True)
+    batch_size: int = Field(64, "samples that are answered at once", ge=1, le=65_536)
+    top: int = Field(5, "most probable classes that are listed (.jsonl, and a single input that is shown)", ge=1, le=1000)
+    overwrite: bool = Field(False, "replace an output file that is there already")
 
 
 RENAMED: Mapping[str, str] = {
@@ -326,10 +348,25 @@ def convert(cls: type, flags: Mapping[str, str]) -> tuple[dict[str, Any], dict[s
         if spec.name in flags:
             text = flags[spec.name]
             try:
-                values[spec.name] = _convert(spec, kinds[spec.name], text)
+                if kinds[spec.name] == tuple[str, ...]:
+                    values[spec.name] = ()
+                    for text in texts(flags[spec.name]):
+                        values[spec.name] += (_convert(spec, str, text),)
+                else:
+                    values[spec.name] = _convert(spec, kinds[spec.name], text)
             except ValueError as error:
+                values.pop(spec.name, None)
                 problems[spec.name] = f"{spec.name}={shown(text)} {error}"
     return values, problems
+
+
+def texts(flag: str) -> list[str]:
+    """Return the texts of a flag that takes several: a JSON list of them, as `read_flags` has it, or else one."""
+    try:
+        found = json.loads(flag)
+    except (ValueError, RecursionError):
+        return [flag]
+    return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else [flag]
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

@@ -4,42 +4,55 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import sys
 import textwrap
+from collections import deque
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from models import MODELS
 from models.recipes import RECIPES, recipe
 from pipeline import data
-from pipeline.config import RENAMED, RunConfig, convert, shown
+from pipeline.config import RENAMED, RunConfig, convert, shown, texts
 from pipeline.errors import UserError
 from pipeline.recipe import text_of
 
 _METAVARS = {
     "int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT", "output_dir": "FOLDER", "run": "RUN",
-    "onnx": "FILE", "Args": "NAME=VALUE,...",
+    "onnx": "FILE", "Args": "NAME=VALUE,...", "tuple[str, ...]": "PATH...",
 }  # fmt: skip
 
 
 def read_flags(words: Sequence[str], cls: type) -> dict[str, str]:
     """Return {field: text}. A flag takes the word behind it, unless that begins with two minus signs; the last one counts.
 
+    A flag of several texts takes all words up to the next flag, and may be repeated; its text is a JSON list of them.
+
     Not by argparse, which takes `--flag=--` and `--flag -1e-3` for something else. Raises UserError with every problem.
     """
     names = {field.name for field in dataclasses.fields(cls)} | ({"config"} if cls is RunConfig else set())
+    lists = {field.name for field in dataclasses.fields(cls) if field.type == "tuple[str, ...]"}
     flags: dict[str, str] = {}
     problems: list[str] = []
-    rest = list(words)
+    rest = deque(words)
     while rest:
-        flag, equals, text = rest.pop(0).partition("=")
+        flag, equals, text = rest.popleft().partition("=")
         name = flag.removeprefix("--")
         follows = bool(rest) and not equals and not rest[0].startswith("--")
         if not flag.startswith("--") or name not in names:
             problems.append(_unknown_flag(flag, cls))
             if flag.startswith("--") and follows:
-                rest.pop(0)
+                rest.popleft()
+        elif name in lists and (equals or follows):
+            several = texts(flags[name]) if name in flags else []
+            several.append(text if equals else rest.popleft())
+            while rest and not equals and not rest[0].startswith("--"):
+                several.append(rest.popleft())
+            flags[name] = json.dumps(several)
         elif equals or follows:
-            flags[name] = text if equals else rest.pop(0)
+            flags[name] = text if equals else rest.popleft()
         else:
             problems.append(f"{flag} was given without a value. Write {flag} VALUE.")
     if problems:
@@ -63,7 +76,7 @@ def _unknown_flag(word: str, cls: type) -> str:
 def help_text(command: str, summary: str, cls: type) -> str:
     """Return what `--help` prints for a command."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m pipeline {command}",
+        prog=f"{program()} {command}",
         description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=_recipes() if cls is RunConfig else None,
         allow_abbrev=False,
@@ -78,10 +91,12 @@ def help_text(command: str, summary: str, cls: type) -> str:
         choices = field.metadata["choices"]
         own = field.default if field.default is not dataclasses.MISSING else ""
         default = "from the recipe" if cls is RunConfig and field.name in by_recipe else text_of(own)
-        note = "required" if field.name == "run" and not own else f"default: {default or 'empty'}"
+        note = "required" if field.metadata["is_required"] else f"default: {default or 'empty'}"
         parser.add_argument(
             f"--{field.name}",
-            metavar="|".join(choices) or _METAVARS.get(field.name) or _METAVARS.get(str(field.type), "auto|N"),
+            metavar="|".join(choices)
+            or ("FILE" if field.metadata["is_file"] else _METAVARS.get(field.name))
+            or _METAVARS.get(str(field.type), "auto|N"),
             help=f"{field.metadata['description']} ({note})".replace("%", "%%"),
         )
     return parser.format_help().rstrip()
@@ -100,13 +115,18 @@ def overview(summaries: Mapping[str, str]) -> str:
     width = max(map(len, summaries))
     return "\n".join(
         [
-            "usage: python -m pipeline COMMAND [--flag VALUE ...]",
+            f"usage: {program()} COMMAND [--flag VALUE ...]",
             "",
             "Data to trained model, model to artifacts that are proven to predict as it did in training.",
             "",
             *(f"  {name:{width}}  {summary}" for name, summary in summaries.items()),
             "",
-            "Begin with `python -m pipeline run --model cnn`, and look at what came of it with `mlflow ui`.",
-            "`python -m pipeline COMMAND --help` lists the flags of a command with their meanings and defaults.",
+            f"Begin with `{program()} run --model cnn`, and look at what came of it with `mlflow ui`.",
+            f"`{program()} COMMAND --help` lists the flags of a command with their meanings and defaults.",
         ]
     )
+
+
+def program() -> str:
+    """Return what the user calls this program: the installed command, or the module."""
+    return "trainyard" if Path(sys.argv[0]).stem == "trainyard" else "python -m pipeline"

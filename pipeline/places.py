@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 FOLDERS = {  # fields that name a folder, and what it is for
     "data_dir": "raw files", "cache_dir": "prepared tensors", "output_dir": "a run", "output": "pictures", "run": "a run",
 }  # fmt: skip
 _WRITTEN = ("cache_dir", "output_dir", "output")
-FIELDS = frozenset(FOLDERS) | {"onnx"}
+FIELDS = frozenset(FOLDERS) | {"onnx", "input"}
 _LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes: what Linux takes, less what the pipeline adds
 
 
@@ -38,10 +38,16 @@ def is_somewhere() -> bool:
     return True
 
 
-def occupied(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Yield the field and the message for every folder among `values` that cannot be one."""
+def occupied(values: Mapping[str, object], *, written: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+    """Yield the field and the message for every folder among `values` that cannot be one; `written` are files to be written."""
+    for name in written:
+        if text := str(values.get(name) or ""):
+            path = Path(text)
+            is_other = path.exists() and not path.is_file()  # a folder, or a device, which a file would replace
+            if reason := "is no file" if is_other else _obstacle(path.parent) or _unwritable(path.parent):
+                yield name, f"{name}={text} {reason}. Give the name of a file."
     for name, purpose in FOLDERS.items():
-        if not (path := Path(str(values.get(name) or ""))).name:
+        if name in written or not (path := Path(str(values.get(name) or ""))).name:
             continue
         if reason := _obstacle(path) or (_unwritable(path) if name in _WRITTEN else ""):
             yield name, f"{name}={path} {reason}. Give a folder for {purpose}."

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ORDER = 0
 FILE = "model.onnx"
 OPSET = 20
-_BATCH = "batch"  # the name of the first axis
+_AXES = {0: "batch", 2: "height", 3: "width"}  # the names of those axes of the input that are dynamic
 _LARGEST = 2**31 - 1  # bytes in one protobuf message
 _OPERATOR = re.compile(r"OpOverload\(op='([\w.]+)'|target=torch\.ops\.([\w.]+)")
 _TYPES = {"uint8": "uint8", "float": "float32", "double": "float64", "float16": "float16", "int64": "int64", "string": "object"}
@@ -74,21 +74,22 @@ def _reason(error: BaseException) -> str:
 
 
 def _clean(model: onnx.ModelProto) -> None:
-    """Name the batch axis, drop all notes, and the types of initializers, over which int8 quantization trips."""
+    """Name the dynamic axes, drop all notes, and the types of initializers, over which int8 quantization trips."""
     import onnx
 
     initializers = {tensor.name for tensor in model.graph.initializer}
     kept = [value for value in model.graph.value_info if value.name not in initializers]
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)
-    symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    axes = enumerate(model.graph.input[0].type.tensor_type.shape.dim)
+    names = {axis.dim_param: _AXES[index] for index, axis in axes if axis.dim_param}
     for message in _messages(model):
         if message.DESCRIPTOR.fields_by_name.get("metadata_props"):
             message.ClearField("metadata_props")
         if message.DESCRIPTOR.fields_by_name.get("doc_string"):
             message.ClearField("doc_string")
-        if isinstance(message, onnx.TensorShapeProto.Dimension) and message.dim_param == symbol:
-            message.dim_param = _BATCH
+        if isinstance(message, onnx.TensorShapeProto.Dimension) and message.dim_param in names:
+            message.dim_param = names[message.dim_param]
 
 
 def _messages(message: Message) -> Iterator[Message]:

@@ -25,16 +25,18 @@ FILE = "model.pt2"
 _METADATA = "metadata.json"  # its name inside the archive
 
 
-def capture(module: nn.Module, example: Tensor) -> ExportedProgram:
-    """Return the graph of `module` with a dynamic batch.
+def capture(module: nn.Module, example: Tensor, *, any_size: bool = False) -> ExportedProgram:
+    """Return the graph of `module` with a dynamic batch; with `any_size`, height and width (axes 2 and 3) are dynamic too.
 
     Raises ValueError, with the line of the model, where it is not made of torch operators alone.
     """
     import torch
 
+    names = {0: "batch"} | ({2: "height", 3: "width"} if any_size else {})
+    axes = {axis: torch.export.Dim(name) for axis, name in names.items()}
     try:
         with torch.no_grad():
-            program = torch.export.export(module, (example.clone(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            program = torch.export.export(module, (example.clone(),), dynamic_shapes=(axes,))
     except Exception as error:  # torch.export raises whatever its tracing meets, of every type
         raise ValueError(_reason(error, torch_folder=str(Path(torch.__file__).parent))) from error
     for node in program.graph.nodes:

@@ -15,7 +15,24 @@ from export.columns import with_columns
 from pipeline.data.columns import Column, encode, feature_names, fit
 
 Raw = dict[str, np.ndarray]
-WORDS = ["", "Rome", "Zürich", "東京", "NA", "a,b", 'she said "no"', "two\nlines", " Rome", "rome", "🚂", "-1", "x" * 300, "nan", "None", "<NA>"]
+WORDS = [
+    "",
+    "Rome",
+    "Zürich",
+    "東京",
+    "NA",
+    "a,b",
+    'she said "no"',
+    "two\nlines",
+    " Rome",
+    "rome",
+    "🚂",
+    "-1",
+    "x" * 300,
+    "nan",
+    "None",
+    "<NA>",
+]
 
 
 def network(width: int, *, names: dict[str, str] | None = None) -> bytes:
@@ -112,8 +129,32 @@ def test_numbers_alone_and_categories_alone_have_a_front_too() -> None:
         np.testing.assert_array_equal(got, expected)
 
 
-NAMES = ["input", "weight", "sum", "logits", "probabilities", "prediction", "features", "a/b", "two words", "größe", "東京", "'", '"']
-NAMES += ["columns/numbers", "columns/fill", "columns/order", "columns/two words/slot", "batch", "column:logits", "a\nb", "x.y", "input_"]
+NAMES = [
+    "input",
+    "weight",
+    "sum",
+    "logits",
+    "probabilities",
+    "prediction",
+    "features",
+    "a/b",
+    "two words",
+    "größe",
+    "東京",
+    "'",
+    '"',
+]
+NAMES += [
+    "columns/numbers",
+    "columns/fill",
+    "columns/order",
+    "columns/two words/slot",
+    "batch",
+    "column:logits",
+    "a\nb",
+    "x.y",
+    "input_",
+]
 
 
 @pytest.mark.parametrize("kind", ["number", "category"])
@@ -164,7 +205,9 @@ def test_a_matrix_of_another_width_is_refused() -> None:
 
 
 def test_a_thousand_columns_load_within_seconds(tmp_path: Path) -> None:
-    raw = {f"c{k}": np.arange(4.0) + k for k in range(900)} | {f"t{k}": np.array(["a", "a", "b", ""], object) for k in range(100)}
+    raw = {f"c{k}": np.arange(4.0) + k for k in range(900)} | {
+        f"t{k}": np.array(["a", "a", "b", ""], object) for k in range(100)
+    }
     columns = fit(raw, [Column(name=n, kind="category" if v.dtype == object else "number") for n, v in raw.items()])
     expected = encode(raw, columns)
     got = answers(with_columns(network(expected.shape[1]), columns), raw, columns, slice(None))[1]

@@ -1,0 +1,161 @@
+"""An exported .onnx file that answers: all that has to be known of it stands in the file itself.
+
+The decision is taken from the scores, as in training: probabilities of a sure model round to the same 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import shown
+from pipeline.data.columns import Column
+from pipeline.errors import UserError
+
+Array = NDArray[Any]
+
+_NEEDED = {"task": str, "classes": list, "input_shape": list, "input_dtype": str}  # what older files have, too
+_OUTPUTS = {
+    "multiclass": ("logits", "probabilities"), "binary": ("logits", "probabilities"),
+    "multilabel": ("logits", "probabilities"), "regression": ("prediction",),
+}  # fmt: skip
+_REMEDY = "Give a file that `export` wrote: export/model.onnx of a run."
+
+
+class Unanswered(RuntimeError):
+    """The model cannot take these samples. The text is onnxruntime's first line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the model says of N samples: `values` are probabilities (N, C), or predictions (N, T) of a regression, float32.
+
+    `decided` has the classes: (N,) int64, or (N, C) of 0 and 1 for multilabel; None for a regression. `is_finite` (N,) is false
+    where an answer is no number.
+    """
+
+    values: Array
+    decided: Array | None
+    is_finite: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A loaded file. `names` are those of the classes or labels, or of the targets (may be empty for one target).
+
+    `columns` are the raw columns that a model for tables takes, in the order of its inputs.
+    """
+
+    path: Path
+    session: Any
+    task: str
+    names: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    dtype: str
+    any_size: bool
+    columns: tuple[Column, ...]
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.input_shape) == 3 and self.input_shape[0] in (1, 3) and self.dtype == "uint8"
+
+    def answer(self, inputs: Sequence[Array]) -> Answers:
+        """Answer a batch: the one input (B, ...), or one (B, 1) for each of the columns. Raises Unanswered."""
+        names = [value.name for value in self.session.get_inputs()]
+        try:
+            outputs = self.session.run(_OUTPUTS[self.task], dict(zip(names, inputs, strict=True)))
+        except Exception as error:  # onnxruntime's errors have no base class
+            raise Unanswered(_first_line(error)) from error
+        scores, values = outputs[0], outputs[-1]
+        wanted = len(self.names) or values.shape[-1]
+        if values.ndim != 2 or values.shape != (len(inputs[0]), wanted):
+            raise Unanswered(f"it gives {values.shape} for {len(inputs[0])} samples, not {wanted} values for each")
+        is_finite = np.isfinite(values).all(axis=1) & np.isfinite(scores).reshape(len(scores), -1).all(axis=1)
+        if self.task == "regression":
+            return Answers(values=values, decided=None, is_finite=is_finite)
+        decided = {
+            "multiclass": lambda: scores.argmax(axis=1), "binary": lambda: (scores[:, 0] > 0).astype(np.int64),
+            "multilabel": lambda: (scores > 0).astype(np.int64),
+        }[self.task]()  # fmt: skip
+        return Answers(values=values, decided=decided, is_finite=is_finite)
+
+
+def load(path: Path) -> Model:
+    """Return the model that an exported file holds. Raises UserError for one that is none, or does not say what it is."""
+    what = f"onnx={shown(str(path))}"
+    if not path.is_file():
+        raise UserError(f"{what} is not a file. Give the path of an .onnx file.")
+    session = _session(path, what)
+    found = {key: _value(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    if lacking := [key for key in _NEEDED if key not in found]:
+        raise UserError(f"{what} does not say of itself what it is: its metadata lacks {', '.join(lacking)}. {_REMEDY}")
+    wrong = [key for key, kind in _NEEDED.items() if not isinstance(found[key], kind)]
+    if not wrong and found["task"] not in _OUTPUTS:
+        wrong = ["task"]
+    if wrong:
+        said = ", ".join(f"{key}={shown(json.dumps(found[key]))}" for key in wrong)
+        raise UserError(f"{what} says of itself {said}, which is not understood. {_REMEDY}")
+    try:
+        model = _model(path, session, found)
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{what} says of itself what is not understood ({_first_line(error)}). {_REMEDY}") from error
+    _check(model, what)
+    return model
+
+
+def _session(path: Path, what: str) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is told by ourselves
+    options.enable_cpu_mem_arena = False  # which would keep the memory of the largest image
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores decode the next images
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UserError(f"{what} cannot be loaded by onnxruntime ({_first_line(error)}). {_REMEDY}") from error
+
+
+def _model(path: Path, session: Any, found: Mapping[str, Any]) -> Model:
+    is_regression = found["task"] == "regression"
+    names = (found["classes"] if not is_regression else []) or found.get("targets") or []
+    if not all(isinstance(name, str) for name in names) or (not names and not is_regression):
+        raise ValueError("its classes are not given as texts")
+    if not found["input_shape"] or not all(isinstance(size, int) and size > 0 for size in found["input_shape"]):
+        raise ValueError(f"input_shape={found['input_shape']}")
+    if found["input_dtype"] not in ("uint8", "float32"):
+        raise ValueError(f"input_dtype={shown(found['input_dtype'])}")
+    return Model(
+        path=path, session=session, task=found["task"], names=tuple(names), input_shape=tuple(found["input_shape"]),
+        dtype=found["input_dtype"], any_size=found.get("any_size") is True,
+        columns=tuple(Column.from_json(values) for values in found.get("columns") or ()),
+    )  # fmt: skip
+
+
+def _check(model: Model, what: str) -> None:
+    """Raise UserError where the graph is not what the metadata says."""
+    outputs = [value.name for value in model.session.get_outputs()]
+    if lacking := [name for name in _OUTPUTS[model.task] if name not in outputs]:
+        raise UserError(f"{what} has no output {' or '.join(lacking)}, which a {model.task} model gives. {_REMEDY}")
+    num_inputs, wanted = len(model.session.get_inputs()), len(model.columns) or 1
+    if num_inputs != wanted:
+        raise UserError(f"{what} has {num_inputs} inputs, and its metadata speaks of {wanted}. {_REMEDY}")
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # somebody else's entry
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what onnxruntime says first, without its own numbers of the error."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return shown(line.rpartition("] : ")[2].rstrip("."))
