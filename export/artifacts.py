@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+from export.columns import with_columns
 from export.formats import FORMATS, pt2
 from export.module import ExportError, any_size, configuration, example_input, export_module, metadata
 from pipeline import files, manifest
@@ -40,12 +41,14 @@ def export_run(run: Run) -> dict[str, float]:
 
 def _build(run: Run) -> dict[str, bytes]:
     """Return the bytes of the file of each format, by its name. Raises ExportError."""
-    module, example, properties, outputs = export_module(run), example_input(run), metadata(run), run.task.outputs
+    module, example, properties = export_module(run), example_input(run), metadata(run)
     name, contents = "pt2", {}
     try:
         program = pt2.capture(module, example, any_size=any_size(run))
         for name, each in FORMATS.items():
-            contents[name] = each.build(program, properties, outputs=outputs)
+            contents[name] = each.build(program, properties, outputs=module.outputs)
+        if run.data.columns:  # the other formats know no text, and take the encoded matrix
+            contents["onnx"] = with_columns(contents["onnx"], run.data.columns)
     except ValueError as error:
         raise ExportError(f"{name}: {error}") from error
     return contents

@@ -46,10 +46,15 @@ class ExportModule(nn.Module):
         self.task = task
         self.side = side
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what it gives; `features` only where the network has any of its own."""
+        return tuple(name for name in self.task.outputs if name != "features" or self.model.has_features)
+
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         if self.side:
             input = resize(input, self.side)
-        return self.task.export_outputs(*self.model(input))
+        return self.task.export_outputs(*self.model(input))[: len(self.outputs)]  # features come last
 
 
 def export_module(run: Run) -> ExportModule:
@@ -60,7 +65,7 @@ def export_module(run: Run) -> ExportModule:
 
 def any_size(run: Run) -> bool:
     """Tell whether the exported graph itself resizes images."""
-    return bool(getattr(run.data, "any_size", False))
+    return run.data.any_size
 
 
 def input_shape(run: Run) -> tuple[int | str, ...]:
@@ -91,7 +96,10 @@ def metadata(run: Run) -> dict[str, object]:
         "data_sha256": run.data.sha256,
         "weights_sha256": sha256(run.folder / WEIGHTS),
         "trainyard_version": __version__,
-    } | ({"any_size": True} if any_size(run) else {})
+        **({"targets": list(run.data.targets)} if run.data.targets else {}),
+        **({"any_size": True} if any_size(run) else {}),
+        **({"columns": [column.to_json() for column in run.data.columns]} if run.data.columns else {}),
+    }
 
 
 def configuration(run: Run) -> dict[str, object]:

@@ -74,7 +74,7 @@ def verify_run(run: Run, *, data: Path, onnx: Path | None = None) -> Verdict:
     name, module = evaluation_split(data), export_module(run)
     split = open_split(data, name)
     with ready(contents) as runner:
-        runner.load(contents, split.x.numpy(), columns=read_raw(data) if run.data.columns else None)
+        runner.load(contents, split.x.numpy(), columns=_columns(run, data))
         with _threads(NUM_THREADS):  # the order in which numbers are added up depends on it
             outputs = _eager_outputs(module, split.x)
         expected = _Expected(
@@ -150,7 +150,7 @@ def _eager_outputs(module: ExportModule, x: Tensor) -> Outputs:
 
 def _judge(result: RunResult, expected: _Expected) -> dict[str, Any]:
     """Return one artifact's part of the report: what was measured, then why it fails if it does."""
-    names, want = expected.task.outputs, expected.outputs
+    names, want = expected.module.outputs, expected.outputs
     if result.failure:
         return report.artifact(result, compare.Comparison(), problems=[result.failure])
     problems: list[str] = []
@@ -179,11 +179,19 @@ def _judge_originals(part: dict[str, Any], content: bytes, expected: _Expected, 
     part["problems"] += problems
 
 
+def _columns(run: Run, data: Path) -> dict[str, Array] | None:
+    """Return the columns of a table's samples by the names of an ONNX file's inputs; None for other data."""
+    if not run.data.columns:
+        return None
+    raw = read_raw(data)
+    return {column.input_name: raw[column.name] for column in run.data.columns}
+
+
 def _inputs(run: Run) -> list[Input]:
     """Return what an ONNX file of a run takes: images or vectors, or the columns of a table."""
     spec = run.data
     if spec.columns:
-        return [Input(c.name, "object" if c.kind == "category" else "float64", (1,)) for c in spec.columns]
+        return [Input(c.input_name, "object" if c.kind == "category" else "float64", (1,)) for c in spec.columns]
     shape = (spec.sample_shape[0], "height", "width") if spec.any_size else spec.sample_shape
     return [Input(INPUT, spec.dtype, shape)]
 

@@ -66,7 +66,7 @@ MODELS: Mapping[str, ModelSpec] = {
     "mlp": ModelSpec(
         summary="a perceptron with one hidden tanh layer",
         builder="models.perceptron:Perceptron",
-        tasks=("binary", "multiclass"),
+        tasks=_TASKS,
         input_shape=(None,),
         layers=("hidden", "output"),
     ),
@@ -80,7 +80,7 @@ MODELS: Mapping[str, ModelSpec] = {
     "lenet": ModelSpec(
         summary="LeNet: two convolutions and three linear layers on 32x32 images",
         builder="models.lenet:LeNet",
-        tasks=("multiclass",),
+        tasks=_TASKS,
         input_shape=(None, 32, 32),
         image_size=32,
         layers=("conv1", "conv2", "fc1", "fc2", "fc3"),
@@ -88,7 +88,7 @@ MODELS: Mapping[str, ModelSpec] = {
     "cnn": ModelSpec(
         summary="two 5x5 convolutions and two linear layers on 28x28 images; its 128 features are an output too",
         builder="models.cnn:CNN",
-        tasks=("multiclass",),
+        tasks=_TASKS,
         input_shape=(None, 28, 28),
         image_size=28,
         layers=("conv1", "conv2", "fc1", "fc2"),
@@ -119,6 +119,28 @@ def find(name: str) -> ModelSpec:
 def label(name: str) -> str:
     """Return a short name of a model for folders and titles: `Net` for `nets.py:Net`."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name.rpartition(":")[2])[:64] or "model"
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code of an own model: `name` is file:Class within a folder of `files`, relative names and bytes."""
+
+    name: str
+    files: Mapping[str, bytes]
+    sha256: str
+
+
+def source_of(name: str) -> Code | None:
+    """Return the code of a model that is given as `file.py:Class`, with the files beside it that it imports; None for others.
+
+    Raises PluginError where it lies deeper than one folder below, which is not kept.
+    """
+    if name in MODELS or libraries.library_of(name) or not plugin.is_file(plugin.parts(name)[0]):
+        return None
+    found = plugin.source_of(name)
+    if deep := [file for file in found.files if file.count("/") > 1]:
+        raise PluginError(f"imports {deep[0]}, more than one folder below, which is not kept in a run. Lay it nearer.")
+    return Code(f"{found.path.name}:{plugin.parts(name)[1]}", found.files, found.sha256)
 
 
 def network_class(name: str) -> Callable[..., Any]:

@@ -210,10 +210,13 @@ def _evaluate(call: Call) -> int:
     config = call.config
     device = distributed.resolve_device(config.device)
     if not environment.is_worker() and (nproc := distributed.resolve_nproc(config.nproc, device)) > 1:
-        find_run(config.run, stage="evaluate")
+        find_run(config.run, stage="evaluate", trust_code=config.trust_code)
         return distributed.launch(["pipeline", call.command, *call.words], nproc)
     with distributed.process_group(device) as ranks:
-        run = distributed.broadcast(distributed.run_on_main(lambda: find_run(config.run, stage="evaluate"), on=ranks.is_main))
+        found = distributed.run_on_main(
+            lambda: find_run(config.run, stage="evaluate", trust_code=config.trust_code), on=ranks.is_main
+        )
+        run = distributed.broadcast(found)
         commands.evaluate(config, run, ranks)
     return 0
 
@@ -223,7 +226,7 @@ def _export(call: Call) -> int:
     from pipeline import commands
     from pipeline.tracking.fetch import find_run
 
-    commands.export(find_run(call.config.run, stage="export"))
+    commands.export(find_run(call.config.run, stage="export", trust_code=call.config.trust_code))
     return 0
 
 
@@ -232,7 +235,7 @@ def _verify(call: Call) -> int:
     from pipeline import commands
     from pipeline.tracking.fetch import find_run
 
-    commands.verify(call.config, find_run(call.config.run, stage="verify"))
+    commands.verify(call.config, find_run(call.config.run, stage="verify", trust_code=call.config.trust_code))
     return 0
 
 

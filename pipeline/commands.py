@@ -12,7 +12,7 @@ from pipeline import data, distributed, files, manifest, start
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import EvaluateConfig, RunConfig, StageConfig, VerifyConfig
 from pipeline.data.loader import evaluation_split, open_split
-from pipeline.data.prepare import read_spec
+from pipeline.data.prepare import read_raw, read_spec
 from pipeline.distributed import Ranks
 from pipeline.errors import Failure, UserError
 from pipeline.evaluate import Evaluation, evaluate_run
@@ -233,7 +233,10 @@ def _verify(run: Run, tracker: Tracker | None, folder: Path, *, onnx: Path | Non
 
 def _log_model(run: Run, tracker: Tracker, folder: Path) -> float:
     """Log the ONNX file as an MLflow model, load it back, and return by how much its outputs differ."""
-    example = open_split(folder, evaluation_split(folder)).x[:7].numpy().copy()
+    example = {"input": open_split(folder, evaluation_split(folder)).x[:7].numpy().copy()}
+    if run.data.columns:
+        raw = read_raw(folder)
+        example = {column.input_name: raw[column.name][:7, None] for column in run.data.columns}
     path, name = run.folder / "export" / "model.onnx", f"{models.label(run.config.model)}-{run.data.name}"
     say("logging the ONNX file as an MLflow model ...")
     address, difference = registry.log_onnx_model(run.mlflow_run_id, path, example, name=name)

@@ -166,6 +166,7 @@ class StageConfig:
 
     run: str = Field("", "MLflow run id or run folder", is_required=True)
     dataset: str = Field("", "where the run's own data lies on this machine; empty: where it lay in training")
+    trust_code: bool = Field(False, "run the code of an own model that was fetched from MLflow")
     data_dir: Path = Field(Path("data"), "folder with (or for) downloaded raw files")
     cache_dir: Path = Field(Path("~/.cache/trainyard"), "folder for prepared tensors")
 

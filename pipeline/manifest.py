@@ -28,8 +28,10 @@ FORMULA = "formula.txt"
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 
+CODE = "code"  # of an own model
+
 FILES: Mapping[str, tuple[str, ...]] = {
-    "train": ("config.json", "parameters.md", WEIGHTS, LAST_WEIGHTS),
+    "train": ("config.json", "parameters.md", WEIGHTS, LAST_WEIGHTS, f"{CODE}/*.py", f"{CODE}/*/*.py"),
     "evaluate": (*EVALUATIONS, FORMULA, "plots/*.png"),
     "export": ("export/config.json", "export/model.*"),  # a file of each format, all sealed at once
     "verify": ("export/parity.json", "export/parity.md"),
@@ -42,7 +44,7 @@ REPLACES: Mapping[str, tuple[str, ...]] = {
     "verify": FILES["verify"],
 }
 """What no longer holds when a stage begins to write: its own files, and those that speak of them."""
-_OPTIONAL = (*EVALUATIONS, FORMULA)  # some runs have none
+_OPTIONAL = (*EVALUATIONS, FORMULA, f"{CODE}/*.py", f"{CODE}/*/*.py")  # some runs have none
 _UNSEALED = (MANIFEST, TRACKING, LOG, *JOURNALS, LOCK, "checkpoints/step-*.pt", "checkpoints/step-*.json",
              "export/parity-*.json", "export/parity-*.md")  # the last two: of somebody else's file  # fmt: skip
 _KNOWN = (*sum(FILES.values(), ()), *_UNSEALED)

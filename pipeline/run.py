@@ -13,7 +13,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ class Run:
     mlflow_run_id: str
     git_commit: str
     data: DataSpec
+    code: Mapping[str, str] = field(default_factory=dict)  # of an own model: `name` within the run folder, and its `sha256`
 
     @classmethod
     def create(cls, folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: str, data: DataSpec) -> Run:
@@ -52,14 +53,19 @@ class Run:
         Raises UserError if the folder holds anything already or cannot be written.
         """
         ensure_new(folder)
-        run = cls(folder=folder, config=config, mlflow_run_id=mlflow_run_id, git_commit=git_commit, data=data)
+        source = models.source_of(config.model)
+        code = {"name": source.name, "sha256": source.sha256} if source else {}
+        run = cls(folder=folder, config=config, mlflow_run_id=mlflow_run_id, git_commit=git_commit, data=data, code=code)
         values = {
             "trainyard_version": __version__, "mlflow_run_id": mlflow_run_id, "git_commit": git_commit,
-            "data": data.to_json(), "config": to_json(config),
+            "data": data.to_json(), "config": to_json(config), **({"code": code} if code else {}),
         }  # fmt: skip
         ensure_writable(folder)
         with locked(folder):
             ensure_new(folder)  # another process may have been faster
+            for name, content in source.files.items() if source else ():
+                with files.atomic(folder / manifest.CODE / name) as temporary:
+                    temporary.write_bytes(content)
             files.write_json(folder / "config.json", values | {"sha256": files.digest_of(values)})
         return run
 
@@ -83,8 +89,11 @@ class Run:
                 mlflow_run_id=values["mlflow_run_id"],
                 git_commit=values["git_commit"],
                 data=DataSpec.from_json(values["data"]),
+                code=dict(values.get("code", {})),
             )
-            models.find(run.config.model)
+            models.find(run.model)
+            if run.code and (now := models.source_of(run.model)) and now.sha256 != run.code["sha256"]:
+                raise ValueError(f"its {manifest.CODE}/ was changed (the SHA-256 differs)")
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"run={folder} is not a run folder: it has no config.json. Give a folder that `train` wrote, or an MLflow run "
@@ -103,10 +112,18 @@ class Run:
     def task(self) -> Task:
         return task(self.data.task)
 
+    @property
+    def model(self) -> str:
+        """The name by which the model is built: of an own one, that of the copy of its code which lies in the run folder."""
+        return str(self.folder.absolute() / manifest.CODE / self.code["name"]) if self.code else self.config.model
+
     def build_model(self) -> Model:
         """Return the model of this run with fresh weights, drawn from the run's seed, on the CPU."""
         spec, args = (json.dumps(values, sort_keys=True) for values in (self.data.to_json(), dict(self.config.model_args)))
-        return copy.deepcopy(_built(self.config.model, spec, args, self.config.preprocess, self.config.seed))
+        try:
+            return copy.deepcopy(_built(self.model, spec, args, self.config.preprocess, self.config.seed))
+        except models.PluginError as error:
+            raise UserError(f"model={self.config.model} {error}") from error
 
     def seal(self, stage: str) -> None:
         """Put the files that `stage` makes into the manifest: it has written all of them."""

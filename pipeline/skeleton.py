@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import psutil
 import torch
 
@@ -18,7 +16,6 @@ from pipeline.resolve import argument_problems
 _COPIES = 9  # of the weights: as drawn, gradients, two of the optimizer's, the best, a checkpoint's snapshot of them
 _MARGIN = 20_000_000  # bytes
 _BATCH = 1000  # samples in one forward pass of an evaluation
-_GIVEN = ("self", "input_shape", "num_outputs")  # what a network is told by us
 
 
 def build_skeleton(config: RunConfig) -> Model:
@@ -26,14 +23,18 @@ def build_skeleton(config: RunConfig) -> Model:
 
     Raises UserError for arguments that its network does not take.
     """
-    parameters = inspect.signature(models.network_class(config.model), eval_str=True).parameters
-    own = {name: parameter for name, parameter in parameters.items() if name not in _GIVEN}
-    if problems := argument_problems(config.model_args, own, config.model):
+    try:
+        own = models.parameters(config.model)
+    except models.PluginError as error:
+        raise UserError(f"model={config.model} {error}") from error
+    if config.model in models.MODELS and (problems := argument_problems(config.model_args, own, config.model)):
         raise UserError(*(f"model_args: {problem}" for problem in problems))
     spec = data.source_of(config).spec.resized(config.image_size)
     try:
         with torch.device("meta"):
             return models.build(config.model, spec, config.model_args)
+    except models.PluginError as error:
+        raise UserError(f"model={config.model} {error}") from error
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(f"model_args: {config.model} cannot be built with these arguments ({reason}). Change them.") from error

@@ -36,7 +36,7 @@ def find(name: str, options: DataOptions | None = None) -> Source:
         return SOURCES[name]
     path = Path(name).expanduser()
     if name and (name.rpartition(":")[0].endswith(".py") or os.path.exists(path)):
-        return _own(str(path), options or DataOptions())
+        return dataclasses.replace(_own(str(path), options or DataOptions()), is_own=True)
     if "/" in name or path.suffix:
         raise UserError(f"dataset={name} is not there. Give {_OWN}, or one of: {', '.join(SOURCES)}.")
     near = get_close_matches(name, SOURCES, n=1)
@@ -67,6 +67,7 @@ def _own(name: str, options: DataOptions) -> Source:
 def options_of(fields: Mapping[str, Any]) -> DataOptions:
     """Return how data is to be read, from the fields of a configuration."""
     values = {option.name: fields[option.name] for option in dataclasses.fields(DataOptions) if option.name != "args"}
+    values["task"] = "" if values["task"] == "auto" else values["task"]
     return DataOptions(**values, args=json.dumps(dict(fields["data_args"]), sort_keys=True))
 
 

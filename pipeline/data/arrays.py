@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models.plugin import PluginError, describe, load, parts, source_of
 from numpy.typing import NDArray
 
+from models.plugin import PluginError, describe, load, parts, source_of
 from pipeline.data.spec import IMAGE_RANGE, SPLITS, DataOptions, DataSpec, Samples, Source
 from pipeline.errors import UserError
 from pipeline.task import TASKS
@@ -141,7 +141,7 @@ def _of_arrays(
     )  # fmt: skip
     return Source(
         summary=f"{len(x):,} samples of shape {x.shape[1:]}", spec=spec, num_train=len(splits["train"][0]),
-        load=lambda data_dir, seed, **_: samples, has_val_set="val" in splits, has_test_set="test" in splits, is_own=True,
+        load=lambda data_dir, seed, **_: samples, has_val_set="val" in splits, has_test_set="test" in splits,
         files=lambda data_dir: files, digest=digest,
     )  # fmt: skip
 
@@ -179,7 +179,7 @@ def _samples(x: Array, about: str) -> Array:
 def _targets(y: Array, names: list[str], task: str, about: str) -> tuple[Array, str, tuple[str, ...], tuple[str, ...]]:
     """Return targets as training takes them, the task, and the names of classes and of targets."""
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-    found = _task_of(y) if task == "auto" else task
+    found = task or _task_of(y)
     if y.ndim not in (1, 2) or y.dtype.kind not in "fiubUS":
         raise UserError(f"dataset={about} has targets of shape {y.shape[1:]} and type {y.dtype}. Give (N,) or (N, K) numbers.")
     kind = TASKS[found]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.spec import Column
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,70 +23,9 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-KINDS = ("number", "boolean", "date", "category")
 MAX_CATEGORIES = 64
-_NONE = ("", "nan", "None", "<NA>")  # what pandas' missing texts become on their way through numpy, MLflow and onnxruntime
-_OUTPUTS = ("logits", "probabilities", "prediction", "features")  # names that an exported graph has given away
 _BLOCK = 1 << 21  # bytes of the matrix that are made together, so that they stay in the cache of a core
 _WORKERS = 4  # numpy and pyarrow let go of the interpreter while they compute
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """One raw column. A number, boolean or date becomes (x - center) / scale, with `fill` for x where it is missing.
-
-    A category becomes one slot for each of `categories`, one for all others (the rare and the unseen ones), and, with
-    `has_missing`, one for none. The others get a slot that says "missing" if `has_missing`: some were, in the training rows.
-    """
-
-    name: str
-    kind: str
-    center: float = 0.0
-    scale: float = 1.0
-    fill: float = 0.0
-    has_missing: bool = False
-    categories: tuple[str, ...] = ()
-
-    @property
-    def is_category(self) -> bool:
-        return self.kind == "category"
-
-    @property
-    def missing_texts(self) -> tuple[str, ...]:
-        """The texts that take the slot of a missing category: "", and pandas' None and NaN as text, if they are no category."""
-        return tuple(text for text in _NONE if text not in self.categories) if self.has_missing else ()
-
-    @property
-    def width(self) -> int:
-        """The number of columns of the encoded matrix that are this one's."""
-        return 1 + self.has_missing + len(self.categories)
-
-    @property
-    def input_name(self) -> str:
-        """The name of the exported file's input: the column's own, unless an output is called so."""
-        return f"column:{self.name}" if self.name in _OUTPUTS else self.name
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """The names of its columns of the encoded matrix: `age`, `age (missing)`, `city = Rome`, `city (other)`."""
-        missing = (f"{self.name} (missing)",) if self.has_missing else ()
-        if self.is_category:
-            return (*(f"{self.name} = {category}" for category in self.categories), f"{self.name} (other)", *missing)
-        return (self.name, *missing)
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"categories": list(self.categories)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Column:
-        """Return what `to_json` wrote. Raises TypeError or ValueError for anything else."""
-        column = cls(**dict(values) | {"categories": tuple(values["categories"])})
-        numbers = (column.center, column.scale, column.fill)
-        if column.kind not in KINDS or not all(isinstance(text, str) for text in (column.name, *column.categories)):
-            raise ValueError(f"the column {column.name} is described by values of wrong types")
-        if not all(isinstance(number, (int, float)) and np.isfinite(number) for number in numbers) or not column.scale > 0:
-            raise ValueError(f"the column {column.name} is described by values of wrong types")
-        return column
 
 
 def feature_names(columns: Sequence[Column]) -> tuple[str, ...]:

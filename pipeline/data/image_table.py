@@ -128,7 +128,7 @@ def source(path: Path, options: DataOptions) -> Source:
         _Rows(images, rows, (channels, side, side), str(path)), y[rows].astype(np.int64), groups=groups,
         skipped=tuple(text.partition(" is ")[0] for text in bad),
     )  # fmt: skip
-    task = ("binary" if len(classes) == 2 else "multiclass") if options.task == "auto" else options.task
+    task = ("binary" if len(classes) == 2 else "multiclass") if not options.task else options.task
     if task not in ("multiclass", "binary") or (task == "binary" and len(classes) != 2):
         raise UserError(f"task={task} does not fit dataset={path}, which has {len(classes)} classes. Leave --task out.")
     spec = DataSpec(
@@ -137,7 +137,7 @@ def source(path: Path, options: DataOptions) -> Source:
     )  # fmt: skip
     return Source(
         summary=f"{len(rows):,} images of {len(classes)} classes", spec=spec, num_train=len(rows),
-        load=lambda data_dir, seed: samples, is_own=True, files=lambda data_dir: [path],
+        load=lambda data_dir, seed: samples, files=lambda data_dir: [path],
         notes=(f"images of column {name}, classes of column {target}, read as {'grey' if channels == 1 else 'RGB'}",),
     )  # fmt: skip
 

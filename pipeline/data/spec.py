@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 IMAGE_RANGE = (0, 255)
 SPLITS = ("train", "val", "test")
+COLUMN_KINDS = ("number", "boolean", "date", "category")
+_NONE = ("", "nan", "None", "<NA>")  # what pandas' missing texts become on their way through numpy, MLflow and onnxruntime
+_OUTPUTS = ("logits", "probabilities", "prediction", "features")  # names that an exported graph has given away
 _PLACE = ("data_dir", "seed")  # what a loader is always given
 
 
@@ -53,10 +57,10 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column of a table, and how it becomes features: (value - center) / scale, or one feature a category.
+    """One raw column. A number, boolean or date becomes (x - center) / scale, with `fill` for x where it is missing.
 
-    A missing number is `fill`, and `has_missing` has a feature of its own that says so. A category that is not in `categories`
-    has the feature behind the last of them.
+    A category becomes one slot for each of `categories`, one for all others (the rare and the unseen ones), and, with
+    `has_missing`, one for none. The others get a slot that says "missing" if `has_missing`: some were, in the training rows.
     """
 
     name: str
@@ -68,23 +72,52 @@ class Column:
     categories: tuple[str, ...] = ()
 
     @property
+    def is_category(self) -> bool:
+        return self.kind == "category"
+
+    @property
+    def missing_texts(self) -> tuple[str, ...]:
+        """The texts that take the slot of a missing category: "", and pandas' None and NaN as text, if they are no category."""
+        return tuple(text for text in _NONE if text not in self.categories) if self.has_missing else ()
+
+    @property
     def width(self) -> int:
-        """The number of its features."""
-        return (len(self.categories) + 1 if self.kind == "category" else 1) + self.has_missing
+        """The number of columns of the encoded matrix that are this one's."""
+        return 1 + self.has_missing + len(self.categories)
+
+    @property
+    def input_name(self) -> str:
+        """The name of the exported file's input: the column's own, unless an output is called so."""
+        return f"column:{self.name}" if self.name in _OUTPUTS else self.name
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The names of its columns of the encoded matrix: `age`, `age (missing)`, `city = Rome`, `city (other)`."""
+        missing = (f"{self.name} (missing)",) if self.has_missing else ()
+        if self.is_category:
+            return (*(f"{self.name} = {category}" for category in self.categories), f"{self.name} (other)", *missing)
+        return (self.name, *missing)
 
     def to_json(self) -> dict[str, Any]:
-        return vars(self) | {"categories": list(self.categories)}
+        return dataclasses.asdict(self) | {"categories": list(self.categories)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Column:
-        return cls(**(dict(values) | {"categories": tuple(values["categories"])}))
+        """Return what `to_json` wrote. Raises TypeError or ValueError for anything else."""
+        column = cls(**dict(values) | {"categories": tuple(values["categories"])})
+        numbers = (column.center, column.scale, column.fill)
+        if column.kind not in COLUMN_KINDS or not all(isinstance(text, str) for text in (column.name, *column.categories)):
+            raise ValueError(f"the column {column.name} is described by values of wrong types")
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers) or not column.scale > 0:
+            raise ValueError(f"the column {column.name} is described by values of wrong types")
+        return column
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """How a data set that is given by its path is to be read; the fields are flags of the same name, `args` is JSON."""
 
-    task: str = "auto"
+    task: str = ""
     target: str = ""
     ignore_columns: str = ""
     group_column: str = ""

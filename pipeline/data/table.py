@@ -93,14 +93,14 @@ def _source(path: Path, options: DataOptions) -> Source:
     groups, more = duplicates(compared or list(raw.values()), groups, split)
     notes += [*more, *_classes_without_training(target, split)]
     spec = DataSpec(
-        name=path.name, task=target.task, classes=target.classes, targets=target.targets, columns=tuple(kept),
+        name=path.stem, task=target.task, classes=target.classes, targets=target.targets, columns=tuple(kept),
         sample_shape=(sum(profile.width for profile in found if not profile.why_left_out),),
     )  # fmt: skip
     samples = Samples(np.zeros((len(target.y), 0), np.float32), target.y, split=split, groups=groups, raw=raw)
     there = set() if split is None else set(np.unique(split).tolist())
     return Source(
         summary=f"{len(target.y)} rows, {len(kept)} columns to learn {listed(roles.targets)} from ({path.name})",
-        spec=spec, num_train=len(target.y), load=partial(_load, samples), files=partial(_files, path), notes=tuple(notes),
+        spec=spec, num_train=len(target.y) if split is None else int((split == "train").sum()), load=partial(_load, samples), files=partial(_files, path), notes=tuple(notes),
         has_val_set="val" in there, has_test_set="test" in there,
     )  # fmt: skip
 

@@ -26,11 +26,22 @@ from pipeline.tracking.sender import NOT_METRICS
 _FETCHED = ("checkpoints", *manifest.JOURNALS)  # what a takeover that was cut off may have left, before config.json
 
 
-def find_run(text: str, *, stage: str = "") -> Run:
+def find_run(text: str, *, stage: str = "", trust_code: bool = False) -> Run:
     """Return the run that `--run` names: a run folder, or an MLflow run id whose artifacts are fetched if not here.
 
-    They are laid in `runs/<id>`. What `stage` makes anew is not checked. Raises UserError where there is no such run.
+    They are laid in `runs/<id>`. What `stage` makes anew is not checked. Raises UserError where there is no such run, or where
+    it was fetched and its model is code of somebody whom `trust_code` does not trust.
     """
+    run = _find_run(text, stage)
+    if run.code and run.folder.name == run.mlflow_run_id and not trust_code:  # the name of a folder that was fetched
+        raise UserError(
+            f"run={text} was fetched, and its model is code that would be run here ({manifest.CODE}/{run.code['name']} in "
+            f"{run.folder}). Read it, and add --trust_code true."
+        )
+    return run
+
+
+def _find_run(text: str, stage: str) -> Run:
     if not text:
         raise UserError("run: nothing was given. Add --run FOLDER or --run MLFLOW_RUN_ID.")
     if os.path.exists(text) or os.sep in text:
@@ -108,7 +119,7 @@ def _download_sealed(run_id: str, folder: Path) -> None:
     mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=manifest.MANIFEST, dst_path=str(folder))
     for name in (*manifest.read(folder)[1], *(there & set(manifest.JOURNALS))):
         path = folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(path.parent))
 
 
@@ -165,7 +176,7 @@ def _fetch_checkpoints(folder: Path, run_id: str) -> None:
                 if note.with_suffix(".pt").exists() and not path.with_suffix(".json").exists():
                     note.with_suffix(".pt").rename(path)
                     note.rename(path.with_suffix(".json"))
-            for name in (*manifest.JOURNALS, "config.json"):  # it is a run once its config.json is there
+            for name in (*manifest.JOURNALS, manifest.CODE, "config.json"):  # it is a run once its config.json is there
                 if (temporary / name).exists() and not (folder / name).exists():
                     (temporary / name).rename(folder / name)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -182,7 +193,7 @@ def _download_checkpoints(run_id: str, folder: Path) -> None:
     import mlflow
 
     names = {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)}
-    for name in sorted(names & {"config.json", "checkpoints", *manifest.JOURNALS}):
+    for name in sorted(names & {"config.json", "checkpoints", manifest.CODE, *manifest.JOURNALS}):
         mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(folder))
     for path in (folder / "config.json", *(folder / "checkpoints").glob("slot-*.json")):
         if (owner := json.loads(path.read_text())["mlflow_run_id"]) != run_id:

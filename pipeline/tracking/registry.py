@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,41 +15,55 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def log_onnx_model(run_id: str, path: Path, example: np.ndarray, *, name: str) -> tuple[str, float]:
+def log_onnx_model(run_id: str, path: Path, example: Mapping[str, np.ndarray], *, name: str) -> tuple[str, float]:
     """Log the ONNX file as an MLflow model and load it back; return its `models:/` address and how far its answers differ.
 
-    The model is called `name`, less what MLflow does not take in one. `example` (B, *input_shape) becomes the input example;
-    the answers are held against onnxruntime on the file itself.
+    The model is called `name`, less what MLflow does not take in one. `example` has an array (B, ...) for each input, and
+    becomes the input example; the answers are held against onnxruntime on the file itself. Columns of a table, (B, 1), are a
+    DataFrame for MLflow.
     """
     import mlflow.onnx
     import numpy as np
     import onnx
     import onnxruntime
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
-    expected = dict(zip(names, session.run(names, {"input": example}), strict=True))
+    expected = dict(zip(names, session.run(names, dict(example)), strict=True))
     schema: list[Any] = [TensorSpec(v.dtype, (-1, *v.shape[1:]), k) for k, v in expected.items()]
-    signature = ModelSignature(Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]), "input")]), Schema(schema))
+    asked: Any = dict(example)
+    inputs: list[Any] = [TensorSpec(a.dtype, (-1, *_sizes(session, k, a)), k) for k, a in example.items()]
+    if list(example) != ["input"]:
+        import pandas
+
+        asked = pandas.DataFrame({k: a[:, 0] for k, a in example.items()})
+        inputs = [ColSpec(DataType.string if a.dtype == object else DataType.double, k) for k, a in example.items()]
+    signature = ModelSignature(Schema(inputs), Schema(schema))
     try:
         with _active(run_id):
             info = mlflow.onnx.log_model(
                 onnx.load(path),  # a copy of its own: log_model changes what it is given
                 name=re.sub(r"[^\w-]+", "-", name),
                 signature=signature,
-                input_example={"input": example},
+                input_example=asked,
                 pip_requirements=[f"{m.__name__}=={m.__version__}" for m in (onnx, onnxruntime, np)],
                 onnx_execution_providers=["CPUExecutionProvider"],
                 save_as_external_data=False,
             )
-        answers = mlflow.pyfunc.load_model(info.model_uri).predict({"input": example})
+        answers = mlflow.pyfunc.load_model(info.model_uri).predict(asked)
     except Exception as error:  # whatever a server, a proxy, a store or its disk raises
         raise Failure(
             f"MLflow at {connection.shown()} does not take the ONNX model ({connection.first_line(error)}). Verify again."
         ) from error
     return str(info.model_uri), max(float(np.abs(answers[name] - value).max()) for name, value in expected.items())
+
+
+def _sizes(session: Any, name: str, values: np.ndarray) -> list[int]:
+    """Return the sizes of one sample, -1 where the file lets them vary."""
+    declared = next(i.shape for i in session.get_inputs() if i.name == name)
+    return [-1 if isinstance(d, str) else n for d, n in zip(declared[1:], values.shape[1:], strict=True)]
 
 
 @contextmanager
