@@ -19,27 +19,23 @@ def log_onnx_model(run_id: str, path: Path, example: Mapping[str, np.ndarray], *
     """Log the ONNX file as an MLflow model and load it back; return its `models:/` address and how far its answers differ.
 
     The model is called `name`, less what MLflow does not take in one. `example` has an array (B, ...) for each input, and
-    becomes the input example; the answers are held against onnxruntime on the file itself. Columns of a table, (B, 1), are a
-    DataFrame for MLflow.
+    becomes the input example; the answers are held against onnxruntime on the file itself.
     """
     import mlflow.onnx
     import numpy as np
     import onnx
     import onnxruntime
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types import Schema, TensorSpec
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
     expected = dict(zip(names, session.run(names, dict(example)), strict=True))
     schema: list[Any] = [TensorSpec(v.dtype, (-1, *v.shape[1:]), k) for k, v in expected.items()]
-    asked: Any = dict(example)
-    inputs: list[Any] = [TensorSpec(a.dtype, (-1, *_sizes(session, k, a)), k) for k, a in example.items()]
-    if list(example) != ["input"]:
-        import pandas
-
-        asked = pandas.DataFrame({k: a[:, 0] for k, a in example.items()})
-        inputs = [ColSpec(DataType.string if a.dtype == object else DataType.double, k) for k, a in example.items()]
+    asked = {k: a.astype(str) if a.dtype == object else a for k, a in example.items()}
+    inputs: list[Any] = [
+        TensorSpec(np.dtype(str) if a.dtype == object else a.dtype, (-1, *_sizes(session, k, a)), k) for k, a in example.items()
+    ]
     signature = ModelSignature(Schema(inputs), Schema(schema))
     try:
         with _active(run_id):
