@@ -15,7 +15,24 @@ from export.columns import with_columns
 from pipeline.data.columns import Column, encode, feature_names, fit
 
 Raw = dict[str, np.ndarray]
-WORDS = ["", "Rome", "Zürich", "東京", "NA", "a,b", 'she said "no"', "two\nlines", " Rome", "rome", "🚂", "-1", "x" * 300, "nan", "None", "<NA>"]
+WORDS = [
+    "",
+    "Rome",
+    "Zürich",
+    "東京",
+    "NA",
+    "a,b",
+    'she said "no"',
+    "two\nlines",
+    " Rome",
+    "rome",
+    "🚂",
+    "-1",
+    "x" * 300,
+    "nan",
+    "None",
+    "<NA>",
+]
 
 
 def network(width: int, *, names: dict[str, str] | None = None) -> bytes:
@@ -112,8 +129,32 @@ def test_numbers_alone_and_categories_alone_have_a_front_too() -> None:
         np.testing.assert_array_equal(got, expected)
 
 
-NAMES = ["input", "weight", "sum", "logits", "probabilities", "prediction", "features", "a/b", "two words", "größe", "東京", "'", '"']
-NAMES += ["columns/numbers", "columns/fill", "columns/order", "columns/two words/slot", "batch", "column:logits", "a\nb", "x.y", "input_"]
+NAMES = [
+    "input",
+    "weight",
+    "sum",
+    "logits",
+    "probabilities",
+    "prediction",
+    "features",
+    "a/b",
+    "two words",
+    "größe",
+    "東京",
+    "'",
+    '"',
+]
+NAMES += [
+    "columns/numbers",
+    "columns/fill",
+    "columns/order",
+    "columns/two words/slot",
+    "batch",
+    "column:logits",
+    "a\nb",
+    "x.y",
+    "input_",
+]
 
 
 @pytest.mark.parametrize("kind", ["number", "category"])
@@ -164,8 +205,35 @@ def test_a_matrix_of_another_width_is_refused() -> None:
 
 
 def test_a_thousand_columns_load_within_seconds(tmp_path: Path) -> None:
-    raw = {f"c{k}": np.arange(4.0) + k for k in range(900)} | {f"t{k}": np.array(["a", "a", "b", ""], object) for k in range(100)}
+    raw = {f"c{k}": np.arange(4.0) + k for k in range(900)} | {
+        f"t{k}": np.array(["a", "a", "b", ""], object) for k in range(100)
+    }
     columns = fit(raw, [Column(name=n, kind="category" if v.dtype == object else "number") for n, v in raw.items()])
     expected = encode(raw, columns)
     got = answers(with_columns(network(expected.shape[1]), columns), raw, columns, slice(None))[1]
     np.testing.assert_array_equal(got, expected)
+
+
+def test_mlflow_answers_a_data_frame_of_the_raw_columns_by_the_signature_that_is_documented(tmp_path: Path) -> None:
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Schema, TensorSpec
+
+    raw: Raw = {"age": np.array([1.0, 2, np.nan, 4]), "city": np.array(["Rome", "Rome", "", "Paris"], object)}
+    columns = fit(raw, [Column(name="age", kind="number"), Column(name="city", kind="category")])
+    expected = encode(raw, columns)
+    content = with_columns(network(expected.shape[1]), columns)
+    inputs = Schema([TensorSpec(np.dtype(np.float64), (-1, 1), "age"), TensorSpec(np.dtype(str), (-1, 1), "city")])
+    model, signature = onnx.load_model_from_string(content), ModelSignature(inputs=inputs)
+    mlflow.onnx.save_model(model, str(tmp_path / "m"), signature=signature, pip_requirements=[])
+    served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+    for texts in (
+        raw["city"],
+        np.array(["Rome", "Rome", None, "Paris"], object),
+        np.array(["Rome", "Rome", np.nan, "Paris"], object),
+    ):
+        found = served.predict(pd.DataFrame({"age": raw["age"], "city": texts}))["features"]
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(served.predict({n: v.reshape(-1, 1).astype(float if n == "age" else str) for n, v in raw.items()})
+                                  ["features"], expected)  # fmt: skip

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -106,7 +106,7 @@ def test_encoding_some_rows_gives_the_rows_of_encoding_all() -> None:
     np.testing.assert_allclose(seen, slow, rtol=1e-6, atol=1e-7)
 
 
-DAY = datetime(2024, 2, 29, 12, tzinfo=timezone.utc)
+DAY = datetime(2024, 2, 29, 12, tzinfo=UTC)
 ARROW = {
     "int8": ("number", pa.array([1, None], pa.int8()), [1, np.nan]),
     "uint64": ("number", pa.array([2**63, None], pa.uint64()), [2.0**63, np.nan]),
@@ -148,7 +148,11 @@ def test_every_flat_type_of_arrow_becomes_float64_or_text(name: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        ("number", pa.array(["1", "2", "x1", "4"]), "input: the column c holds 'x1' in row 3, which is not a number. Mend it, or"),
+        (
+            "number",
+            pa.array(["1", "2", "x1", "4"]),
+            "input: the column c holds 'x1' in row 3, which is not a number. Mend it, or",
+        ),
         ("number", pa.array([DAY]), "in row 1, which is not a number"),
         ("number", pa.array([1.0, float("-inf")]), "input: the column c holds an infinite number in row 2. Write"),
         ("boolean", pa.array([0, 1, 2]), "holds 2 in row 3, which is not true or false"),
@@ -167,7 +171,9 @@ def test_a_column_that_is_not_there_is_named() -> None:
         raw_columns(pa.table({"a": [1]}), [Column(name=name, kind="number") for name in "ab"])
 
 
-@pytest.mark.parametrize("change", [{"kind": "image"}, {"scale": 0.0}, {"scale": float("nan")}, {"fill": "1"}, {"categories": [1]}])
+@pytest.mark.parametrize(
+    "change", [{"kind": "image"}, {"scale": 0.0}, {"scale": float("nan")}, {"fill": "1"}, {"categories": [1]}]
+)
 def test_a_damaged_description_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)):
         Column.from_json(Column(name="c", kind="number").to_json() | change)
