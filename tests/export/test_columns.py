@@ -228,12 +228,9 @@ def test_mlflow_answers_a_data_frame_of_the_raw_columns_by_the_signature_that_is
     model, signature = onnx.load_model_from_string(content), ModelSignature(inputs=inputs)
     mlflow.onnx.save_model(model, str(tmp_path / "m"), signature=signature, pip_requirements=[])
     served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
-    for texts in (
-        raw["city"],
-        np.array(["Rome", "Rome", None, "Paris"], object),
-        np.array(["Rome", "Rome", np.nan, "Paris"], object),
-    ):
+    for missing in ("", None, np.nan):
+        texts = np.array(["Rome", "Rome", missing, "Paris"], object)
         found = served.predict(pd.DataFrame({"age": raw["age"], "city": texts}))["features"]
         np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(served.predict({n: v.reshape(-1, 1).astype(float if n == "age" else str) for n, v in raw.items()})
-                                  ["features"], expected)  # fmt: skip
+    feeds = {"age": raw["age"].reshape(-1, 1), "city": raw["city"].reshape(-1, 1).astype(str)}
+    np.testing.assert_array_equal(served.predict(feeds)["features"], expected)
