@@ -202,20 +202,24 @@ def _moments(values: Array) -> tuple[float, float]:
     return (mean, deviation) if np.finfo(np.float64).tiny < deviation < np.inf else (mean, 1.0)
 
 
-def encode(raw: Mapping[str, Array], columns: Sequence[Column]) -> NDArray[np.float32]:
+def encode(
+    raw: Mapping[str, Array], columns: Sequence[Column], *, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """Return (N, D) float32 for raw columns, each (N,) or (N, 1): what the network takes, and what the ONNX front computes.
 
-    A missing number is `fill`; a missing category where none was in training is "other".
+    A missing number is `fill`; a missing category where none was in training is "other". `out`, (N, D), is written if it is
+    given, as of a memory-mapped file.
     """
     inputs = {column.name: np.asarray(raw[column.name]).reshape(-1) for column in columns}
     num_rows = len(inputs[columns[0].name]) if columns else 0
     slots = dict(zip(inputs, each(lambda c: _slots(inputs[c.name], c) if c.is_category else None, columns), strict=True))
-    out = np.zeros((num_rows, sum(column.width for column in columns)), np.float32)
-    step = max(512, _BLOCK // (4 * max(1, out.shape[1])))
+    matrix = np.empty((num_rows, sum(column.width for column in columns)), np.float32) if out is None else out
+    step = max(512, _BLOCK // (4 * max(1, matrix.shape[1])))
 
     def fill(start: int) -> None:
         rows = slice(start, min(start + step, num_rows))
-        block, first = out[rows], 0
+        block, first = matrix[rows], 0
+        block[:] = 0
         numbers = np.arange(len(block))
         for column in columns:
             codes = slots[column.name]
@@ -228,12 +232,12 @@ def encode(raw: Mapping[str, Array], columns: Sequence[Column]) -> NDArray[np.fl
                     values = np.where(missing, column.fill, values)
                     if column.has_missing:
                         block[:, first + 1] = missing
-                block[:, first] = (values - column.center) / column.scale
+                with np.errstate(over="ignore"):  # beyond float32: infinite, as in onnxruntime
+                    block[:, first] = (values - column.center) / column.scale
             first += column.width
 
-    with np.errstate(over="ignore"):  # float32 has no number as large as that: infinite, as in onnxruntime
-        each(fill, range(0, num_rows, step))
-    return out
+    each(fill, range(0, num_rows, step))
+    return matrix
 
 
 def _slots(values: Array, column: Column) -> NDArray[np.int64]:

@@ -93,7 +93,11 @@ def _schema(path: Path, what: str) -> list[str]:
 
 
 def _read_binary(path: Path, kept: list[str], what: str) -> pa.Table:
-    return _opened(path, what, lambda parquet: parquet.read(columns=kept), lambda arrow: arrow.read_all()).select(kept)
+    def whole(table: pa.Table) -> pa.Table:
+        table.validate(full=True)  # what is damaged may point anywhere
+        return table.select(kept)
+
+    return _opened(path, what, lambda parquet: whole(parquet.read(columns=kept)), lambda arrow: whole(arrow.read_all()))
 
 
 def _opened(path: Path, what: str, of_parquet: Callable[[Any], Any], of_arrow: Callable[[Any], Any]) -> Any:
@@ -105,13 +109,13 @@ def _opened(path: Path, what: str, of_parquet: Callable[[Any], Any], of_arrow: C
         if is_parquet:
             import pyarrow.parquet as pq
 
-            with pq.ParquetFile(path, memory_map=True) as file:
+            with pq.ParquetFile(path) as file:
                 return of_parquet(file)
         with path.open("rb") as start:
             is_file = start.read(6) == b"ARROW1"  # else a stream
-        with pa.memory_map(str(path)) as content, (pa.ipc.open_file if is_file else pa.ipc.open_stream)(content) as reader:
+        with pa.OSFile(str(path)) as content, (pa.ipc.open_file if is_file else pa.ipc.open_stream)(content) as reader:
             return of_arrow(reader)
-    except (pa.ArrowException, OSError, MemoryError) as error:
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         raise UserError(
             f"{what} is not a whole {'Parquet' if is_parquet else 'Arrow or Feather'} file ({_short(error)}). It may be cut "
             "off, or be something else: write it anew."
@@ -122,7 +126,7 @@ def _read_csv(path: Path, found: list[str], kept: list[str], text: Collection[st
     import pyarrow as pa
 
     delimiter = _delimiter(path)
-    num_quotes, has_long = _quotes(path)
+    num_quotes, has_long, has_return = _quotes(path)
 
     def attempt(block: int, has_long: bool) -> pa.Table:
         from pyarrow import csv as arrow_csv
@@ -140,7 +144,8 @@ def _read_csv(path: Path, found: list[str], kept: list[str], text: Collection[st
     size = path.stat().st_size
     try:
         try:
-            table = attempt(_BLOCK, has_long)
+            # pyarrow drops a line feed that begins a block after a carriage return, in a value too
+            table = attempt(size + 1 if has_return and size < _LARGEST else _BLOCK, has_long)
         except pa.ArrowInvalid as error:
             if "conversion error" not in str(error) and not num_quotes:
                 raise
@@ -161,17 +166,19 @@ def _read_csv(path: Path, found: list[str], kept: list[str], text: Collection[st
     return table
 
 
-def _quotes(path: Path) -> tuple[int, bool]:
-    """Return the number of quotes, and whether a line may end within quotes."""
-    num_quotes, has_long = 0, False
+def _quotes(path: Path) -> tuple[int, bool, bool]:
+    """Return the number of quotes, whether a line may end within quotes, and whether one does so by a carriage return."""
+    num_quotes, has_long, has_return = 0, False, False
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             if num_quotes or b'"' in chunk:
                 content = np.frombuffer(chunk, np.uint8)
-                quotes, ends = (np.flatnonzero(content == ord(mark)) for mark in '"\n')
-                has_long = has_long or bool(((np.searchsorted(quotes, ends) + num_quotes) % 2).any())
+                quotes = np.flatnonzero(content == ord('"'))
+                ends = np.flatnonzero((content == ord("\n")) | (content == ord("\r")))
+                inside = content[ends[(np.searchsorted(quotes, ends) + num_quotes) % 2 == 1]]
+                has_long, has_return = has_long or len(inside) > 0, has_return or bool((inside == ord("\r")).any())
                 num_quotes += len(quotes)
-    return num_quotes, has_long
+    return num_quotes, has_long, has_return
 
 
 def _header(path: Path, what: str) -> list[str]:

@@ -58,9 +58,13 @@ def _of_numbers(values: Array, column: Column, kind: str) -> Profile:
     if not len(present):
         return Profile(column, width, "empty")
     low, high = float(present.min()), float(present.max())
-    if low == high and not has_missing:
-        return Profile(column, width, "constant")
     is_whole = kind.startswith(("int", "uint"))
+    if low == high and not has_missing:
+        why = (
+            f"{column.name} holds whole numbers about {high:.0f}, which float64 cannot tell apart if they differ by little. "
+            "Take the smallest away from all of them."
+        )
+        return Profile(column, width, "constant", notes=(why,) if is_whole and max(abs(low), abs(high)) >= 2**53 else ())
     is_row_number = (
         is_whole and not has_missing and len(values) > 10 and high - low == len(values) - 1
         and len(np.unique(values)) == len(values)

@@ -212,3 +212,25 @@ def test_a_thousand_columns_load_within_seconds(tmp_path: Path) -> None:
     expected = encode(raw, columns)
     got = answers(with_columns(network(expected.shape[1]), columns), raw, columns, slice(None))[1]
     np.testing.assert_array_equal(got, expected)
+
+
+def test_mlflow_answers_a_data_frame_of_the_raw_columns_by_the_signature_that_is_documented(tmp_path: Path) -> None:
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Schema, TensorSpec
+
+    raw: Raw = {"age": np.array([1.0, 2, np.nan, 4]), "city": np.array(["Rome", "Rome", "", "Paris"], object)}
+    columns = fit(raw, [Column(name="age", kind="number"), Column(name="city", kind="category")])
+    expected = encode(raw, columns)
+    content = with_columns(network(expected.shape[1]), columns)
+    inputs = Schema([TensorSpec(np.dtype(np.float64), (-1, 1), "age"), TensorSpec(np.dtype(str), (-1, 1), "city")])
+    model, signature = onnx.load_model_from_string(content), ModelSignature(inputs=inputs)
+    mlflow.onnx.save_model(model, str(tmp_path / "m"), signature=signature, pip_requirements=[])
+    served = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+    for missing in ("", None, np.nan):
+        texts = np.array(["Rome", "Rome", missing, "Paris"], object)
+        found = served.predict(pd.DataFrame({"age": raw["age"], "city": texts}))["features"]
+        np.testing.assert_array_equal(found, expected)
+    feeds = {"age": raw["age"].reshape(-1, 1), "city": raw["city"].reshape(-1, 1).astype(str)}
+    np.testing.assert_array_equal(served.predict(feeds)["features"], expected)

@@ -100,6 +100,9 @@ def test_encoding_some_rows_gives_the_rows_of_encoding_all() -> None:
     whole = encode(raw, columns)
     rows = rng.permutation(n)[:1000]
     np.testing.assert_array_equal(whole[rows], encode({name: values[rows] for name, values in raw.items()}, columns))
+    out = np.full_like(whole, 7)
+    assert encode(raw, columns, out=out) is out
+    np.testing.assert_array_equal(out, whole)
     slow = [[(v - columns[0].center) / columns[0].scale, 0] if v == v else [0, 1] for v in raw["x"][:200]]
     seen = whole[:200, :2].copy()
     seen[seen[:, 1] == 1, 0] = 0  # the fill
