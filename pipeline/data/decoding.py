@@ -142,26 +142,26 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}{'es' if what.endswith('s') else 's'}"
 
 
-def headers(paths: Sequence[Path], stamps: Sequence[Stamp]) -> list[images.Header | str]:
+def headers(folder: Path, names: Sequence[str], stamps: Sequence[Stamp]) -> list[images.Header | str]:
     """Return what each file says of itself, or the reason why it cannot be read."""
-    found: list[images.Header | str] = [""] * len(paths)
+    found: list[images.Header | str] = [""] * len(names)
 
     def read(index: int) -> None:
         try:
-            found[index] = _header(paths[index], stamps[index])
+            found[index] = _header(folder, names[index], stamps[index])
         except images.BadImage as error:
             found[index] = str(error)
 
-    for_each(len(paths), read, what="reading headers")
+    for_each(len(names), read, what="reading headers")
     return found
 
 
 @lru_cache(_KNOWN)
-def _header(path: Path, stamp: Stamp) -> images.Header:
-    return images.header(path)
+def _header(folder: Path, name: str, stamp: Stamp) -> images.Header:
+    return images.header(folder / name)
 
 
-def contents(paths: Sequence[Path], stamps: Sequence[Stamp]) -> NDArray[np.int64]:
+def contents(folder: Path, names: Sequence[str], stamps: Sequence[Stamp]) -> NDArray[np.int64]:
     """Return a number for each file, the same for files of the same bytes: the place of the first of them.
 
     Only files of equal size are read. One that cannot be is equal to no other.
@@ -175,10 +175,10 @@ def contents(paths: Sequence[Path], stamps: Sequence[Stamp]) -> NDArray[np.int64
     def read(place: int) -> None:
         index = alike[place]
         with suppress(OSError):  # whoever decodes it says why
-            digests[index] = _digest(paths[index], stamps[index])
+            digests[index] = _digest(folder, names[index], stamps[index])
 
     for_each(len(alike), read, what="comparing files of equal size")
-    numbers = np.arange(len(paths), dtype=np.int64)
+    numbers = np.arange(len(names), dtype=np.int64)
     first: dict[bytes, int] = {}
     for index in sorted(digests):
         numbers[index] = first.setdefault(digests[index], index)
@@ -186,8 +186,8 @@ def contents(paths: Sequence[Path], stamps: Sequence[Stamp]) -> NDArray[np.int64
 
 
 @lru_cache(_KNOWN)
-def _digest(path: Path, stamp: Stamp) -> bytes:
-    with path.open("rb") as file:
+def _digest(folder: Path, name: str, stamp: Stamp) -> bytes:
+    with (folder / name).open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 

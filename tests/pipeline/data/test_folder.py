@@ -238,9 +238,9 @@ def test_only_files_of_equal_size_are_hashed(tmp_path: Path, monkeypatch: pytest
         put(tmp_path / "ab"[i % 2] / f"{i}.png", i, size=(8 + i, 8))
     (tmp_path / "a" / "copy.png").write_bytes((tmp_path / "b" / "1.png").read_bytes())
     seen: list[str] = []
-    monkeypatch.setattr(decoding, "_digest", lambda path, stamp: (seen.append(path.name), path.read_bytes())[1])
+    monkeypatch.setattr(decoding, "_digest", lambda folder, name, stamp: (seen.append(name), (folder / name).read_bytes())[1])
     source(tmp_path, SMALL)
-    assert sorted(seen) == ["1.png", "copy.png"]
+    assert sorted(seen) == ["a/copy.png", "b/1.png"]
 
 
 def test_a_second_look_reads_no_header_again_and_sees_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
