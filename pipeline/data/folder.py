@@ -211,7 +211,7 @@ def _sizes(entries: Sequence[Entry]) -> Counter[tuple[int, int]]:
 
 def _samples(path: Path, images: ImageFiles, found: Scan, *, skip_bad: bool) -> Samples:
     """Return the rows with their labels, splits and groups; with `skip_bad` without those that cannot be decoded."""
-    entries, broken = found.entries, images.unreadable() if skip_bad else []
+    entries, broken = found.entries, images.unreadable(np.arange(len(images))) if skip_bad else []
     if broken:
         say(f"left out, as their pixels cannot be decoded: {listed([' '.join(b) for b in broken])}")
         names = {b.name for b in broken}

@@ -177,6 +177,17 @@ def test_broken_pixels_are_named_all_at_once_when_decoded_or_left_out_and_record
     assert filled(samples).shape == (6, 3, 8, 8) and "a/x.png is cut off" in capsys.readouterr().out
 
 
+def test_bad_files_of_all_splits_are_named_though_each_is_filled_for_itself(tmp_path: Path) -> None:
+    splits(tmp_path, "train", "test")
+    for k, name in enumerate(("train/cat/x.png", "train/dog/x.png", "test/cat/x.png", "test/dog/x.png")):
+        _break(tmp_path / name, k)
+    samples = load(source(tmp_path, SMALL))
+    assert samples.split is not None
+    rows = np.flatnonzero(samples.split == "train")
+    with pytest.raises(UserError, match=r"has 4 files that cannot be read: test/cat/x.png is .*train/dog/x.png is"):
+        samples.x.fill(np.zeros((len(rows), 3, 8, 8), np.uint8), rows)
+
+
 def test_each_file_is_decoded_once_without_skip_bad_and_twice_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classes(tmp_path, "a", "b")
     calls: list[Path] = []
