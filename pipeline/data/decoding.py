@@ -55,13 +55,15 @@ class Bad(NamedTuple):
 class ImageFiles:
     """`pipeline.data.spec.Images` in files: RGB or grey, each squashed to side x side, decoded anew by each `fill`.
 
-    Each file is decoded once by a `fill`, and one that was changed since its `stamps` were taken is an error.
+    Each file is decoded once, and one that was changed since its `stamps` were taken is an error. Only where a `fill` meets a
+    bad file are those decoded too that no `fill` has asked for yet, so that all bad ones are named at once.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], stamps: Sequence[Stamp], *, channels: int, side: int, given: str):
         self.folder, self.names, self.stamps = folder, names, stamps
         self.shape = (len(names), channels, side, side)
         self.given = given  # as the user named the data set
+        self.seen = np.zeros(len(names), bool)  # what was decoded
 
     def __len__(self) -> int:
         return len(self.names)
@@ -74,7 +76,7 @@ class ImageFiles:
     def fill(self, out: Array, rows: Array) -> None:
         """Decode image rows[i] into out[i], uint8 (C, side, side), on all cores.
 
-        Raises UserError at the end, naming all files that cannot be decoded or were changed.
+        Raises UserError at the end, naming all files of the data set that cannot be decoded, or were changed.
         """
         _, channels, side, _ = self.shape
 
@@ -82,12 +84,12 @@ class ImageFiles:
             out[index] = images.decode_resized(self.folder / self.names[row], channels, side)
 
         if bad := self._decode(rows, decode, what="decoding"):
-            raise UserError(sentence(self.given, bad))
+            raise UserError(sentence(self.given, bad + self.unreadable(np.flatnonzero(~self.seen))))
 
-    def unreadable(self) -> list[Bad]:
-        """Return the files that cannot be decoded, by decoding them all. Raises UserError for those that were changed."""
+    def unreadable(self, rows: Array) -> list[Bad]:
+        """Return the files that cannot be decoded, by decoding them. Raises UserError for those that were changed."""
         return self._decode(
-            np.arange(len(self)),
+            rows,
             lambda index, row: images.decode(self.folder / self.names[row], self.shape[1]),
             what="looking for broken images",
         )
@@ -109,6 +111,7 @@ class ImageFiles:
                 bad.append(Bad(self.names[row], reason))
 
         for_each(len(rows), work, what=what)
+        self.seen[rows] = True
         if changed:
             raise UserError(
                 f"dataset={self.given} has {counted(len(changed), 'file')} that somebody changed or took away after a "
@@ -142,26 +145,26 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}{'es' if what.endswith('s') else 's'}"
 
 
-def headers(paths: Sequence[Path], stamps: Sequence[Stamp]) -> list[images.Header | str]:
+def headers(folder: Path, names: Sequence[str], stamps: Sequence[Stamp]) -> list[images.Header | str]:
     """Return what each file says of itself, or the reason why it cannot be read."""
-    found: list[images.Header | str] = [""] * len(paths)
+    found: list[images.Header | str] = [""] * len(names)
 
     def read(index: int) -> None:
         try:
-            found[index] = _header(paths[index], stamps[index])
+            found[index] = _header(folder, names[index], stamps[index])
         except images.BadImage as error:
             found[index] = str(error)
 
-    for_each(len(paths), read, what="reading headers")
+    for_each(len(names), read, what="reading headers")
     return found
 
 
 @lru_cache(_KNOWN)
-def _header(path: Path, stamp: Stamp) -> images.Header:
-    return images.header(path)
+def _header(folder: Path, name: str, stamp: Stamp) -> images.Header:
+    return images.header(folder / name)
 
 
-def contents(paths: Sequence[Path], stamps: Sequence[Stamp]) -> NDArray[np.int64]:
+def contents(folder: Path, names: Sequence[str], stamps: Sequence[Stamp]) -> NDArray[np.int64]:
     """Return a number for each file, the same for files of the same bytes: the place of the first of them.
 
     Only files of equal size are read. One that cannot be is equal to no other.
@@ -175,10 +178,10 @@ def contents(paths: Sequence[Path], stamps: Sequence[Stamp]) -> NDArray[np.int64
     def read(place: int) -> None:
         index = alike[place]
         with suppress(OSError):  # whoever decodes it says why
-            digests[index] = _digest(paths[index], stamps[index])
+            digests[index] = _digest(folder, names[index], stamps[index])
 
     for_each(len(alike), read, what="comparing files of equal size")
-    numbers = np.arange(len(paths), dtype=np.int64)
+    numbers = np.arange(len(names), dtype=np.int64)
     first: dict[bytes, int] = {}
     for index in sorted(digests):
         numbers[index] = first.setdefault(digests[index], index)
@@ -186,8 +189,8 @@ def contents(paths: Sequence[Path], stamps: Sequence[Stamp]) -> NDArray[np.int64
 
 
 @lru_cache(_KNOWN)
-def _digest(path: Path, stamp: Stamp) -> bytes:
-    with path.open("rb") as file:
+def _digest(folder: Path, name: str, stamp: Stamp) -> bytes:
+    with (folder / name).open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 

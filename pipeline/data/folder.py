@@ -103,9 +103,8 @@ def scan(path: Path, *, skip_bad: bool = False) -> Scan:
     """Return what lies in a folder. Raises UserError as `source` does; with `skip_bad` bad files are left out instead."""
     notes: list[str] = []
     held = find(path, notes)
-    paths = [(place, file) for place, files in held for file in files]
-    paths.sort(key=lambda pair: pair[1].relative_to(path).as_posix())
-    entries, bad = _read(path, paths)
+    named = sorted(((name, place) for place, names in held for name in names), key=lambda pair: pair[0])
+    entries, bad = _read(path, named)
     if bad and not skip_bad:
         raise UserError(sentence(str(path), bad))
     if bad:
@@ -122,25 +121,24 @@ def scan(path: Path, *, skip_bad: bool = False) -> Scan:
     return Scan(entries, classes, bad, notes)
 
 
-def _read(path: Path, paths: Sequence[tuple[Place, Path]]) -> tuple[list[Entry], list[Bad]]:
+def _read(path: Path, named: Sequence[tuple[str, Place]]) -> tuple[list[Entry], list[Bad]]:
     """Return the files whose headers can be read, and those where they cannot."""
     bad: list[Bad] = []
     stamped = []
-    for place, file in paths:
+    for name, place in named:
         try:
-            stamped.append((place, file, Stamp.of(file)))
+            stamped.append((name, place, Stamp.of(path / name)))
         except OSError as error:
             reason = "is a link to nothing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-            bad.append(Bad(file.relative_to(path).as_posix(), reason))
-    files, stamps = [file for _, file, _ in stamped], [stamp for *_, stamp in stamped]
+            bad.append(Bad(name, reason))
     whole = []
-    for (place, file, stamp), found in zip(stamped, headers(files, stamps), strict=True):
-        name = file.relative_to(path).as_posix()
+    found_in = headers(path, [name for name, *_ in stamped], [stamp for *_, stamp in stamped])
+    for (name, place, stamp), found in zip(stamped, found_in, strict=True):
         if isinstance(found, str):
             bad.append(Bad(name, found))
         else:
             whole.append(Entry(name, place.split, place.label, stamp, found, 0))
-    numbers = contents([path / e.name for e in whole], [e.stamp for e in whole]).tolist()
+    numbers = contents(path, [e.name for e in whole], [e.stamp for e in whole]).tolist()
     return [e._replace(content=number) for e, number in zip(whole, numbers, strict=True)], sorted(bad)
 
 
@@ -213,7 +211,7 @@ def _sizes(entries: Sequence[Entry]) -> Counter[tuple[int, int]]:
 
 def _samples(path: Path, images: ImageFiles, found: Scan, *, skip_bad: bool) -> Samples:
     """Return the rows with their labels, splits and groups; with `skip_bad` without those that cannot be decoded."""
-    entries, broken = found.entries, images.unreadable() if skip_bad else []
+    entries, broken = found.entries, images.unreadable(np.arange(len(images))) if skip_bad else []
     if broken:
         say(f"left out, as their pixels cannot be decoded: {listed([' '.join(b) for b in broken])}")
         names = {b.name for b in broken}

@@ -36,7 +36,7 @@ class Place(NamedTuple):
         return self.split in ("", "train")
 
 
-Held = list[tuple[Place, list[Path]]]  # with the image files below each
+Held = list[tuple[Place, list[str]]]  # with the names of the images below each, relative to the data set's folder
 
 
 def find(path: Path, notes: list[str]) -> Held:
@@ -58,7 +58,7 @@ def _places(path: Path, notes: list[str], passed: Counter[str]) -> list[Place]:
     if not path.is_dir():
         raise UserError(f"dataset={path} is no folder. Give the folder that holds a folder of images for each class.")
     folders, files = _listing(path, path)
-    loose = [f for f in files if _is_image(f, passed)]
+    loose = [name for name in files if _is_image(name, passed)]
     splits = {f: _SPLITS[f.name.casefold()] for f in folders if f.name.casefold() in _SPLITS}
     inside = {f: _listing(f, path) for f in splits}
     is_split = any(_holds_images(sub, path) for f in splits for sub in inside[f][0])
@@ -79,12 +79,11 @@ def _places(path: Path, notes: list[str], passed: Counter[str]) -> list[Place]:
         _check_splits(path, splits, others)
         if extra := [f.name for f in folders if f not in splits]:
             notes.append(f"{listed(extra)} beside train: no image in there, passed over")
-        for _, within in inside.values():
-            loose += [file for file in within if _is_image(file, passed)]
+        for f, (_, within) in inside.items():
+            loose += [f"{f.name}/{name}" for name in within if _is_image(name, passed)]
         places = [Place(sub, split, sub.name, (path, f)) for f, split in splits.items() for sub in inside[f][0]]
     if loose:
-        where = loose[0].relative_to(path).as_posix()
-        notes.append(f"{counted(len(loose), 'image')} in no folder of a class left out, the first is {where}")
+        notes.append(f"{counted(len(loose), 'image')} in no folder of a class left out, the first is {listed(loose[:1])}")
     return places
 
 
@@ -122,7 +121,7 @@ def _check_classes(path: Path, held: Held, notes: list[str]) -> None:
         )
     refuse_empty(path, learnt, (place.label for place, files in held if files and place.is_learnt), "lies there")
     below = {
-        place: frozenset(file.relative_to(place.folder).parts[0] for file in files) - {file.name for file in files}
+        place: frozenset(_first_below(name, place.folder.relative_to(path).as_posix()) for name in files) - {""}
         for place, files in held
         if place.is_learnt
     }
@@ -136,6 +135,12 @@ def _check_classes(path: Path, held: Held, notes: list[str]) -> None:
         notes.append(
             f"the classes {listed(same)} hold folders of the same names: if they are splits, name them train, val, test"
         )
+
+
+def _first_below(name: str, folder: str) -> str:
+    """Return the folder in `folder` that leads to a file, or nothing where the file lies in `folder` itself."""
+    first, slash, _ = name.removeprefix(f"{folder}/").partition("/")
+    return first if slash else ""
 
 
 def _alike(values: dict[str, Hashable]) -> list[list[str]]:
@@ -156,8 +161,8 @@ def refuse_empty(path: Path, classes: Sequence[str], there: Iterable[str], what:
         )
 
 
-def _images(top: Path, above: Sequence[Path], given: Path, passed: Counter[str]) -> Iterator[Path]:
-    """Yield the image files below a folder, each real folder once; count what has another ending."""
+def _images(top: Path, above: Sequence[Path], given: Path, passed: Counter[str]) -> Iterator[str]:
+    """Yield the names of the images below a folder, each real folder once; count what has another ending."""
     seen = {_identity(folder) for folder in above}
     waiting = [top]
     while waiting:
@@ -167,7 +172,8 @@ def _images(top: Path, above: Sequence[Path], given: Path, passed: Counter[str])
         seen.add(found)
         folders, files = _listing(folder, given)
         waiting += folders
-        yield from (file for file in files if _is_image(file, passed))
+        within = folder.relative_to(given).as_posix()
+        yield from (f"{within}/{name}" for name in files if _is_image(name, passed))
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -179,8 +185,8 @@ def _holds_images(folder: Path, given: Path) -> bool:
     return any(True for _ in _images(folder, (), given, Counter()))
 
 
-def _is_image(file: Path, passed: Counter[str]) -> bool:
-    ending = file.suffix.lower()
+def _is_image(name: str, passed: Counter[str]) -> bool:
+    ending = os.path.splitext(name)[1].lower()
     if ending in ENDINGS:
         return True
     passed[ending] += 1
@@ -194,8 +200,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _listing(folder: Path, given: Path) -> tuple[list[Path], list[Path]]:
-    """Return the folders and the other files in a folder, sorted, without those hidden; links are what they lead to."""
+def _listing(folder: Path, given: Path) -> tuple[list[Path], list[str]]:
+    """Return the folders in a folder and the names of its files, sorted, without those hidden; links are what they lead to."""
     try:
         with os.scandir(folder) as found:
             shown = sorted((e.name, _is_folder(e)) for e in found if not (e.name.startswith(".") or e.name in _HIDDEN))
@@ -203,5 +209,4 @@ def _listing(folder: Path, given: Path) -> tuple[list[Path], list[Path]]:
         raise UserError(
             f"dataset={given}: the folder {folder} cannot be read ({error.strerror}). Give yourself the right, or take it away."
         ) from error
-    folders, files = ([folder / name for name, is_folder in shown if is_folder == wanted] for wanted in (True, False))
-    return folders, files
+    return [folder / name for name, is_folder in shown if is_folder], [name for name, is_folder in shown if not is_folder]

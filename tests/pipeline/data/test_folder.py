@@ -177,6 +177,17 @@ def test_broken_pixels_are_named_all_at_once_when_decoded_or_left_out_and_record
     assert filled(samples).shape == (6, 3, 8, 8) and "a/x.png is cut off" in capsys.readouterr().out
 
 
+def test_bad_files_of_all_splits_are_named_though_each_is_filled_for_itself(tmp_path: Path) -> None:
+    splits(tmp_path, "train", "test")
+    for k, name in enumerate(("train/cat/x.png", "train/dog/x.png", "test/cat/x.png", "test/dog/x.png")):
+        _break(tmp_path / name, k)
+    samples = load(source(tmp_path, SMALL))
+    assert samples.split is not None
+    rows = np.flatnonzero(samples.split == "train")
+    with pytest.raises(UserError, match=r"has 4 files that cannot be read: test/cat/x.png is .*train/dog/x.png is"):
+        samples.x.fill(np.zeros((len(rows), 3, 8, 8), np.uint8), rows)
+
+
 def test_each_file_is_decoded_once_without_skip_bad_and_twice_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classes(tmp_path, "a", "b")
     calls: list[Path] = []
@@ -238,9 +249,9 @@ def test_only_files_of_equal_size_are_hashed(tmp_path: Path, monkeypatch: pytest
         put(tmp_path / "ab"[i % 2] / f"{i}.png", i, size=(8 + i, 8))
     (tmp_path / "a" / "copy.png").write_bytes((tmp_path / "b" / "1.png").read_bytes())
     seen: list[str] = []
-    monkeypatch.setattr(decoding, "_digest", lambda path, stamp: (seen.append(path.name), path.read_bytes())[1])
+    monkeypatch.setattr(decoding, "_digest", lambda folder, name, stamp: (seen.append(name), (folder / name).read_bytes())[1])
     source(tmp_path, SMALL)
-    assert sorted(seen) == ["1.png", "copy.png"]
+    assert sorted(seen) == ["a/copy.png", "b/1.png"]
 
 
 def test_a_second_look_reads_no_header_again_and_sees_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
