@@ -184,10 +184,14 @@ def build(name: str, data: Data, args: Mapping[str, Any], *, preprocess: str = "
     """
     from models.wrapper import Model, statistics
 
+    target_mean, target_std = (data.target_mean, data.target_std) if preprocess == "standardize" else ((), ())
     if name in MODELS:
         network = network_class(name)(input_shape=data.sample_shape, num_outputs=data.num_outputs, **args)
         scales = statistics(preprocess, data)
-        return Model(network, mean=scales["mean"], std=scales["std"], input_shape=data.sample_shape)
+        return Model(
+            network, mean=scales["mean"], std=scales["std"], input_shape=data.sample_shape, target_mean=target_mean,
+            target_std=target_std,
+        )  # fmt: skip
     from models.external import look, make
 
     library = libraries.library_of(name)
@@ -198,7 +202,7 @@ def build(name: str, data: Data, args: Mapping[str, Any], *, preprocess: str = "
     scales = libraries.statistics(name, data) if library and preprocess == "pretrained" else statistics(preprocess, data)
     model = Model(
         network, mean=scales["mean"], std=scales["std"], input_shape=data.sample_shape,
-        repeat_grey=libraries.repeats_grey(name, data),
+        repeat_grey=libraries.repeats_grey(name, data), target_mean=target_mean, target_std=target_std,
     )  # fmt: skip
     model.has_features = look(model, data)
     return model

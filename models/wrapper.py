@@ -27,6 +27,10 @@ class Data(Protocol):
     def std(self) -> tuple[float, ...]: ...
     @property
     def value_range(self) -> tuple[int, int] | None: ...
+    @property
+    def target_mean(self) -> tuple[float, ...]: ...
+    @property
+    def target_std(self) -> tuple[float, ...]: ...
 
 
 class Model(nn.Module):
@@ -35,15 +39,18 @@ class Model(nn.Module):
     Takes (B, *input_shape), uint8 or float32. Gives `(output, features)`: the output (B, num_outputs) float32, raw scores or
     predicted values, and the activations (B, num_features) float32 that the last layer reads. Where the network gives a tensor
     alone (`has_features` is False), the features are the output itself; those of more than two axes are flattened. With
-    `repeat_grey`, images of one channel are repeated to three before all else: the network knows no others.
+    `repeat_grey`, images of one channel are repeated to three before all else: the network knows no others. With
+    `target_std`, the network's values are in that unit, around `target_mean`, and are turned back as the last step.
     """
 
     mean: Tensor
     std: Tensor
+    target_mean: Tensor
 
     def __init__(
         self, network: nn.Module, *, mean: Sequence[float], std: Sequence[float], input_shape: Sequence[int],
-        has_features: bool = True, repeat_grey: bool = False,
+        has_features: bool = True, repeat_grey: bool = False, target_mean: Sequence[float] = (),
+        target_std: Sequence[float] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.network = network
@@ -51,6 +58,10 @@ class Model(nn.Module):
         shape = (-1, *[1] * (len(input_shape) - 1))  # one value a channel, or one a feature
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(shape))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(shape))
+        self.target_unit: Tensor | None = None
+        if target_std:
+            self.register_buffer("target_mean", torch.tensor(target_mean, dtype=torch.float32))  # (K,)
+            self.register_buffer("target_unit", torch.tensor(target_std, dtype=torch.float32))
 
     def standardized(self, x: Tensor) -> Tensor:
         x = x.float()
@@ -74,10 +85,13 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.has_features:
-            scores = self.network(self.standardized(x))
+            scores = self._in_own_unit(self.network(self.standardized(x)))
             return scores, scores
         scores, features = self.network(self.standardized(x))
-        return scores, features.flatten(1) if features.ndim > 2 else features
+        return self._in_own_unit(scores), features.flatten(1) if features.ndim > 2 else features
+
+    def _in_own_unit(self, scores: Tensor) -> Tensor:
+        return scores if self.target_unit is None else scores * self.target_unit + self.target_mean
 
 
 def check_width(hidden: int) -> None:

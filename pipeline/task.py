@@ -37,13 +37,19 @@ class Task:
         """The names of the losses that fit, the usual one first."""
         return tuple(name for name, loss in LOSSES.items() if self.name in loss.tasks)
 
-    def loss_sum(self, name: str, *, label_smoothing: float = 0.0, network: nn.Module | None = None) -> LossSum:
+    def loss_sum(
+        self, name: str, *, label_smoothing: float = 0.0, network: nn.Module | None = None, unit: Tensor | None = None
+    ) -> LossSum:
         """Return a function of scores (B, K) and targets that gives the sum of the samples' losses, 0-d.
 
         A sum, because the gradient of a global batch is the sum over all ranks' samples divided once by the global count: a
         mean taken on each rank would weigh the ranks wrongly as soon as a batch does not divide evenly. A network may bring
-        hand-written losses of its own in `losses`, {name: function of scores and `like_scores(scores, target)`}.
+        hand-written losses of its own in `losses`, {name: function of scores and `like_scores(scores, target)`}. Values are
+        compared in a `unit` of their own, (K,), so that no target outweighs the others.
         """
+        if unit is not None:
+            plain = self.loss_sum(name, label_smoothing=label_smoothing, network=network)
+            return lambda scores, target: plain(scores / unit, target / unit)
         if by_hand := getattr(network, "losses", {}).get(name):
             return lambda scores, target: by_hand(scores, self.like_scores(scores, target)).sum()
         return partial(LOSSES[name].sum, self, label_smoothing=label_smoothing)

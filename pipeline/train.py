@@ -69,7 +69,7 @@ class Training:
         )  # fmt: skip
         self.val = val.to(ranks.device) if fits_on(ranks.device, val) else val
         self.loss_sum, self.val_loss_sum = (  # smoothed labels are a means of training, not a measure
-            self.task.loss_sum(c.loss, label_smoothing=smoothing, network=self.model.network)
+            self.task.loss_sum(c.loss, label_smoothing=smoothing, network=self.model.network, unit=self.model.target_unit)
             for smoothing in (c.label_smoothing, 0.0)
         )
         self.total_steps = min(n for n in (c.epochs * len(self.batches), c.max_steps) if n)

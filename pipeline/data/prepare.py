@@ -179,6 +179,9 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     mean, std = tensors.statistics(np.load(folder / "train_x.npy", mmap_mode="r"), is_image=spec.is_image)
     counts = {name: len(of_split) for name, of_split in rows.items()}
     spec = dataclasses.replace(spec, mean=tuple(mean), std=tuple(std), counts=counts, sha256=digest_of(entries))
+    if source.is_own and not task(spec.task).has_decisions:
+        center, unit = tensors.statistics(samples.y[rows["train"]], is_image=False)
+        spec = dataclasses.replace(spec, target_mean=tuple(center), target_std=tuple(each or 1.0 for each in unit))
     manifest |= {"spec": spec.to_json(), "splits": entries}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1))
 

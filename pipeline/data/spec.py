@@ -134,7 +134,8 @@ class DataSpec:
     `sample_shape` is that of one sample as a model takes it: (D,) float32, or (C, H, W) uint8 in `value_range`. `targets` names
     the values of a regression or the labels of a multilabel task, `columns` are those of a table, which are encoded into its D
     features. `any_size` says that images of any height and width are resized to `sample_shape`, by an exported file too.
-    `mean` and `std` are of the training samples, one for each channel or feature; `counts` has the number of samples of each
+    `mean` and `std` are of the training samples, one for each channel or feature, `target_mean` and `target_std` of the values
+    that own data has as targets of a regression; `counts` has the number of samples of each
     split, `sha256` covers all of them.
     """
 
@@ -149,6 +150,8 @@ class DataSpec:
     any_size: bool = False
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     sha256: str = ""
 
