@@ -55,6 +55,7 @@ def _samples(folder: Path) -> Samples:
 def _fill(folder: Path, samples: Samples) -> None:
     file = folder.parent / "pixels.npy"
     out = np.lib.format.open_memmap(file, "w+", np.uint8, samples.x.shape)
+    assert not isinstance(samples.x, np.ndarray)
     samples.x.fill(out, np.arange(len(out)))
     file.unlink()
 

@@ -58,10 +58,9 @@ class Model(nn.Module):
         shape = (-1, *[1] * (len(input_shape) - 1))  # one value a channel, or one a feature
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(shape))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(shape))
-        self.target_unit: Tensor | None = None
         if target_std:
             self.register_buffer("target_mean", torch.tensor(target_mean, dtype=torch.float32))  # (K,)
-            self.register_buffer("target_unit", torch.tensor(target_std, dtype=torch.float32))
+            self.register_buffer("target_std", torch.tensor(target_std, dtype=torch.float32))
 
     def standardized(self, x: Tensor) -> Tensor:
         x = x.float()
@@ -92,6 +91,11 @@ class Model(nn.Module):
 
     def _in_own_unit(self, scores: Tensor) -> Tensor:
         return scores if self.target_unit is None else scores * self.target_unit + self.target_mean
+
+    @property
+    def target_unit(self) -> Tensor | None:
+        """The unit in which errors of each target are measured, (K,); None where it is the target's own."""
+        return self._buffers.get("target_std")
 
 
 def check_width(hidden: int) -> None:
