@@ -73,15 +73,14 @@ class ImageFiles:
         names, stamps = [self.names[row] for row in rows], [self.stamps[row] for row in rows]
         return ImageFiles(self.folder, names, stamps, channels=self.shape[1], side=self.shape[2], given=self.given)
 
-    def fill(self, out: Array, rows: Array) -> None:
+    def fill(self, out: NDArray[np.uint8], rows: Array) -> None:
         """Decode image rows[i] into out[i], uint8 (C, side, side), on all cores.
 
         Raises UserError at the end, naming all files of the data set that cannot be decoded, or were changed.
         """
-        _, channels, side, _ = self.shape
 
         def decode(index: int, row: int) -> None:
-            out[index] = images.decode_resized(self.folder / self.names[row], channels, side)
+            images.decode_into(out[index], self.folder / self.names[row])
 
         if bad := self._decode(rows, decode, what="decoding"):
             raise UserError(sentence(self.given, bad + self.unreadable(np.flatnonzero(~self.seen))))

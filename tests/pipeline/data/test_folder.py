@@ -75,6 +75,7 @@ def test_classes_are_the_folders_sorted_as_text_and_every_image_below_belongs_to
     assert found.spec.classes == ("10", "9", "Z", "a") and found.spec.task == "multiclass" and found.num_train == 13
     samples = load(found)
     labels = {name.split("/")[0] for name in samples.x.names}
+    assert list(samples.x.names) == sorted(samples.x.names)
     assert labels == {"10", "9", "Z", "a"} and "a/deep/deeper/x.png" in samples.x.names
     assert [found.spec.classes[k] for k in samples.y] == [name.split("/")[0] for name in samples.x.names]
     assert samples.y.dtype == np.int64 and samples.split is None and samples.groups is None and samples.skipped == ()

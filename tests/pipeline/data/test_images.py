@@ -19,7 +19,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from pipeline.data import images
-from pipeline.data.images import BadImage, decode, decode_resized, header, resize
+from pipeline.data.images import BadImage, decode, decode_into, header, resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 TURNED = {  # the corners (top left, top right, bottom left, bottom right) of what is stored as 1 2 / 3 4
@@ -86,10 +86,13 @@ def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> N
     assert decode(file, 3).shape == (3, 8, 12) and header(file)[:2] == (12, 8)
 
 
-def test_a_broken_exif_block_counts_as_none() -> None:
-    for block in (b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(range(60))):
-        file = content(colours(), "JPEG", exif=block)
-        assert np.array_equal(decode(file, 3), decode(content(colours(), "JPEG"), 3)) and header(file).width == 12
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "block", [b"II*\0\xff\xff\xff\xff", b"MM\0*", b"no TIFF", b"II*\0\x08\0\0\0\xff\xff" + bytes(range(60))]
+)
+def test_a_broken_exif_block_counts_as_none(format: str, block: bytes) -> None:
+    file = content(colours(), format, exif=b"Exif\0\0" + block)
+    assert np.array_equal(decode(file, 3), decode(content(colours(), format), 3)) and header(file).width == 12
 
 
 def test_one_bit_becomes_0_and_255() -> None:
@@ -222,7 +225,9 @@ def test_resizing_is_pillows_and_leaves_a_fitting_image_as_it_is(size: tuple[int
     theirs = np.asarray(colours(*size).convert(mode).resize((64, 64), Image.Resampling.BILINEAR))
     theirs = theirs.reshape(64, 64, channels).transpose(2, 0, 1)
     assert np.array_equal(resize(decode(file, channels), 64), theirs)
-    assert np.array_equal(decode_resized(file, channels, 64), theirs)
+    out = np.zeros((channels, 64, 64), np.uint8)
+    decode_into(out, file)
+    assert np.array_equal(out, theirs)
 
 
 def test_no_warning_and_no_line_of_pillow_reaches_the_terminal_from_any_thread(capfd: pytest.CaptureFixture[str]) -> None:
@@ -247,6 +252,16 @@ def test_no_warning_and_no_line_of_pillow_reaches_the_terminal_from_any_thread(c
     assert (list(warnings.filters), logging.getLogger("PIL").handlers) == before
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_no_line_of_pillows_log_reaches_the_terminal_of_a_process_without_logging(tmp_path: Path) -> None:
+    tiff = content(colours(), "TIFF")
+    samples = struct.pack("<HHIH", 277, 3, 1, 3)
+    assert samples in tiff
+    (tmp_path / "x.tif").write_bytes(tiff.replace(samples, struct.pack("<HHIH", 277, 3, 1, 99)))  # samples a pixel
+    script = "from pathlib import Path; from pipeline.data.images import header; header(Path('x.tif'))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert "BadImage" in done.stderr and "More samples per pixel" not in done.stderr
 
 
 def test_pillow_is_never_told_to_take_truncated_files() -> None:
