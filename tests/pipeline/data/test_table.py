@@ -257,11 +257,11 @@ def test_a_type_that_changes_after_the_first_block_is_that_of_the_whole_column(m
     monkeypatch.setattr(table_file, "_BLOCK", 1 << 12)
     n = 10_000
     for last, kind in (("x", "category"), ("1.5", "number"), ("NA", "number")):
-        Path("t.csv").write_text("a,y\n" + "1,0\n2,1\n" * n + f"{last},1\n")
+        Path("t.csv").write_text("a,y\n" + "01,0\n2,1\n" * n + f"{last},1\n")
         found = ask(Path("t.csv"))
         raw = load(found).raw
         assert found.spec.columns[0].kind == kind and raw is not None
-        assert raw["a"][0] == ("1" if kind == "category" else 1.0) and len(raw["a"]) == 2 * n + 1
+        assert raw["a"][0] == ("01" if kind == "category" else 1.0) and len(raw["a"]) == 2 * n + 1
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -281,6 +281,13 @@ def test_rows_that_differ_by_their_number_alone_are_equal_rows() -> None:
 
 def test_whole_numbers_with_gaps_do_not_number_the_rows() -> None:
     assert "numbers the rows" not in told(ask(write({"x": [*range(0, 80, 2)], "y": labels()})))
+
+
+def test_quotes_in_the_midst_of_values_do_not_hide_a_line_that_ends_within_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_file, "_BLOCK", 64)
+    row = '5" x,"a\nb",6" y\n'  # an even number of quotes before each end of a line
+    Path("t.csv").write_text("r,t,y\n" + row * 100)
+    assert table_file.read(Path("t.csv")).to_pylist() == [{"r": '5" x', "t": "a\nb", "y": '6" y'}] * 100
 
 
 def test_a_table_to_be_asked_is_read_by_the_columns_of_training_whatever_its_values_look_like() -> None:
