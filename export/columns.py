@@ -60,10 +60,11 @@ def with_columns(content: bytes, columns: Sequence[Column]) -> bytes:
 
 def _input_names(columns: Sequence[Column], *, outputs: set[str]) -> list[str]:
     """Return the name of each column's input; no two are equal, and none is an output's."""
-    names: list[str] = []
+    names, taken = [], {*outputs, *(column.name for column in columns)}
     for column in columns:
-        name = column.input_name if column.input_name not in outputs else f"column:{column.name}"
-        names.append(_free(name, {*names, *outputs, *(c.name for c in columns if c is not column)}))
+        is_own = column.input_name == column.name and column.name not in outputs
+        names.append(column.name if is_own else _free(f"column:{column.name}", taken))
+        taken.add(names[-1])
     return names
 
 

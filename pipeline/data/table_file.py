@@ -1,7 +1,7 @@
 """From a CSV, TSV, Parquet, Feather or Arrow file to a pyarrow Table, or a sentence that says why there is none.
 
-The surprise: pyarrow takes the types of a CSV from its first block. Where a later row does not fit them, the file is read
-again as one block, so that a column's type never depends on where in the file its values stand.
+The surprise: pyarrow takes a quote that is not closed for the start of a long value, and the rest of the file for its end; so
+quotes are looked at here before it is believed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".feather", ".arrow")
-MAX_COLUMNS = 10_000
+MAX_COLUMNS = 2_000  # onnxruntime takes 5 s to load as many categories, and a time that grows faster than their number
 _BLOCK = 1 << 23  # bytes of CSV that are read together
 _LARGEST = 2**31 - 1  # bytes of CSV that pyarrow can take as one block
 _CHUNK = 1 << 24
@@ -128,7 +128,11 @@ def _read_csv(path: Path, found: list[str], kept: list[str], text: Collection[st
     delimiter = _delimiter(path)
     num_quotes, has_long, has_return = _quotes(path)
 
-    def attempt(block: int, has_long: bool) -> pa.Table:
+    size = path.stat().st_size
+    # pyarrow drops a line feed that begins a block after a carriage return, in a value too
+    block = size + 1 if has_return and size < _LARGEST else _BLOCK
+
+    def attempt(has_long: bool) -> pa.Table:
         from pyarrow import csv as arrow_csv
 
         types = {name: pa.string() for name in text}
@@ -141,19 +145,13 @@ def _read_csv(path: Path, found: list[str], kept: list[str], text: Collection[st
             ),
         )
 
-    size = path.stat().st_size
     try:
         try:
-            # pyarrow drops a line feed that begins a block after a carriage return, in a value too
-            table = attempt(size + 1 if has_return and size < _LARGEST else _BLOCK, has_long)
-        except pa.ArrowInvalid as error:
-            if "conversion error" not in str(error) and not num_quotes:
+            table = attempt(has_long)
+        except pa.ArrowInvalid:
+            if has_long or not num_quotes:
                 raise
-            if size >= _LARGEST:
-                raise UserError(
-                    f"{what} holds a column of several types ({_short(error)}) and more than 2 GiB. Save it as Parquet."
-                ) from error
-            table = attempt(size + 1, num_quotes > 0)
+            table = attempt(True)  # quotes in the midst of values have hidden those around the end of a line
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         _refuse_other_encoding(path, what)
         _refuse_broken_quotes(path, delimiter, what, far=20)
