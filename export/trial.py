@@ -6,10 +6,13 @@ the operator and its line can be named: a network without fault pays nothing for
 
 from __future__ import annotations
 
+import io
+import logging
 import math
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -211,10 +214,12 @@ def _export(model: Model, x: Tensor, task: Task) -> Iterator[str]:
     with torch.no_grad():
         expected = {count: module(x[:count]) for count in (2, _BATCH)}
     try:
-        program = pt2.capture(module, x[:2])
+        with _quiet():
+            program = pt2.capture(module, x[:2])
         content = onnx_format.build(program, {}, outputs=task.outputs[: len(expected[2])])
     except ValueError as error:
-        yield f"cannot be exported: {str(error).rstrip('.')}{_where(module, x[:2], str(error))}."
+        place = _where(module, x[:2], str(error))
+        yield f"cannot be exported: {str(error).replace(' cannot be exported', f' has no translation{place}')}"
         return
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -229,6 +234,19 @@ def _export(model: Model, x: Tensor, task: Task) -> Iterator[str]:
         if (gap := _gap(wanted[0], answer)) > _WRONG:
             yield f"answers otherwise as an ONNX file: scores of {count} samples differ by {gap:.1g}."
             return
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from printing the graph that it could not finish: the sentence names the line."""
+    log = logging.getLogger("torch")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _where(module: ExportModule, x: Tensor, problem: str) -> str:

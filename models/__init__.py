@@ -223,6 +223,6 @@ def _unknown(name: str) -> str:
             f": {' or '.join(f'{name}:{c}' for c in classes)}." if classes else f", as in {name}:Net."
         )
     near = get_close_matches(name, MODELS, n=1)
-    found = near[0] if near else libraries.resembling(name)
+    found = libraries.named(name) or (near[0] if near else libraries.resembling(name))
     hint = f" Did you mean {found}?" if found else ""
     return f"is not known.{hint} Choose one of: {', '.join(MODELS)}; or torchvision:NAME, timm:NAME, file.py:Class."

@@ -245,13 +245,14 @@ def names_by_source(library: str) -> tuple[str, ...]:
     return tuple(name for path in sources for name in _REGISTERED.findall(path.read_text(errors="replace")))
 
 
+def named(name: str) -> str:
+    """Return `library:name` for a network that is called so in a library, or nothing."""
+    return next((f"{library}:{name}" for library in LIBRARIES if name in names_by_source(library)), "")
+
+
 def resembling(name: str) -> str:
-    """Return `library:name` for the network of a library that a name is, or comes near to; or nothing."""
-    by_library = {library: names_by_source(library) for library in LIBRARIES}
-    for library, names in by_library.items():
-        if name in names:
-            return f"{library}:{name}"
-    for library, names in by_library.items():
-        if near := get_close_matches(name, names, n=1, cutoff=0.8):
+    """Return `library:x` for a network of a library whose name comes near, or nothing."""
+    for library in LIBRARIES:
+        if near := get_close_matches(name, names_by_source(library), n=1, cutoff=0.8):
             return f"{library}:{near[0]}"
     return ""

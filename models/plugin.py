@@ -28,6 +28,8 @@ from types import ModuleType
 _OURS = ("models", "pipeline", "export")  # what a user's folder may be called as well
 _HOME = Path(__file__).resolve().parents[1]
 _MOST_BYTES = 10_000_000  # of one source file
+_PRIVATE = "_trainyard_"  # begins the names of the packages that stand for users' folders
+_TEXT = 100  # characters of a line that are shown
 _loaded: dict[str, ModuleType] = {}  # by the private name, which has the hash of path and content in it
 
 
@@ -62,14 +64,16 @@ def load(spec: str) -> object:
     except AttributeError:
         raise PluginError(_without(name, place, [key for key in vars(module) if not key.startswith("_")])) from None
     if not callable(value):
-        raise PluginError(f"is {_kind(value)} and cannot be called. Name a class, or a function that returns what is needed.")
+        raise PluginError(
+            f"is of type {type(value).__name__} and cannot be called. Name a class, or a function that returns what is needed."
+        )
     return value
 
 
 def check(spec: str) -> None:
     """Raise PluginError for what can be told without running anything: no file, a syntax error, no such name in it."""
     place, name = parts(spec)
-    path = locate(place)
+    path = locate(place, name)
     if path is None:  # not written in Python
         return
     names = _names(_tree(path, _read(path)))
@@ -105,7 +109,7 @@ def is_file(place: str) -> bool:
     return place.endswith(".py") or "/" in place or "\\" in place
 
 
-def locate(place: str) -> Path | None:
+def locate(place: str, name: str = "Name") -> Path | None:
     """Return the source file of a place; None where it is not written in Python. Nothing is run. Raises PluginError."""
     if is_file(place):
         return _path_of(place)
@@ -124,7 +128,7 @@ def locate(place: str) -> Path | None:
         except (ImportError, ValueError):
             spec = None
         if spec is None:
-            raise PluginError(_no_module(place, full))
+            raise PluginError(_no_module(place, full, name))
         folders = list(spec.submodule_search_locations or ())
     assert spec is not None
     return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
@@ -147,7 +151,7 @@ def line_of(error: BaseException, *, skip: tuple[str, ...] = ()) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(outside)]
     if not frames:
         return ""
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: `{frames[-1].line}`"
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: `{(frames[-1].line or '')[:_TEXT]}`"
 
 
 def describe(error: BaseException, *, skip: tuple[str, ...] = ()) -> str:
@@ -189,7 +193,7 @@ def _tree(path: Path, content: bytes) -> ast.Module:
 def _unreadable(path: Path, error: Exception) -> str:
     if not isinstance(error, SyntaxError):
         return f"cannot be loaded: {path.name} is no Python source ({describe(error)})."
-    text = f" (`{error.text.strip()}`)" if error.text and error.text.strip() else ""
+    text = f" (`{error.text.strip()[:_TEXT]}`)" if error.text and error.text.strip() else ""
     file = Path(error.filename or path).name
     return f"cannot be loaded: {file}:{error.lineno or 1}: {error.msg}{text}. Mend that line."
 
@@ -229,14 +233,10 @@ def _without(name: str, place: str, names: list[str]) -> str:
     return f"has no {name}.{hint} " + (f"{place} has: {shown}." if names else f"{place} defines nothing.")
 
 
-def _kind(value: object) -> str:
-    return f"a {type(value).__name__}"
-
-
-def _no_module(place: str, missing: str) -> str:
+def _no_module(place: str, missing: str, name: str) -> str:
     file = Path(*place.split(".")).with_suffix(".py")
     if file.is_file():
-        return f"names {place}, which is not installed. There is a file of that name here: give {file}:Name."
+        return f"names {place}, which is not installed. There is a file of that name here: give {file}:{name}."
     top = place.partition(".")[0]
     ours = f" ({top} is a part of this program: own code of that name is given as a file)" if top in _OURS else ""
     return (
@@ -265,16 +265,16 @@ def _failed(error: BaseException, place: str) -> PluginError:
     if isinstance(error, SyntaxError):
         return PluginError(_unreadable(Path(place), error))
     if isinstance(error, ModuleNotFoundError) and error.name:
+        missing = "." + error.name.partition(".")[2] if error.name.startswith(_PRIVATE) else error.name
         return PluginError(
-            f"cannot be loaded: it needs the module {error.name}, which is neither installed nor in its folder "
-            f"({line_of(error)})."
+            f"cannot be loaded: it needs the module {missing}, which is neither installed nor in its folder ({line_of(error)})."
         )
     return PluginError(f"cannot be loaded: {describe(error)}.")
 
 
 def _load_file(path: Path) -> ModuleType:
     content = _read(path)
-    package = "_trainyard_" + hashlib.sha256(str(path).encode() + b"\0" + content).hexdigest()[:16]
+    package = _PRIVATE + hashlib.sha256(str(path).encode() + b"\0" + content).hexdigest()[:16]
     if package in _loaded:
         return _loaded[package]
     folder = ModuleType(package)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def load_state(model: Model, state: Mapping[str, Tensor]) -> list[str]:
     """
     own = model.network.state_dict()
     weights = [name for name, _ in model.network.named_parameters()]
-    misfits = [name for name, value in state.items() if name in own and value.shape != own[name].shape]
+    misfits = [name for name, value in own.items() if name in state and value.shape != state[name].shape]
     head = _head(own, weights, state, misfits)
     wrong = [name for name in misfits if name not in head]
     found = [name for name in weights if name in state]
@@ -132,7 +133,8 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
 
 def _state_dict(file: Path) -> tuple[dict[str, Tensor], list[str]]:
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what they are about is told below
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = _GLOBAL.search(str(error))
         raise WeightsError(
