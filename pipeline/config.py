@@ -350,13 +350,13 @@ def convert(cls: type, flags: Mapping[str, str]) -> tuple[dict[str, Any], dict[s
             text = flags[spec.name]
             try:
                 if kinds[spec.name] == tuple[str, ...]:
-                    values[spec.name] = ()
+                    several = []
                     for text in texts(flags[spec.name]):
-                        values[spec.name] += (_convert(spec, str, text),)
+                        several.append(_convert(spec, str, text))
+                    values[spec.name] = tuple(several)
                 else:
                     values[spec.name] = _convert(spec, kinds[spec.name], text)
             except ValueError as error:
-                values.pop(spec.name, None)
                 problems[spec.name] = f"{spec.name}={shown(text)} {error}"
     return values, problems
 

@@ -70,7 +70,7 @@ def _value(source: random.Random, field: dataclasses.Field[Any], folder: Path) -
         return str(source.choice(choices))
     if field.type == "Args":
         return source.choice([*LISTS, *ARGS])
-    if field.type in ("Path", "str"):
+    if field.type in ("Path", "str", "tuple[str, ...]"):
         return source.choice([*PLACES, str(field.default), "epoch", "500", "10m", "9" * 999 + "m"])
     if field.type == "bool":
         return source.choice(["true", "false", "true", "false", "yes", "1"])
@@ -135,6 +135,7 @@ def place(tmp_path: Path, trained: Callable[[str], Run], monkeypatch: pytest.Mon
 @pytest.fixture
 def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every piece of work raise Opened instead, once the run of `place` is trained."""
+    from export.serve import predict
     from pipeline import commands, distributed
     from pipeline.data import prepare
     from pipeline.distributed import Ranks, single_process
@@ -154,7 +155,7 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name in (
         *((commands, name) for name in ("train", "evaluate", "export", "verify")),
-        (prepare, "prepare"), (distributed, "launch"), (tracker, "send"),
+        (prepare, "prepare"), (distributed, "launch"), (tracker, "send"), (predict, "predict"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, opened)
     monkeypatch.setattr(distributed, "process_group", alone)

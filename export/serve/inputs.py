@@ -23,8 +23,8 @@ from pipeline.errors import UserError
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif")
 ARRAYS = (".npy", ".npz")
-_WINDOW = 1 << 26  # bytes of decoded images
-_VALUES = 1 << 24  # of a batch: 64 MB as float32
+_WINDOW = 1 << 25  # bytes of decoded images
+_VALUES = 1 << 22  # of a batch: 16 MB as float32. More at once is slower, and takes memory
 _KINDS = {"image": "images", "table": "tables", "array": "arrays"}
 
 Fail = Callable[[str, str], None]

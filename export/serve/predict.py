@@ -39,7 +39,7 @@ class Failed:
 
 
 def predict(config: PredictConfig) -> int:
-    """Answer all inputs; return 0, or 1 where some failed. Raises UserError for wrong names, and where nothing could be read."""
+    """Answer all inputs; return 0, or 1 where some failed. Raises UserError for wrong names, and where nothing is answered."""
     output = _output(config)
     model = models.load(Path(config.onnx))
     entries, notes = inputs.find(config.input, model)

@@ -1,7 +1,7 @@
 """Tables for a model: CSV, TSV, Parquet, Feather and Arrow, a block at a time.
 
-A CSV is read as text throughout, so that one bad cell is one failed row, and no type is guessed from the first rows. What counts as
-missing in a column of numbers, booleans or dates is what pyarrow takes for it; in text only the empty field does.
+A CSV is read as text throughout, so that one bad cell is one failed row, and no type is guessed from the first rows. What
+counts as missing in a column of numbers, booleans or dates is what pyarrow takes for it; in text only the empty field does.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _tables(path: Path, names: Sequence[str]) -> Iterator[pa.Table]:
     """Yield a file's rows, some at a time, with these columns alone. Raises Unreadable."""
     import pyarrow as pa
 
-    schema, batches, close = _open(path)
+    _, batches, close = _open(path)
     try:
         for batch in batches():
             table = pa.Table.from_batches([batch]).select(list(names))

@@ -42,6 +42,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, check=False).returncode == 0
 
 
+def test_predict_and_its_help_import_no_torch() -> None:
+    code = (
+        "import sys; from pipeline.cli import main; main(['predict', '--help']); main(['predict', '--onnx', 'x', '--input', 'y']);"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'pandas', 'mlflow', 'sklearn', 'onnx')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, check=False).returncode == 0
+
+
 def test_a_configuration_error_imports_nothing_heavy_either() -> None:
     code = (
         "import sys; from pipeline.cli import main; assert main(['train', '--lr', '-1']) == 2;"
@@ -192,7 +200,7 @@ def test_a_tilde_is_the_home_folder(working_folder: Path, monkeypatch: pytest.Mo
     assert main(["prepare", "--model", "mlp", "--cache_dir", "~/cache"]) == 0
     assert [path.name for path in working_folder.iterdir()] == ["home"] and (home / "cache").is_dir()
     for command, name in [("train", "output_dir"), ("train", "data_dir"), ("verify", "run"), ("verify", "onnx"),
-                          ("sync", "run"), ("plot", "output"), ("train", "cache_dir")]:  # fmt: skip
+                          ("sync", "run"), ("plot", "output"), ("train", "cache_dir"), ("predict", "output")]:  # fmt: skip
         values, _ = convert(COMMANDS[command][0], {name: "~/x/y"})
         assert str(values[name]) == f"{home}/x/y"
         assert str(convert(COMMANDS[command][0], {name: "x/y"})[0][name]) == "x/y"
