@@ -104,6 +104,13 @@ class RunConfig:
     weight_decay: float = Field(0.0, "weight decay: decoupled in adamw and muon, an L2 penalty in the others", ge=0)
     layer_lr: str = Field("", "learning rates of single layers, as fc2=1e-4,conv1=1e-3; 0 freezes one")
     layer_weight_decay: str = Field("", "weight decay of single layers, as fc2=0.1")
+    freeze: str = Field("", "parameters that are not trained, by patterns over the names in parameters.md, as layer1,conv1.*")
+    head_lr: float | Literal["auto"] = Field(
+        "auto", "learning rate of the head, which is the last layer with a matrix; auto: as the rest", gt=0
+    )
+    layer_decay: float = Field(
+        1.0, "factor by which the learning rate falls from each layer to the one before it; 1: one rate for all", gt=0, le=1
+    )
     loss: str = Field(
         "cross_entropy",
         "training loss: a mean over samples, sse a sum",

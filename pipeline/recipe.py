@@ -109,7 +109,7 @@ def _loss(found: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
 def _optimizer(model: str, now: Mapping[str, Any], *, is_image: bool) -> dict[str, Any]:
     """Everything that scales or shapes a step; sgd's learning rate is that of a mean over the batch."""
     values = optimizers(model, is_image=is_image)[now["optimizer"]]
-    reset = {"momentum": 0.0, "nesterov": False, "layer_weight_decay": ""} | dict(values)
+    reset = {"momentum": 0.0, "nesterov": False, "layer_weight_decay": "", "head_lr": "auto"} | dict(values)
     if now["optimizer"] == "sgd" and now["loss"] in _SUMS:
         reset["lr"] = float(f"{reset['lr'] / now['batch_size']:.3g}")
     if any(value != "0" for _, _, value in (part.partition("=") for part in now["layer_lr"].split(",") if part)):

@@ -9,8 +9,7 @@ import torch
 
 import models
 from models.wrapper import Model
-from pipeline import data
-from pipeline.checks import layer_of, layer_values
+from pipeline import data, layers
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.resolve import argument_problems
@@ -54,20 +53,9 @@ def estimate_size(config: RunConfig) -> int:
 
 
 def refuse_impossible(config: RunConfig, *, num_ranks: int = 1) -> None:
-    """Raise UserError where no layer would learn, a named one is not in this model, or `num_ranks` do not fit in memory."""
+    """Raise UserError where settings of single layers do not fit this model, or `num_ranks` do not fit in memory."""
     model = build_skeleton(config)
-    problems = []
-    layers = list(dict.fromkeys(layer_of(name) for name, _ in model.named_parameters()))
-    rates = layer_values(config.layer_lr)
-    for field in ("layer_lr", "layer_weight_decay"):
-        text = getattr(config, field)
-        if missing := [layer for layer in layer_values(text) if layer not in layers]:
-            problems.append(
-                f"{field}={text} names {', '.join(missing)}, which this form of model={config.model} lacks. Its layers are: "
-                f"{', '.join(layers)}."
-            )
-    if all(rates.get(layer) == 0 for layer in layers):
-        problems.append(f"layer_lr={config.layer_lr} freezes every layer, so that nothing would learn. Leave one out.")
+    problems = layers.problems(model, config)
     if (needed := _num_bytes(model, config) * num_ranks) > (there := psutil.virtual_memory().available):
         problems.append(
             f"model={config.model} with these settings needs about {needed / 1e9:,.1f} GB to train, and {there / 1e9:,.1f} GB "

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.pca_init import set_pca_filters
 from models.wrapper import Model
-from pipeline import distributed, manifest, signals
+from pipeline import distributed, manifest, norms, signals
 from pipeline import run as run_folder
 from pipeline.checkpoint import Writer, snapshot
 from pipeline.cuda_graph import Replayed
@@ -82,6 +82,7 @@ class Training:
         self.weights: dict[str, Tensor] = self.model.state_dict()  # the tensors themselves, as they change
         self.all_parameters = list(self.model.parameters())
         self.parameters = [parameter for parameter in self.all_parameters if parameter.requires_grad]
+        norms.set_training(self.model)
         self.scaler = torch.amp.GradScaler(enabled=c.precision == "fp16")
         compiled: nn.Module = torch.compile(self.model) if c.compile else self.model  # type: ignore[assignment]
         self.ddp_model = compiled
@@ -135,7 +136,7 @@ class Training:
         """
         c, state, batches = self.config, self.state, self.batches
         if not self.model.training:
-            self.ddp_model.train()
+            norms.set_training(self.ddp_model)
         first = -(-state.samples_seen // c.batch_size)  # the last batch of an epoch may be a small one
         end = min(len(batches), self.total_steps - state.epoch * len(batches))
         skip_metrics = end < c.log_every and 0 < state.epoch < self.num_epochs - 1 and not c.early_stopping
