@@ -132,7 +132,10 @@ def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[s
     is_idle(not source.is_own, f"on dataset={c.dataset}, whose task is known", "dataset", "task")
     is_idle(not source.spec.any_size, f"on dataset={c.dataset}, which has no image files", "dataset", "skip_bad")
     no_images = f"on dataset={c.dataset}, which has no images"
-    is_idle(not source.spec.is_image, no_images, "dataset", "augment_shift", "augment_affine", "init", "image_size")
+    augmenting = ("augment_shift", "augment_affine", "augment_crop", "augment_flip", "augment_color", "cutmix")
+    is_idle(not source.spec.is_image, no_images, "dataset", *augmenting, "init", "image_size")
+    no_classes = f"on dataset={c.dataset}, which has no classes or labels"
+    is_idle(not task(source.spec.task).has_decisions, no_classes, "dataset", "mixup", "cutmix")
     is_random = source.is_random or num_val > 0 or num_test > 0
     is_idle(not is_random, f"on dataset={c.dataset}, which is not split at random", "val_split", "split_seed")
     is_idle(c.optimizer not in ("sgd", "rmsprop"), f"on optimizer={c.optimizer}", "optimizer", "momentum")

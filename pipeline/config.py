@@ -123,6 +123,26 @@ class RunConfig:
         0.0, "how far a training image is turned, stretched and sheared: largest change of its matrix (images)",
         ge=0, le=0.5,
     )  # fmt: skip
+    augment_crop: float = Field(
+        0.0, "smallest share of its area to which a training image is cut, at sides of 3/4 to 4/3; 0: it is not cut (images)",
+        ge=0, lt=1,
+    )  # fmt: skip
+    augment_flip: bool = Field(False, "mirror half of the training images left to right, anew in each epoch (images)")
+    augment_color: float = Field(
+        0.0, "largest change of a training image's brightness, contrast and saturation, as a share (images)", ge=0, le=1
+    )
+    mixup: float = Field(
+        0.0, "mix each training sample with another of its batch, by shares of Beta(a, a); 0: none (classes, labels)",
+        ge=0, le=100,
+    )  # fmt: skip
+    cutmix: float = Field(
+        0.0, "put a box of another image of its batch into each training image, by shares of Beta(a, a); 0: none (images)",
+        ge=0, le=100,
+    )  # fmt: skip
+    ema_decay: float = Field(
+        0.0, "decay of a moving average of the weights, which is then what is validated and kept, as 0.999; 0: none",
+        ge=0, lt=1,
+    )  # fmt: skip
     label_smoothing: float = Field(0.0, "label smoothing (cross_entropy)", ge=0, lt=1)
     max_grad_norm: float = Field(0.0, "largest global norm of the gradient; 0: no limit", ge=0)
     early_stopping: int = Field(

@@ -46,10 +46,11 @@ def num_weight_bytes(model: Model) -> int:
 def estimate_size(config: RunConfig) -> int:
     """Return about how many bytes a training writes: checkpoints, weights, exports, and a margin for pictures and rows.
 
-    A checkpoint holds the weights, the best ones, and at most twice as much of the optimizer's; three lie there at a time.
+    A checkpoint holds the weights, their average, the best ones, and at most twice as much of the optimizer's; three lie there
+    at a time.
     """
     weights = num_weight_bytes(build_skeleton(config))
-    return 3 * 4 * weights + 8 * weights + _MARGIN
+    return 3 * (4 + bool(config.ema_decay)) * weights + 8 * weights + _MARGIN
 
 
 def refuse_impossible(config: RunConfig, *, num_ranks: int = 1) -> None:
@@ -69,4 +70,4 @@ def _num_bytes(model: Model, config: RunConfig) -> int:
     """Return about how much memory one rank takes: the weights in all their copies, and the features of its largest batch."""
     num_samples = min(max(config.batch_size, _BATCH), data.source_of(config).num_train)
     widest = max((parameter.shape[0] for parameter in model.parameters() if parameter.ndim), default=1)
-    return _COPIES * num_weight_bytes(model) + 2 * 4 * num_samples * widest
+    return (_COPIES + 2 * bool(config.ema_decay)) * num_weight_bytes(model) + 2 * 4 * num_samples * widest
