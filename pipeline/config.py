@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import UserError
+from pipeline.losses import LOSSES
 from pipeline.places import FIELDS as PLACES
 from pipeline.places import expanded
-from pipeline.task import LOSSES, TASKS
+from pipeline.task import TASKS
 
 _LARGEST_INT, _LARGEST_FLOAT = 1_000_000_000, 1e38  # where a field says nothing: what every library takes, 64 and 32 bits
 _LARGEST_SEED = 2**32 - 1  # of numpy's generators, and what torch's tell apart
@@ -35,10 +36,14 @@ def Field(
     ge: float | None = None,
     lt: float | None = None,
     le: float | None = None,
+    takes_own: bool = False,
 ) -> Any:
-    """Declare a field with its description and the values that it may take; the bounds are called as elsewhere in the field."""
+    """Declare a field with its description and the values that it may take; the bounds are called as elsewhere in the field.
+
+    `takes_own` says that beside the choices it takes `file.py:function`.
+    """
     bounds = {"gt": gt, "ge": ge, "lt": lt, "le": le}
-    metadata = {"description": description, "choices": tuple(choices), "bounds": bounds}
+    metadata = {"description": description, "choices": tuple(choices), "bounds": bounds, "takes_own": takes_own}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -113,8 +118,13 @@ class RunConfig:
     )
     loss: str = Field(
         "cross_entropy",
-        "training loss: a mean over samples, sse a sum",
+        "training loss: a mean over samples, sse a sum; or file.py:function of scores and targets, one loss a sample",
         choices=LOSSES,
+        takes_own=True,
+    )
+    loss_args: Args = Field({}, "the loss's own arguments, as gamma=2 (focal), delta=1 (huber) or a JSON object")
+    class_weights: str = Field(
+        "none", "weights of the classes in the training loss: none, balanced, or a=1,b=2 (cross_entropy, nll, bce, focal)"
     )
     augment_shift: int = Field(
         0, "pixels by which a training image is moved at most, each way, anew in each epoch (images)", ge=0, le=14
@@ -278,7 +288,8 @@ def _convert(spec: dataclasses.Field[Any], kind: Any, text: str) -> object:
         raise ValueError("holds a control character. Give a text of letters that can be read.")
     if spec.name in PLACES and text not in ("", str(spec.default)):  # a default with `~` is good on every machine
         text = expanded(text)
-    if spec.metadata["choices"] and text not in spec.metadata["choices"]:
+    is_own = spec.metadata["takes_own"] and ":" in text
+    if spec.metadata["choices"] and text not in spec.metadata["choices"] and not is_own:
         near = [_NOW[text]] if text in _NOW else get_close_matches(text, spec.metadata["choices"], n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"is not known.{hint} Choose one of: {', '.join(spec.metadata['choices'])}.")

@@ -75,7 +75,7 @@ def _step(model: Model, part: Split, run: Run, precision: str) -> float:
     start = time.perf_counter()
     with autocast(precision, device):
         scores, _ = model(part.x)
-    run.task.loss_sum(run.config.loss, network=model.network)(scores.float(), part.y).backward()
+    run.task.loss_sum(run.config.loss, args=run.config.loss_args, network=model.network)(scores.float(), part.y).backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     for parameter in model.parameters():

@@ -9,13 +9,14 @@ import torch
 
 import models
 from models.wrapper import Model
-from pipeline import data, layers
+from pipeline import data, layers, losses
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.resolve import argument_problems
 
 _COPIES = 9  # of the weights: as drawn, gradients, two of the optimizer's, the best, a checkpoint's snapshot of them
 _MARGIN = 20_000_000  # bytes
+_TRIED = 4  # samples on which an own loss is tried
 _BATCH = 1000  # samples in one forward pass of an evaluation
 _GIVEN = ("self", "input_shape", "num_outputs")  # what a network is told by us
 
@@ -56,7 +57,7 @@ def estimate_size(config: RunConfig) -> int:
 def refuse_impossible(config: RunConfig, *, num_ranks: int = 1) -> None:
     """Raise UserError where settings of single layers do not fit this model, or `num_ranks` do not fit in memory."""
     model = build_skeleton(config)
-    problems = layers.problems(model, config)
+    problems = layers.problems(model, config) + _wrong_loss(config)
     if (needed := _num_bytes(model, config) * num_ranks) > (there := psutil.virtual_memory().available):
         problems.append(
             f"model={config.model} with these settings needs about {needed / 1e9:,.1f} GB to train, and {there / 1e9:,.1f} GB "
@@ -64,6 +65,29 @@ def refuse_impossible(config: RunConfig, *, num_ranks: int = 1) -> None:
         )
     if problems:
         raise UserError(*problems)
+
+
+def _wrong_loss(config: RunConfig) -> list[str]:
+    """Return what is wrong with a loss that is the user's own: it is loaded, and tried on four samples."""
+    if not losses.is_own(config.loss):
+        return []
+    try:
+        found = losses.parameters(config.loss)
+    except UserError as error:
+        return list(error.messages)
+    except (ValueError, TypeError, NameError) as error:  # no signature, or annotations that do not resolve
+        return [f"loss={config.loss} has no signature that can be read ({error}). Name a function of scores and targets."]
+    if problems := argument_problems(config.loss_args, found, config.loss):
+        return [f"loss_args: {problem}" for problem in problems]
+    spec = data.source_of(config).spec
+    scores = torch.randn(_TRIED, spec.num_outputs, generator=torch.Generator().manual_seed(0))
+    target = torch.arange(_TRIED) % max(2, len(spec.classes))
+    if spec.task == "multilabel":
+        target = (scores.flip(0) > 0).float()
+    elif spec.task == "regression":
+        target = scores.flip(0)
+    problem = losses.wrong_losses(config.loss, config.loss_args, scores, target)
+    return [f"loss={config.loss} {problem}"] if problem else []
 
 
 def _num_bytes(model: Model, config: RunConfig) -> int:

@@ -30,13 +30,13 @@ from pipeline.distributed import Ranks
 from pipeline.ema import Average
 from pipeline.errors import Failure
 from pipeline.evaluate import measure
+from pipeline.losses import MeanLoss, class_weights, loss_divisor
 from pipeline.norms import Norms
 from pipeline.optimizers import build_optimizer, lr_factor, set_lr, warmup_steps
 from pipeline.precision import autocast
 from pipeline.progress import Progress
 from pipeline.run import Run
 from pipeline.signals import Interrupted
-from pipeline.task import MeanLoss, loss_divisor
 from pipeline.tracking.tracker import NullTracker
 
 _PATCH_IMAGES = 512  # training images whose patches `init=pca` looks at
@@ -73,9 +73,10 @@ class Training:
             mixup=c.mixup, cutmix=c.cutmix,
         )  # fmt: skip
         self.val = val.to(ranks.device) if fits_on(ranks.device, val) else val
-        self.loss_sum, self.val_loss_sum = (  # smoothed labels are a means of training, not a measure
-            self.task.loss_sum(c.loss, label_smoothing=smoothing, network=self.model.network)
-            for smoothing in (c.label_smoothing, 0.0)
+        weights = class_weights(c.class_weights, self.task, run.data.classes or run.data.targets, train.y)
+        means = {"label_smoothing": c.label_smoothing, "weights": None if weights is None else weights.to(ranks.device)}
+        self.loss_sum, self.val_loss_sum = (  # smoothed labels and weights are means of training, not measures
+            self.task.loss_sum(c.loss, args=c.loss_args, network=self.model.network, **each) for each in (means, {})
         )
         self.total_steps = min(n for n in (c.epochs * len(self.batches), c.max_steps) if n)
         self.num_epochs = math.ceil(self.total_steps / len(self.batches))  # the last one may be cut short

@@ -10,7 +10,8 @@ import pytest
 from tests.conftest import ROOT
 
 LAYERS = [  # a module may import its own layer and those before it
-    {"models", "pipeline", "pipeline.errors", "pipeline.files", "pipeline.output", "pipeline.signals", "pipeline.task"},
+    {"models", "pipeline", "pipeline.errors", "pipeline.files", "pipeline.output", "pipeline.signals", "pipeline.losses",
+     "pipeline.task"},
     {"pipeline.config", "pipeline.environment", "pipeline.places"},
     {"pipeline.data", "pipeline.data.spec", "pipeline.data.builtin", "pipeline.data.mnist", "pipeline.data.prepare",
      "pipeline.data.loader", "pipeline.data.augment", "pipeline.data.mix", "pipeline.data.spill", "pipeline.data.tensors", "pipeline.data.split",
