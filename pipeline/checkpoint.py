@@ -33,6 +33,11 @@ def snapshot(value: Any) -> Any:
     return value
 
 
+def best_of(content: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    """Return the weights of a checkpoint that a run ends with: validation's best, or without one the average, or the last."""
+    return content["best_weights"] or content.get("ema") or content["model"]
+
+
 class Writer:
     """Writes one checkpoint at a time in a thread of its own; as a context, waits for the last one at the end.
 
@@ -56,8 +61,7 @@ class Writer:
         try:
             run_id = content.get("mlflow_run_id", "")
             save_weights(folder / LAST_WEIGHTS, content["model"], run_id=run_id)
-            best = content["best_weights"] or content["model"]  # without validation, the same
-            save_weights(folder / WEIGHTS, best, run_id=run_id)
+            save_weights(folder / WEIGHTS, best_of(content), run_id=run_id)
             save_checkpoint(folder, step, content)
             self._written(step)
         except Exception as error:  # a full disk raises an error of its own in each library: none may pass for a save

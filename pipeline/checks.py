@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from models import ModelSpec
 from pipeline import data
 from pipeline.data.spec import DataSpec, Source
+from pipeline.losses import has_weights, is_own, named_weights
 from pipeline.recipe import held_out, num_epochs
 from pipeline.task import task
 
@@ -39,7 +40,7 @@ def violations(
             f"image_size={c.image_size}: model={c.model} takes images of {model.image_size} x {model.image_size} pixels. Leave "
             "--image_size out, or use another --model.",
         )
-    elif c.loss not in task(spec.task).losses:
+    elif c.loss not in task(spec.task).losses and not is_own(c.loss):
         yield (
             ("dataset", "loss"),
             f"loss={c.loss} does not fit {spec.task} data. Use --loss {' or '.join(task(spec.task).losses)}.",
@@ -57,9 +58,11 @@ def violations(
         )
     for name, (without, others) in without_effect(c, source).items():
         value = getattr(c, name)
-        if name in given and value and value not in ("random", "auto"):  # an explicit 0 or false says what is so
+        if name in given and value and value not in ("random", "auto", "none"):  # an explicit 0 or false says what is so
             text = str(value).lower() if isinstance(value, bool) else value
             yield (name, *others), f"{name}={text} has no effect {without}. Leave --{name} out{_instead(name)}."
+    if message := _wrong_class_weights(c, spec):
+        yield ("dataset", "loss", "class_weights"), message
     if not c.epochs and not c.max_steps:
         yield ("epochs", "max_steps"), "epochs=0 leaves it to --max_steps when to end, which is 0 too. Give one of the two."
     if c.monitor not in ("loss", task(spec.task).metric):
@@ -132,13 +135,17 @@ def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[s
     is_idle(not source.is_own, f"on dataset={c.dataset}, whose task is known", "dataset", "task")
     is_idle(not source.spec.any_size, f"on dataset={c.dataset}, which has no image files", "dataset", "skip_bad")
     no_images = f"on dataset={c.dataset}, which has no images"
-    is_idle(not source.spec.is_image, no_images, "dataset", "augment_shift", "augment_affine", "init", "image_size")
+    augmenting = ("augment_shift", "augment_affine", "augment_crop", "augment_flip", "augment_color", "cutmix")
+    is_idle(not source.spec.is_image, no_images, "dataset", *augmenting, "init", "image_size")
+    no_classes = f"on dataset={c.dataset}, which has no classes or labels"
+    is_idle(not task(source.spec.task).has_decisions, no_classes, "dataset", "mixup", "cutmix")
     is_random = source.is_random or num_val > 0 or num_test > 0
     is_idle(not is_random, f"on dataset={c.dataset}, which is not split at random", "val_split", "split_seed")
     is_idle(c.optimizer not in ("sgd", "rmsprop"), f"on optimizer={c.optimizer}", "optimizer", "momentum")
     is_idle(c.optimizer != "sgd", f"on optimizer={c.optimizer}", "optimizer", "nesterov")
     is_idle(c.optimizer == "sgd" and not c.momentum, "without momentum", "momentum", "nesterov")
     is_idle(c.loss != "cross_entropy", f"on loss={c.loss}", "loss", "label_smoothing")
+    is_idle(not has_weights(c.loss), f"on loss={c.loss}", "loss", "class_weights")
     is_idle(c.scheduler != "step", f"on scheduler={c.scheduler}", "scheduler", "step_size", "gamma")
     is_idle(not num_val, "without validation samples (val_split=0)", "val_split", "early_stopping", "monitor")
     is_idle(not c.epochs, "while max_steps decides", "max_steps", "epochs")
@@ -147,12 +154,30 @@ def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[s
 
 
 _USE = {"momentum": "use --optimizer sgd or rmsprop", "nesterov": "use --optimizer sgd --momentum 0.9",
-        "label_smoothing": "use --loss cross_entropy", "step_size": "use --scheduler step", "gamma": "use --scheduler step",
+        "label_smoothing": "use --loss cross_entropy", "class_weights": "use --loss cross_entropy, bce or focal",
+        "step_size": "use --scheduler step", "gamma": "use --scheduler step",
         "early_stopping": "use --val_split 0.1", "monitor": "use --val_split 0.1"}  # fmt: skip
 
 
 def _instead(name: str) -> str:
     return f", or {_USE[name]}" if name in _USE else ""
+
+
+def _wrong_class_weights(c: RunConfig, spec: DataSpec) -> str:
+    """Return what is wrong with weights of named classes, or nothing."""
+    if c.class_weights in ("none", "balanced") or not has_weights(c.loss):
+        return ""
+    classes = spec.classes or spec.targets
+    try:
+        named = named_weights(c.class_weights)
+    except ValueError as error:
+        return f"class_weights={c.class_weights} {error}"
+    unknown = [name for name in named if name not in classes]
+    if unknown or not named:
+        shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+        what = f"names {', '.join(unknown[:5])}" if unknown else "names no class"
+        return f"class_weights={c.class_weights} {what}. The classes of {c.dataset} are: {shown}."
+    return ""
 
 
 def _layer_problems(name: str, text: str, model: ModelSpec) -> Iterator[str]:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import UserError
+from pipeline.losses import LOSSES
 from pipeline.places import FIELDS as PLACES
 from pipeline.places import expanded
-from pipeline.task import LOSSES, TASKS
+from pipeline.task import TASKS
 
 _LARGEST_INT, _LARGEST_FLOAT = 1_000_000_000, 1e38  # where a field says nothing: what every library takes, 64 and 32 bits
 _LARGEST_SEED = 2**32 - 1  # of numpy's generators, and what torch's tell apart
@@ -37,13 +38,14 @@ def Field(
     le: float | None = None,
     is_required: bool = False,
     is_file: bool = False,
+    takes_own: bool = False,
 ) -> Any:
     """Declare a field with its description and the values that it may take; the bounds are called as elsewhere in the field.
 
-    `is_file` says that a command writes a file of that name.
+    `is_file` says that a command writes a file of that name, `takes_own` that beside the choices it takes `file.py:function`.
     """
     bounds = {"gt": gt, "ge": ge, "lt": lt, "le": le}
-    flags = {"is_required": is_required, "is_file": is_file}
+    flags = {"is_required": is_required, "is_file": is_file, "takes_own": takes_own}
     metadata = {"description": description, "choices": tuple(choices), "bounds": bounds, **flags}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -110,10 +112,22 @@ class RunConfig:
     weight_decay: float = Field(0.0, "weight decay: decoupled in adamw and muon, an L2 penalty in the others", ge=0)
     layer_lr: str = Field("", "learning rates of single layers, as fc2=1e-4,conv1=1e-3; 0 freezes one")
     layer_weight_decay: str = Field("", "weight decay of single layers, as fc2=0.1")
+    freeze: str = Field("", "parameters that are not trained, by patterns over the names in parameters.md, as layer1,conv1.*")
+    head_lr: float | Literal["auto"] = Field(
+        "auto", "learning rate of the head, which is the last layer with a matrix; auto: as the rest", gt=0
+    )
+    layer_decay: float = Field(
+        1.0, "factor by which the learning rate falls from each layer to the one before it; 1: one rate for all", gt=0, le=1
+    )
     loss: str = Field(
         "cross_entropy",
-        "training loss: a mean over samples, sse a sum",
+        "training loss: a mean over samples, sse a sum; or file.py:function of scores and targets, one loss a sample",
         choices=LOSSES,
+        takes_own=True,
+    )
+    loss_args: Args = Field({}, "the loss's own arguments, as gamma=2 (focal), delta=1 (huber) or a JSON object")
+    class_weights: str = Field(
+        "none", "weights of the classes in the training loss: none, balanced, or a=1,b=2 (cross_entropy, nll, bce, focal)"
     )
     augment_shift: int = Field(
         0, "pixels by which a training image is moved at most, each way, anew in each epoch (images)", ge=0, le=14
@@ -121,6 +135,26 @@ class RunConfig:
     augment_affine: float = Field(
         0.0, "how far a training image is turned, stretched and sheared: largest change of its matrix (images)",
         ge=0, le=0.5,
+    )  # fmt: skip
+    augment_crop: float = Field(
+        0.0, "smallest share of its area to which a training image is cut, at sides of 3/4 to 4/3; 0: it is not cut (images)",
+        ge=0, lt=1,
+    )  # fmt: skip
+    augment_flip: bool = Field(False, "mirror half of the training images left to right, anew in each epoch (images)")
+    augment_color: float = Field(
+        0.0, "largest change of a training image's brightness, contrast and saturation, as a share (images)", ge=0, le=1
+    )
+    mixup: float = Field(
+        0.0, "mix each training sample with another of its batch, by shares of Beta(a, a); 0: none (classes, labels)",
+        ge=0, le=100,
+    )  # fmt: skip
+    cutmix: float = Field(
+        0.0, "put a box of another image of its batch into each training image, by shares of Beta(a, a); 0: none (images)",
+        ge=0, le=100,
+    )  # fmt: skip
+    ema_decay: float = Field(
+        0.0, "decay of a moving average of the weights, which is then what is validated and kept, as 0.999; 0: none",
+        ge=0, lt=1,
     )  # fmt: skip
     label_smoothing: float = Field(0.0, "label smoothing (cross_entropy)", ge=0, lt=1)
     max_grad_norm: float = Field(0.0, "largest global norm of the gradient; 0: no limit", ge=0)
@@ -274,7 +308,8 @@ def _convert(spec: dataclasses.Field[Any], kind: Any, text: str) -> object:
         raise ValueError("holds a control character. Give a text of letters that can be read.")
     if spec.name in PLACES and text not in ("", str(spec.default)):  # a default with `~` is good on every machine
         text = expanded(text)
-    if spec.metadata["choices"] and text not in spec.metadata["choices"]:
+    is_own = spec.metadata["takes_own"] and ":" in text
+    if spec.metadata["choices"] and text not in spec.metadata["choices"] and not is_own:
         near = [_NOW[text]] if text in _NOW else get_close_matches(text, spec.metadata["choices"], n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"is not known.{hint} Choose one of: {', '.join(spec.metadata['choices'])}.")

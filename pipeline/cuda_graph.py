@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import Failure
 
-Parts = Sequence[tuple[Tensor, Tensor]]
+Parts = Sequence[tuple[Tensor, ...]]  # samples first
 Passes = Callable[[Parts, float, Tensor], Tensor]
 _WARM_UP = 3  # calls by which every library has made what it keeps
 
@@ -43,16 +43,16 @@ class Replayed:
         self._captured: dict[tuple[object, ...], _Captured] = {}
 
     def __call__(self, parts: Parts, scale: float, seed: Tensor) -> Tensor:
-        key = (scale, *(x.shape for x, _ in parts))
+        key = (scale, *(part[0].shape for part in parts))
         self._calls[key] += 1
         if self._calls[key] <= _WARM_UP:
             return self.passes(parts, scale, seed)
         if key not in self._captured:
             self._captured[key] = self._capture(parts, scale, seed)
         captured = self._captured[key]
-        for (x, y), (new_x, new_y) in zip(captured.parts, parts, strict=True):
-            x.copy_(new_x)
-            y.copy_(new_y)
+        for held, new in zip(captured.parts, parts, strict=True):
+            for tensor, value in zip(held, new, strict=True):
+                tensor.copy_(value)
         captured.seed.copy_(seed)
         captured.graph.replay()
         for parameter, gradient in zip(self.parameters, captured.gradients, strict=True):
@@ -60,7 +60,7 @@ class Replayed:
         return captured.loss.clone()
 
     def _capture(self, parts: Parts, scale: float, seed: Tensor) -> _Captured:
-        held, seed = [(x.clone(), y.clone()) for x, y in parts], seed.clone()
+        held, seed = [tuple(tensor.clone() for tensor in part) for part in parts], seed.clone()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader's thread pins memory meanwhile

@@ -197,15 +197,15 @@ def _shared_store() -> dist.Store:
     return dist.distributed_c10d._get_default_store()
 
 
-def data_parallel(module: nn.Module, device: torch.device, *, send_buffers: bool) -> DistributedDataParallel:
+def data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
     """Wrap `module` so that its gradients are averaged over the ranks while the backward pass runs, and talk no more than that.
 
-    `send_buffers`: have rank 0's buffers sent to all before each forward pass; needed only where training changes them.
+    Buffers that training changes are each rank's own.
     """
     names = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # the name before torch 2.15
     ids = [device.index] if device.type == "cuda" else None
-    options: dict[str, Any] = {"device_ids": ids, name: send_buffers}
+    options: dict[str, Any] = {"device_ids": ids, name: False}
     return DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
 
 

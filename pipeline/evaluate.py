@@ -21,8 +21,9 @@ from pipeline.config import RunConfig
 from pipeline.data.loader import Split, evaluation_split, open_split, shard_slice
 from pipeline.distributed import Ranks
 from pipeline.errors import Failure
+from pipeline.losses import loss_divisor
 from pipeline.run import Run
-from pipeline.task import Task, flat_metrics, loss_divisor
+from pipeline.task import Task, flat_metrics
 
 if TYPE_CHECKING:
     from pipeline.task import Array, LossSum
@@ -102,7 +103,7 @@ def evaluate_run(run: Run, ranks: Ranks, data: Path) -> Evaluation:
     model.to(ranks.device)
     name, c, task = evaluation_split(data), run.config, run.task
     split = open_split(data, name)
-    loss = task.loss_sum(c.loss, network=model.network, unit=model.target_unit)
+    loss = task.loss_sum(c.loss, args=c.loss_args, network=model.network, unit=model.target_unit)
     batches = list(_forward(model, split, ranks))
     mean_loss = _sum_up(batches, len(split), loss, ranks, config=c, task=task)["loss"]
     if not math.isfinite(mean_loss):

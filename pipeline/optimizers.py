@@ -10,6 +10,7 @@ import torch
 from models.wrapper import Model
 from pipeline.checks import layer_of, layer_values
 from pipeline.config import RunConfig
+from pipeline.layers import rates
 from pipeline.muon import Muon
 
 _MUON_BETAS = (0.9, 0.99)
@@ -19,21 +20,22 @@ _ONE_CYCLE_START = 1 / 25  # of the peak, as in torch's OneCycleLR
 def build_optimizer(model: Model, config: RunConfig) -> torch.optim.Optimizer:
     """Return the optimizer of `config` over the parameters of `model`, layers with values of their own in their own groups.
 
-    A layer whose learning rate is 0 is frozen. muon makes the steps of the model's hidden matrices orthogonal.
+    What `rates` gives 0 is frozen.
     """
-    rates, decays = layer_values(config.layer_lr), layer_values(config.layer_weight_decay)
-    groups: dict[tuple[str, bool], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        layer = layer_of(name)
-        own = layer if layer in rates or layer in decays else ""
-        lr = rates.get(own, config.lr)
-        if lr == 0:
+    decays = layer_values(config.layer_weight_decay)
+    named = list(model.named_parameters())
+    peaks = rates(named, config)
+    groups: dict[tuple[str, str, bool], dict[str, Any]] = {}
+    for name, parameter in named:
+        peak, layer = peaks[name], layer_of(name)
+        if peak.lr == 0:
             parameter.requires_grad_(False)  # so that no gradient is computed for it, nor for what comes before it
             continue
         hidden = config.optimizer == "muon" and name in model.hidden_matrices
-        group = groups.setdefault((own, hidden), {"params": [], "lr": lr, "weight_decay": decays.get(own, config.weight_decay)})
-        group["initial_lr"] = lr  # as torch's schedulers call it
-        group["metric"] = f"train/lr/{own}" if own else "train/lr"
+        key = peak.layer, layer if layer in decays else "", hidden
+        group = groups.setdefault(key, {"params": [], "lr": peak.lr, "weight_decay": decays.get(layer, config.weight_decay)})
+        group["initial_lr"] = peak.lr  # as torch's schedulers call it
+        group["metric"] = f"train/lr/{peak.layer}" if peak.layer else "train/lr"
         group["params"].append(parameter)
         if hidden:
             group["orthogonal"] = True

@@ -72,6 +72,9 @@ def _describe(loss: float, row: Mapping[str, float]) -> str:
         "train/accuracy": "accuracy",
         "val/accuracy": "val accuracy",
         "val/rmse": "val rmse",
+        "val/ema/loss": "ema loss",
+        "val/ema/accuracy": "ema accuracy",
+        "val/ema/rmse": "ema rmse",
     }
     metrics = [f"{text} {row[key]:.4f}" for key, text in names.items() if key in row]
     if "train/samples_per_second" in row:

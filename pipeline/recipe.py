@@ -13,10 +13,11 @@ from typing import Any
 
 from models.recipes import optimizers
 from pipeline.data.spec import Source
+from pipeline.losses import has_weights
 
 _SUMS = ("sse",)  # losses that are a sum over the batch: their gradient grows with it
 _WARMUP = {"one_cycle": 0.3}  # the share that torch's OneCycleLR rises; no other schedule needs a rise
-_ARGS = ("model_args", "data_args")
+_ARGS = {"model_args": "", "data_args": "dataset", "loss_args": "loss"}  # and the choice that may leave the recipe's behind
 _NUM_CUTS = 3  # of a step schedule that says nothing of its own, over the whole training
 
 
@@ -57,7 +58,8 @@ def merge(
     given = dict(given)
     for name in _ARGS:
         if name in given:
-            same = name == "model_args" or given.get("dataset", home) == home
+            owner = _ARGS[name]
+            same = not owner or given.get(owner, before[owner]) == before[owner]
             given[name] = {**(found[name] if same else {}), **given[name]}
     replaced = {name for name, value in given.items() if value != before[name]}
     now = found | dict(given)
@@ -94,12 +96,13 @@ def merge(
 def _dataset(found: Mapping[str, Any], source: Source) -> dict[str, Any]:
     """A recipe for data with a test set of its own may train on all the rest; elsewhere no sample would be left to test on."""
     reset: dict[str, Any] = {} if source.has_test_set else {"val_split": "auto", "test_split": "auto"}
-    return reset | {"data_args": {}}
+    return reset | {"data_args": {}} | ({} if found["class_weights"] == "balanced" else {"class_weights": "none"})
 
 
 def _loss(found: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Label smoothing belongs to its loss; so does the learning rate of sgd, between a mean over the batch and a sum."""
-    reset: dict[str, Any] = {} if now["loss"] == "cross_entropy" else {"label_smoothing": 0.0}
+    reset: dict[str, Any] = {"loss_args": {}} | ({} if now["loss"] == "cross_entropy" else {"label_smoothing": 0.0})
+    reset |= {} if has_weights(now["loss"]) else {"class_weights": "none"}
     if now["optimizer"] == "sgd" and (found["loss"] in _SUMS) != (now["loss"] in _SUMS):
         factor = now["batch_size"] if found["loss"] in _SUMS else 1 / now["batch_size"]
         reset["lr"] = float(f"{found['lr'] * factor:.3g}")
@@ -109,7 +112,7 @@ def _loss(found: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
 def _optimizer(model: str, now: Mapping[str, Any], *, is_image: bool) -> dict[str, Any]:
     """Everything that scales or shapes a step; sgd's learning rate is that of a mean over the batch."""
     values = optimizers(model, is_image=is_image)[now["optimizer"]]
-    reset = {"momentum": 0.0, "nesterov": False, "layer_weight_decay": ""} | dict(values)
+    reset = {"momentum": 0.0, "nesterov": False, "layer_weight_decay": "", "head_lr": "auto"} | dict(values)
     if now["optimizer"] == "sgd" and now["loss"] in _SUMS:
         reset["lr"] = float(f"{reset['lr'] / now['batch_size']:.3g}")
     if any(value != "0" for _, _, value in (part.partition("=") for part in now["layer_lr"].split(",") if part)):

@@ -14,7 +14,7 @@ from typing import Any
 import models
 from models import ModelSpec
 from models.recipes import RECIPES, names, recipe, recipe_for_own
-from pipeline import data
+from pipeline import data, losses
 from pipeline.checks import violations, without_effect
 from pipeline.config import RUNTIME_FIELDS, RunConfig, convert, field_types, from_json, to_flags, to_json
 from pipeline.data.spec import Source
@@ -40,6 +40,7 @@ def resolve(flags: Mapping[str, str], *, world_size: int | None = None) -> RunCo
         broken = violations(config, model, source, values, world_size)
         messages += [message for fields, message in broken if not invalid & set(fields)]
     messages += _wrong_data_args(config, source) if not {"dataset", "data_args"} & set(problems) else []
+    messages += _wrong_loss_args(config) if not {"loss", "loss_args"} & set(problems) else []
     if messages:
         raise UserError(*messages)
     return config
@@ -105,6 +106,8 @@ def _merged(values: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[Merged,
         values.pop("dataset", None)
     if source.is_own:
         values["dataset"] = data.address(values["dataset"])
+    if "loss" in values:
+        values["loss"] = losses.address(values["loss"])
     if not is_whole:
         base = _recipe(name, chosen, source) | {"image_size": model.image_size if source.spec.is_image else 0}
         home = str(base["dataset"])
@@ -139,6 +142,13 @@ def _recipe(model: str, name: str, source: Source) -> dict[str, Any]:
 
 def _wrong_data_args(config: RunConfig, source: Source) -> list[str]:
     return [f"data_args: {problem}" for problem in argument_problems(config.data_args, source.parameters, config.dataset)]
+
+
+def _wrong_loss_args(config: RunConfig) -> list[str]:
+    """Those of an own loss are told once it is loaded: no code of a user's runs here."""
+    name, args = config.loss, config.loss_args
+    found = [] if losses.is_own(name) else argument_problems(args, losses.parameters(name), name)
+    return [f"loss_args: {problem}" for problem in [*found, *losses.out_of_range(name, args)]]
 
 
 def argument_problems(args: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], owner: str) -> list[str]:
@@ -194,10 +204,10 @@ def describe(flags: Mapping[str, str]) -> str:
 
 
 def applicable(config: RunConfig) -> dict[str, Any]:
-    """Return, as JSON values, what has an effect on a training; `model_args` and `data_args` as one entry for each argument."""
+    """Return, as JSON values, what has an effect on a training; `model_args` and its like as one entry for each argument."""
     idle = without_effect(config, data.source_of(config))
     values = {name: value for name, value in to_json(config).items() if name not in idle and name != "resume"}
-    for name in ("model_args", "data_args"):
+    for name in ("model_args", "data_args", "loss_args"):
         values |= {f"{name}.{argument}": value for argument, value in values.pop(name).items()}
     return values
 
@@ -209,6 +219,7 @@ def resumed(flags: Mapping[str, str], stored: RunConfig) -> RunConfig:
     """
     values, problems = convert(RunConfig, flags)
     values |= {"dataset": data.address(values["dataset"])} if "dataset" in values else {}
+    values |= {"loss": losses.address(values["loss"])} if "loss" in values else {}
     meant = values | (vars(resolve(flags)) if "config" in flags else {})  # one command line starts a run and resumes it
     changed = [
         f"{name}={flags.get(name, text_of(value))} differs from the run's {text_of(getattr(stored, name))}. A resumed run "

@@ -7,14 +7,14 @@ import torch
 
 import models
 from models.wrapper import Model
-from pipeline import data
-from pipeline.checks import layer_of, layer_values
+from pipeline import data, layers, losses
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.resolve import argument_problems
 
 _COPIES = 9  # of the weights: as drawn, gradients, two of the optimizer's, the best, a checkpoint's snapshot of them
 _MARGIN = 20_000_000  # bytes
+_TRIED = 4  # samples on which an own loss is tried
 _BATCH = 1000  # samples in one forward pass of an evaluation
 
 
@@ -48,27 +48,17 @@ def num_weight_bytes(model: Model) -> int:
 def estimate_size(config: RunConfig) -> int:
     """Return about how many bytes a training writes: checkpoints, weights, exports, and a margin for pictures and rows.
 
-    A checkpoint holds the weights, the best ones, and at most twice as much of the optimizer's; three lie there at a time.
+    A checkpoint holds the weights, their average, the best ones, and at most twice as much of the optimizer's; three lie there
+    at a time.
     """
     weights = num_weight_bytes(build_skeleton(config))
-    return 3 * 4 * weights + 8 * weights + _MARGIN
+    return 3 * (4 + bool(config.ema_decay)) * weights + 8 * weights + _MARGIN
 
 
 def refuse_impossible(config: RunConfig, *, num_ranks: int = 1) -> None:
-    """Raise UserError where no layer would learn, a named one is not in this model, or `num_ranks` do not fit in memory."""
+    """Raise UserError where settings of single layers do not fit this model, or `num_ranks` do not fit in memory."""
     model = build_skeleton(config)
-    problems = []
-    layers = list(dict.fromkeys(layer_of(name) for name, _ in model.named_parameters()))
-    rates = layer_values(config.layer_lr)
-    for field in ("layer_lr", "layer_weight_decay"):
-        text = getattr(config, field)
-        if missing := [layer for layer in layer_values(text) if layer not in layers]:
-            problems.append(
-                f"{field}={text} names {', '.join(missing)}, which this form of model={config.model} lacks. Its layers are: "
-                f"{', '.join(layers)}."
-            )
-    if all(rates.get(layer) == 0 for layer in layers):
-        problems.append(f"layer_lr={config.layer_lr} freezes every layer, so that nothing would learn. Leave one out.")
+    problems = layers.problems(model, config) + _wrong_loss(config)
     if (needed := _num_bytes(model, config) * num_ranks) > (there := psutil.virtual_memory().available):
         problems.append(
             f"model={config.model} with these settings needs about {needed / 1e9:,.1f} GB to train, and {there / 1e9:,.1f} GB "
@@ -78,8 +68,31 @@ def refuse_impossible(config: RunConfig, *, num_ranks: int = 1) -> None:
         raise UserError(*problems)
 
 
+def _wrong_loss(config: RunConfig) -> list[str]:
+    """Return what is wrong with a loss that is the user's own: it is loaded, and tried on four samples."""
+    if not losses.is_own(config.loss):
+        return []
+    try:
+        found = losses.parameters(config.loss)
+    except UserError as error:
+        return list(error.messages)
+    except (ValueError, TypeError, NameError) as error:  # no signature, or annotations that do not resolve
+        return [f"loss={config.loss} has no signature that can be read ({error}). Name a function of scores and targets."]
+    if problems := argument_problems(config.loss_args, found, config.loss):
+        return [f"loss_args: {problem}" for problem in problems]
+    spec = data.source_of(config).spec
+    scores = torch.randn(_TRIED, spec.num_outputs, generator=torch.Generator().manual_seed(0))
+    target = torch.arange(_TRIED) % max(2, len(spec.classes))
+    if spec.task == "multilabel":
+        target = (scores.flip(0) > 0).float()
+    elif spec.task == "regression":
+        target = scores.flip(0)
+    problem = losses.wrong_losses(config.loss, config.loss_args, scores, target)
+    return [f"loss={config.loss} {problem}"] if problem else []
+
+
 def _num_bytes(model: Model, config: RunConfig) -> int:
     """Return about how much memory one rank takes: the weights in all their copies, and the features of its largest batch."""
     num_samples = min(max(config.batch_size, _BATCH), data.source_of(config).num_train)
     widest = max((parameter.shape[0] for parameter in model.parameters() if parameter.ndim), default=1)
-    return _COPIES * num_weight_bytes(model) + 2 * 4 * num_samples * widest
+    return (_COPIES + 2 * bool(config.ema_decay)) * num_weight_bytes(model) + 2 * 4 * num_samples * widest

@@ -1,7 +1,7 @@
 """The kinds of task: all in which multiclass, multilabel, binary and regression differ, and the losses and metrics of each.
 
-A new loss is an entry of `LOSSES`, a new metric one of `METRICS`. Torch, numpy and scikit-learn are imported only where they
-compute, so that the command line can ask in a moment which loss fits which data.
+A new loss is an entry of `losses.LOSSES`, a new metric one of `METRICS`. Torch, numpy and scikit-learn are imported only where
+they compute, so that the command line can ask in a moment which loss fits which data.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
+
+from pipeline.losses import LOSSES, loss_named, over_outputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,9 +40,18 @@ class Task:
         return tuple(name for name, loss in LOSSES.items() if self.name in loss.tasks)
 
     def loss_sum(
-        self, name: str, *, label_smoothing: float = 0.0, network: nn.Module | None = None, unit: Tensor | None = None
+        self,
+        name: str,
+        *,
+        label_smoothing: float = 0.0,
+        network: nn.Module | None = None,
+        args: Mapping[str, Any] | None = None,
+        weights: Tensor | None = None,
+        unit: Tensor | None = None,
     ) -> LossSum:
         """Return a function of scores (B, K) and targets that gives the sum of the samples' losses, 0-d.
+
+        `args` are the loss's own arguments, `weights` those of the classes, as `class_weights` returns them.
 
         A sum, because the gradient of a global batch is the sum over all ranks' samples divided once by the global count: a
         mean taken on each rank would weigh the ranks wrongly as soon as a batch does not divide evenly. A network may bring
@@ -48,16 +59,28 @@ class Task:
         compared in a `unit` of their own, (K,), so that no target outweighs the others.
         """
         if unit is not None:
-            plain = self.loss_sum(name, label_smoothing=label_smoothing, network=network)
+            plain = self.loss_sum(name, label_smoothing=label_smoothing, network=network, args=args, weights=weights)
             return lambda scores, target: plain(scores / unit, target / unit)
         if by_hand := getattr(network, "losses", {}).get(name):
+            if weights is not None:
+                return lambda scores, target: (
+                    by_hand(scores, self.like_scores(scores, target)) * self.weight_of(target, weights)
+                ).sum()
             return lambda scores, target: by_hand(scores, self.like_scores(scores, target)).sum()
-        return partial(LOSSES[name].sum, self, label_smoothing=label_smoothing)
+        return partial(loss_named(name).sum, self, label_smoothing=label_smoothing, weights=weights, **(args or {}))
+
+    def weight_of(self, target: Tensor, weights: Tensor) -> Tensor:
+        """Return the weight of each sample's loss for its targets, in a shape that multiplies the losses of scores (B, K)."""
+        raise NotImplementedError
+
+    def class_counts(self, target: Tensor, num_classes: int) -> Tensor:
+        """Return how many samples each class has, (C,) float64; for multilabel (C, 2), without the label and with it."""
+        return target.bincount(minlength=num_classes).double()
 
     def metric_sum(self, scores: Tensor, target: Tensor) -> Tensor:
         """Return the number of right decisions, or the sum of squared errors, 0-d; of several outputs, their average."""
         right = (self.decide(scores) == target).sum()
-        return _over_outputs(right.double(), scores) if target.ndim == 2 else right
+        return over_outputs(right.double(), scores) if target.ndim == 2 else right
 
     def metric_value(self, total: float, count: int) -> float:
         """Turn a sum of `metric_sum` over `count` samples into `metric`."""
@@ -124,6 +147,9 @@ class _Multiclass(Task):
 
         return F.one_hot(target, scores.shape[1]).to(scores.dtype)
 
+    def weight_of(self, target: Tensor, weights: Tensor) -> Tensor:
+        return weights[target]
+
 
 class _Multilabel(Task):
     """Several yes-or-no labels a sample. Targets are (B, K) float32 of 0 and 1; accuracy is the share of right labels."""
@@ -139,6 +165,13 @@ class _Multilabel(Task):
 
     def like_scores(self, scores: Tensor, target: Tensor) -> Tensor:
         return target
+
+    def weight_of(self, target: Tensor, weights: Tensor) -> Tensor:
+        return weights[:, 0] + target * (weights[:, 1] - weights[:, 0])
+
+    def class_counts(self, target: Tensor, num_classes: int) -> Tensor:
+        having = target.double().sum(0)
+        return (having.new_tensor([len(target), 0]) + having[:, None] * having.new_tensor([-1, 1])).clamp(min=0)
 
     def activated(self, scores: Tensor) -> Tensor:
         return scores.sigmoid()
@@ -169,6 +202,9 @@ class _Binary(Task):
     def like_scores(self, scores: Tensor, target: Tensor) -> Tensor:
         return target[:, None].to(scores.dtype)
 
+    def weight_of(self, target: Tensor, weights: Tensor) -> Tensor:
+        return weights[target][:, None]
+
     def activated(self, scores: Tensor) -> Tensor:
         return scores.sigmoid()
 
@@ -186,7 +222,7 @@ class _Regression(Task):
         return num_targets
 
     def metric_sum(self, scores: Tensor, target: Tensor) -> Tensor:
-        return _over_outputs(((scores - target) ** 2).sum(), scores)
+        return over_outputs(((scores - target) ** 2).sum(), scores)
 
     def metric_value(self, total: float, count: int) -> float:
         return (total / count) ** 0.5
@@ -209,81 +245,6 @@ def task(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"task={name} is not known. Choose one of: {', '.join(TASKS)}.")
     return TASKS[name]
-
-
-@dataclass(frozen=True)
-class Loss:
-    """`sum` takes the task, scores and targets, and `label_smoothing`; `is_sum` says that no mean is taken of it afterwards."""
-
-    tasks: tuple[str, ...]
-    sum: Callable[..., Tensor]
-    is_sum: bool = False
-
-
-def _cross_entropy(task: Task, scores: Tensor, target: Tensor, *, label_smoothing: float) -> Tensor:
-    import torch.nn.functional as F
-
-    return F.cross_entropy(scores, target, reduction="sum", label_smoothing=label_smoothing)
-
-
-def _bce(task: Task, scores: Tensor, target: Tensor, **_: float) -> Tensor:
-    import torch.nn.functional as F
-
-    total = F.binary_cross_entropy_with_logits(scores, task.like_scores(scores, target), reduction="sum")
-    return _over_outputs(total, scores)
-
-
-def _sse(task: Task, scores: Tensor, target: Tensor, **_: float) -> Tensor:
-    import torch.nn.functional as F
-
-    return F.mse_loss(task.activated(scores), task.like_scores(scores, target), reduction="sum")
-
-
-def _mse(task: Task, scores: Tensor, target: Tensor, **_: float) -> Tensor:
-    return _over_outputs(_sse(task, scores, target), scores)
-
-
-def _over_outputs(total: Tensor, scores: Tensor) -> Tensor:
-    """Return the sum over samples of their averages over the K outputs, for a sum over both."""
-    return total / scores.shape[1] if scores.shape[1] > 1 else total
-
-
-LOSSES: Mapping[str, Loss] = {  # bce and mse average over the K outputs of a sample, sse sums them
-    "cross_entropy": Loss(("multiclass",), _cross_entropy),
-    "nll": Loss(("multiclass",), _cross_entropy),
-    "bce": Loss(("binary", "multilabel"), _bce),
-    "mse": Loss(_ALL, _mse),
-    "sse": Loss(("binary", "regression"), _sse, is_sum=True),
-}
-
-
-def loss_divisor(name: str, count: int) -> int:
-    """Return what a sum over `count` samples is divided by: the count, or 1 where the loss is itself a sum."""
-    return 1 if LOSSES[name].is_sum else count
-
-
-@dataclass
-class MeanLoss:
-    """The losses of some optimizer steps, added up; each as training has it: a mean over its batch, or a sum for sse."""
-
-    weighted: float = 0.0  # with the samples of each step as weights
-    total: float = 0.0
-    samples: int = 0
-    steps: int = 0
-
-    def add(self, loss: float, samples: int) -> None:
-        self.weighted += loss * samples
-        self.total += loss
-        self.samples += samples
-        self.steps += 1
-
-    def over_samples(self, name: str) -> float:
-        """Return the loss `name` over all samples, as evaluation has it: their mean, or their sum for sse."""
-        return self.total if LOSSES[name].is_sum else self.weighted / self.samples
-
-    def over_steps(self, name: str) -> float:
-        """Return the loss of a sample, or for sse of a batch, on average."""
-        return self.total / self.steps if LOSSES[name].is_sum else self.weighted / self.samples
 
 
 @dataclass(frozen=True)
@@ -319,11 +280,24 @@ def _sklearn() -> Any:
     return metrics
 
 
-def _roc_auc(found: Results) -> float | None:
-    """Over the labels that have samples of both kinds, on average; None without any."""
+def _over_labels(found: Results, score: str) -> float | None:
+    """A score of scikit-learn's over the labels that have samples of both kinds, on average; None without any."""
     pairs = zip(found.true.reshape(len(found.true), -1).T, found.scores.T, strict=True)
-    areas = [float(_sklearn().roc_auc_score(true, score)) for true, score in pairs if len(set(true.tolist())) == 2]
-    return sum(areas) / len(areas) if areas else None
+    values = [float(getattr(_sklearn(), score)(true, scores)) for true, scores in pairs if len(set(true.tolist())) == 2]
+    return sum(values) / len(values) if values else None
+
+
+def _top5(found: Results) -> float | None:
+    """The share of samples whose class is among the five of the largest scores; None for five classes or fewer."""
+    if len(found.names) <= 5:
+        return None
+    return float(_sklearn().top_k_accuracy_score(found.true, found.scores, k=5, labels=[*range(len(found.names))]))
+
+
+def _balanced(found: Results) -> float:
+    """The recall of each class that occurs, on average."""
+    occurring = sorted(set(found.true.tolist()))
+    return float(_sklearn().recall_score(found.true, found.predicted, labels=occurring, average="macro", zero_division=0.0))
 
 
 def _by_target(found: Results) -> dict[str, dict[str, float]] | None:
@@ -355,7 +329,11 @@ METRICS: Mapping[str, Metric] = {  # those with a single value of several target
         ("multiclass", "binary"),
         lambda r: _sklearn().confusion_matrix(r.true, r.predicted, labels=[*range(len(r.names))]).tolist(),
     ),
-    "roc_auc": Metric(("multilabel", "binary"), _roc_auc, headline=True),
+    "roc_auc": Metric(("multilabel", "binary"), lambda r: _over_labels(r, "roc_auc_score"), headline=True),
+    "average_precision": Metric(("multilabel", "binary"), lambda r: _over_labels(r, "average_precision_score")),
+    "balanced_accuracy": Metric(("multiclass", "binary"), _balanced),
+    "top5_accuracy": Metric(("multiclass",), _top5),
+    "mae": Metric(("regression",), lambda r: float(_sklearn().mean_absolute_error(r.true.ravel(), r.predicted.ravel()))),
 }
 
 

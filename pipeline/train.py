@@ -20,20 +20,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.pca_init import set_pca_filters
 from models.wrapper import Model
-from pipeline import distributed, manifest, signals
+from pipeline import distributed, manifest, norms, signals
 from pipeline import run as run_folder
-from pipeline.checkpoint import Writer, snapshot
+from pipeline.checkpoint import Writer, best_of, snapshot
 from pipeline.cuda_graph import Replayed
 from pipeline.data.loader import Batch, Batches, Split, fits_on
+from pipeline.data.mix import mixed_loss
 from pipeline.distributed import Ranks
+from pipeline.ema import Average
 from pipeline.errors import Failure
 from pipeline.evaluate import measure
+from pipeline.losses import MeanLoss, class_weights, loss_divisor
+from pipeline.norms import Norms
 from pipeline.optimizers import build_optimizer, lr_factor, set_lr, warmup_steps
 from pipeline.precision import autocast
 from pipeline.progress import Progress
 from pipeline.run import Run
 from pipeline.signals import Interrupted
-from pipeline.task import MeanLoss, loss_divisor
 from pipeline.tracking.tracker import NullTracker
 
 _PATCH_IMAGES = 512  # training images whose patches `init=pca` looks at
@@ -60,17 +63,21 @@ class Training:
         self.run, self.config, self.ranks, self.tracker, self.task = run, c, ranks, tracker, run.task
         torch.manual_seed(c.seed)
         self.model: Model = run.build_model().to(ranks.device)
+        self.model.network = norms.synchronized(self.model.network, ranks)
         if run.data.is_image:
             self.model.to(memory_format=torch.channels_last)
         self.batches = Batches(
             train, batch_size=c.batch_size, grad_accum_steps=c.grad_accum_steps, seed=c.seed, rank=ranks.rank,
             world_size=ranks.world_size, device=ranks.device, num_workers=c.num_workers,
-            shift=c.augment_shift, affine=c.augment_affine,
+            shift=c.augment_shift, affine=c.augment_affine, crop=c.augment_crop, flip=c.augment_flip, color=c.augment_color,
+            mixup=c.mixup, cutmix=c.cutmix,
         )  # fmt: skip
         self.val = val.to(ranks.device) if fits_on(ranks.device, val) else val
-        self.loss_sum, self.val_loss_sum = (  # smoothed labels are a means of training, not a measure
-            self.task.loss_sum(c.loss, label_smoothing=smoothing, network=self.model.network, unit=self.model.target_unit)
-            for smoothing in (c.label_smoothing, 0.0)
+        weights = class_weights(c.class_weights, self.task, run.data.classes or run.data.targets, train.y)
+        means = {"label_smoothing": c.label_smoothing, "weights": None if weights is None else weights.to(ranks.device)}
+        self.loss_sum, self.val_loss_sum = (  # smoothed labels and weights are means of training, not measures
+            self.task.loss_sum(c.loss, args=c.loss_args, network=self.model.network, unit=self.model.target_unit, **each)
+            for each in (means, {})
         )
         self.total_steps = min(n for n in (c.epochs * len(self.batches), c.max_steps) if n)
         self.num_epochs = math.ceil(self.total_steps / len(self.batches))  # the last one may be cut short
@@ -79,15 +86,16 @@ class Training:
             images = self.model.standardized(train.x[:_PATCH_IMAGES].to(ranks.device))
             set_pca_filters(next(m for m in self.model.modules() if isinstance(m, nn.Conv2d)), images)
         self.optimizer = build_optimizer(self.model, c)
-        self.weights: dict[str, Tensor] = self.model.state_dict()  # the tensors themselves, as they change
         self.all_parameters = list(self.model.parameters())
         self.parameters = [parameter for parameter in self.all_parameters if parameter.requires_grad]
+        norms.set_training(self.model)
+        self.norms = Norms(self.model, self.model.network)
+        self.average = Average(self.model, c.ema_decay) if c.ema_decay else None
         self.scaler = torch.amp.GradScaler(enabled=c.precision == "fp16")
         compiled: nn.Module = torch.compile(self.model) if c.compile else self.model  # type: ignore[assignment]
         self.ddp_model = compiled
         if ranks.world_size > 1:
-            changing = any(True for _ in self.model.network.buffers())
-            self.ddp_model = distributed.data_parallel(compiled, ranks.device, send_buffers=changing)
+            self.ddp_model = distributed.data_parallel(compiled, ranks.device)
         on_one_gpu = ranks.device.type == "cuda" and ranks.world_size == 1
         captures = on_one_gpu and not c.compile and c.cuda_graph != "false"
         self.passes = Replayed(self._passes, self.parameters) if captures else self._passes
@@ -135,7 +143,7 @@ class Training:
         """
         c, state, batches = self.config, self.state, self.batches
         if not self.model.training:
-            self.ddp_model.train()
+            norms.set_training(self.ddp_model)
         first = -(-state.samples_seen // c.batch_size)  # the last batch of an epoch may be a small one
         end = min(len(batches), self.total_steps - state.epoch * len(batches))
         skip_metrics = end < c.log_every and 0 < state.epoch < self.num_epochs - 1 and not c.early_stopping
@@ -147,6 +155,8 @@ class Training:
             lr = set_lr(self.optimizer, factor)
             self.pending_losses.append(self._step(parts, batches.num_in_step(step)))
             state.step += 1
+            if self.average:
+                self.average.update(state.step)
             state.samples_seen += batches.num_in_step(step)
             if self._window_ends(state.step) or (step + 1 == end and not skip_metrics):
                 self._log_window(lr, progress)
@@ -161,6 +171,8 @@ class Training:
                 f"train/{self.task.metric}": self.task.metric_value(total, count), "train/samples_per_second": used / seconds,
             }  # fmt: skip
         self.num_correct.zero_()
+        if self.ranks.world_size > 1:
+            self.norms.average()
         state.epoch, state.samples_seen, state.epoch_loss = state.epoch + 1, 0, MeanLoss()
         return row
 
@@ -192,9 +204,10 @@ class Training:
 
     def _step(self, parts: Sequence[Batch], count: int) -> Tensor:
         """Do one optimizer step of `count` samples; return this rank's loss, as its share of the global loss."""
-        scale = 1 / loss_divisor(self.config.loss, count)
+        scale, world_size = 1 / loss_divisor(self.config.loss, count), self.ranks.world_size
+        self.norms.num_everywhere = world_size * (count // world_size // self.config.grad_accum_steps)
         # DDP averages the gradients over the ranks, and the global loss is their sum
-        seed = self.scaler.scale(torch.full((), self.ranks.world_size * scale, device=self.ranks.device))
+        seed = self.scaler.scale(torch.full((), world_size * scale, device=self.ranks.device))
         loss = self.passes(parts, scale, seed)
         self._update()
         return loss
@@ -204,15 +217,16 @@ class Training:
         for parameter in self.parameters:
             parameter.grad = None
         losses = []
-        for k, (x, y) in enumerate(parts):
+        for k, (x, *targets) in enumerate(parts):
+            self.norms.for_part(len(x))
             with self._synchronized(k == len(parts) - 1):
                 with autocast(self.config.precision, self.ranks.device):
                     scores, _ = self.ddp_model(x)
                 scores = scores.float()
-                loss = self.loss_sum(scores, y)
+                loss = mixed_loss(self.loss_sum, scores, targets)
                 loss.backward(seed)
             losses.append(loss.detach() * scale)
-            self.num_correct += self.task.metric_sum(scores.detach(), y)
+            self.num_correct += self.task.metric_sum(scores.detach(), targets[0])
         return sum(losses[1:], losses[0])
 
     def _update(self) -> None:
@@ -265,16 +279,22 @@ class Training:
         return Failure(f"{what}: the training diverged. {advice}.{kept}")
 
     def _validate(self) -> dict[str, float]:
-        """Measure the validation split, if there is one, and keep the weights if they are the best so far."""
+        """Measure the validation split, if there is one, and keep the weights if they are the best so far.
+
+        With a moving average these are the average, by its own results.
+        """
         state = self.state
         if not len(self.val):
             return {}
-        metrics = measure(self.model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task)
+        row, kept = {}, {"val": self.model} | ({"val/ema": self.average.current()} if self.average else {})
+        for name, model in kept.items():
+            metrics = measure(model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task)
+            row |= {f"{name}/{k}": v for k, v in metrics.items()}  # the last one's are what chooses
         result = (-metrics["loss"],) if self.config.monitor == "loss" else (metrics["accuracy"], -metrics["loss"])
         if all(map(math.isfinite, result)) and result > state.best:
             state.best, state.best_epoch = result, state.epoch
-            self.best_weights = {k: v.clone() for k, v in self.weights.items()}
-        return {f"val/{k}": v for k, v in metrics.items()}
+            self.best_weights = {k: v.clone() for k, v in model.state_dict().items()}
+        return row
 
     def _log(self, metrics: dict[str, float]) -> None:
         now = time.time_ns() // 1_000_000
@@ -298,12 +318,15 @@ class Training:
         if not torch.stack(torch._foreach_norm([*self.all_parameters], math.inf)).isfinite().all():
             raise self._diverged(f"weights are not finite after step {self.state.step}")
         per_rank = distributed.gather(
-            {"num_correct": self.num_correct.cpu(), "system": self.tracker.drain_rows()} | self._generators()
+            {"num_correct": self.num_correct.cpu(), "system": self.tracker.drain_rows(), "buffers": self.norms.own()}
+            | self._generators()
         )
         self.tracker.receive_rows([row for entry in per_rank for row in entry.pop("system")])
         if self.ranks.is_main:
+            buffers = {f"network.{name}": value for name, value in norms.mean([e["buffers"] for e in per_rank]).items()}
             content = {
-                "state": asdict(self.state), "model": self.model.state_dict(), "best_weights": self.best_weights,
+                "state": asdict(self.state), "model": self.model.state_dict() | buffers, "best_weights": self.best_weights,
+                "ema": self.average.current().state_dict() | buffers if self.average else {},
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "ranks": per_rank,
                 "mlflow_run_id": self.run.mlflow_run_id,
             }  # fmt: skip
@@ -324,14 +347,17 @@ class Training:
         self.state = State(**values)
         self.model.load_state_dict(checkpoint["model"])
         self.best_weights = {k: v.to(self.ranks.device) for k, v in checkpoint["best_weights"].items()}
+        if self.average:
+            self.average.model.load_state_dict(checkpoint["ema"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         if self.ranks.is_main:  # the files beside the checkpoint may be of a later step, or on another host's disk
             self._save_weights(manifest.LAST_WEIGHTS, checkpoint["model"])
-            self._save_weights(manifest.WEIGHTS, checkpoint["best_weights"] or checkpoint["model"])
+            self._save_weights(manifest.WEIGHTS, best_of(checkpoint))
         per_rank, rank = checkpoint["ranks"], self.ranks.rank
         if len(per_rank) == self.ranks.world_size:
             self.num_correct.copy_(per_rank[rank]["num_correct"])
+            self.norms.restore(per_rank[rank]["buffers"])
             torch.set_rng_state(per_rank[rank]["cpu"])
             if "cuda" in per_rank[rank] and self.ranks.device.type == "cuda":
                 torch.cuda.set_rng_state(per_rank[rank]["cuda"], self.ranks.device)

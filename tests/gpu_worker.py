@@ -30,7 +30,7 @@ def main(backend: str, device: str, folder: Path, cache_dir: str) -> None:
     assert distributed.broadcast({"from": me.rank}) == {"from": 0}
     assert distributed.all_reduce_sum(torch.ones(3, device=chosen)).tolist() == [me.world_size] * 3
     assert distributed.concatenate(torch.full((2, 1), me.rank)).tolist() == [[r] for r in gathered for _ in range(2)]
-    wrapped = distributed.data_parallel(torch.nn.Linear(2, 1).to(chosen), chosen, send_buffers=True)
+    wrapped = distributed.data_parallel(torch.nn.Linear(2, 1).to(chosen), chosen)
     wrapped(torch.ones(2, 2, device=chosen)).sum().backward()
     seen = run_cases(folder, cache_dir, ranks)
     if ranks.is_main:

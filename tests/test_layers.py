@@ -10,14 +10,16 @@ import pytest
 from tests.conftest import ROOT
 
 LAYERS = [  # a module may import its own layer and those before it
-    {"models", "pipeline", "pipeline.errors", "pipeline.files", "pipeline.output", "pipeline.signals", "pipeline.task"},
+    {"models", "pipeline", "pipeline.errors", "pipeline.files", "pipeline.output", "pipeline.signals", "pipeline.losses",
+     "pipeline.task"},
     {"pipeline.config", "pipeline.environment", "pipeline.places"},
     {"pipeline.data", "pipeline.data.spec", "pipeline.data.builtin", "pipeline.data.mnist", "pipeline.data.prepare",
-     "pipeline.data.loader", "pipeline.data.augment", "pipeline.data.spill", "pipeline.data.tensors", "pipeline.data.split",
+     "pipeline.data.loader", "pipeline.data.augment", "pipeline.data.mix", "pipeline.data.spill", "pipeline.data.tensors", "pipeline.data.split",
      "pipeline.data.images", "pipeline.data.folder", "pipeline.data.layout", "pipeline.data.decoding", "pipeline.data.columns",
      "pipeline.data.table", "pipeline.data.arrays", "pipeline.data.image_table", "pipeline.distributed", "pipeline.manifest"},
     {"pipeline.recipe", "pipeline.checks", "pipeline.resolve", "pipeline.run", "pipeline.skeleton", "pipeline.muon",
-     "pipeline.optimizers", "pipeline.progress", "pipeline.cuda_graph", "pipeline.precision"},
+     "pipeline.optimizers", "pipeline.progress", "pipeline.cuda_graph", "pipeline.precision", "pipeline.layers",
+     "pipeline.norms", "pipeline.ema"},
     {"pipeline.checkpoint", "pipeline.tracking", "pipeline.tracking.connection", "pipeline.tracking.journal",
      "pipeline.tracking.monitor", "pipeline.tracking.registry", "pipeline.tracking.runs", "pipeline.tracking.sender",
      "pipeline.tracking.fetch", "pipeline.tracking.tracker"},

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from pipeline.data.augment import changes
+from pipeline.data.mix import draw
 from pipeline.data.prepare import read_manifest
 from pipeline.data.spill import scratch
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]  # samples and targets; mixed ones have two targets and the share of the first
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,17 @@ class Batches:
         num_workers: int = 0,
         shift: int = 0,
         affine: float = 0.0,
+        crop: float = 0.0,
+        flip: bool = False,
+        color: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
     ) -> None:
         self.batch_size, self.grad_accum_steps = batch_size, grad_accum_steps
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.device, self.num_workers, self.shift, self.affine = device, num_workers, shift, affine
+        self.device, self.num_workers = device, num_workers
+        self.augment: dict[str, Any] = {"shift": shift, "affine": affine, "crop": crop, "flip": flip, "color": color}
+        self.mix = {"mixup": mixup, "cutmix": cutmix}
         self.num_samples = len(split)
         self.split = split.to(device) if not num_workers and fits_on(device, split) else split
 
@@ -110,14 +118,11 @@ class Batches:
         """Yield this rank's samples, on its device, for the steps of `epoch` from `first_step` to before `end`.
 
         A step comes as `grad_accum_steps` parts; a part is empty where a rank has no sample left in a small batch. How an
-        image is changed depends on the seed, the epoch and the sample alone, as the order does.
+        image is changed depends on the seed, the epoch and the sample alone, as the order does; with what it is mixed, on the
+        order.
         """
-        if (
-            len(self) == 1
-            and self.world_size * self.grad_accum_steps == 1
-            and not self.num_workers
-            and not self.shift + self.affine
-        ):
+        changing = any(self.augment.values()) or any(self.mix.values())
+        if len(self) == 1 and self.world_size * self.grad_accum_steps == 1 and not self.num_workers and not changing:
             if not first_step:
                 yield [(self.split.x, self.split.y)]  # a full batch is the split itself: nothing to gather
             return
@@ -125,7 +130,9 @@ class Batches:
         count = self.num_samples
         order = torch.randperm(count, generator=generator, dtype=torch.int32, out=scratch((count,), torch.int32))
         steps = range(first_step, len(self) if end is None else end)
-        change = changes(count, generator, shift=self.shift, affine=self.affine, device=self.split.x.device)
+        change = changes(count, generator, **self.augment, device=self.split.x.device)
+        shape = self.split.x.shape[1:]
+        mixing = draw(len(self), (self.seed, epoch), **self.mix, shape=shape, device=self.device)
         gather = _Gather(self.split)
         if self.num_workers:
             options: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": self.device.type == "cuda"}
@@ -141,9 +148,15 @@ class Batches:
             if change:
                 indices = self._indices(order, step)
                 there = [(change(x, i), y) for i, (x, y) in zip(indices, there, strict=True)]
+            if mixing:
+                there = [mixing.apply(step, x, y) for x, y in there]
             yield there
 
     def _indices(self, order: Tensor, step: int) -> list[Tensor]:
+        """Return the rows of each part of a step; to be mixed, with the one behind its last, behind which comes the first."""
         batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-        mine = batch[shard_slice(len(batch), self.rank, self.world_size)]
-        return [mine[shard_slice(len(mine), k, self.grad_accum_steps)] for k in range(self.grad_accum_steps)]
+        more = int(any(self.mix.values()))
+        of_rank = shard_slice(len(batch), self.rank, self.world_size)
+        mine = torch.cat([batch, batch[:more]])[of_rank.start : of_rank.stop + more] if more else batch[of_rank]
+        parts = [shard_slice(len(mine) - more, k, self.grad_accum_steps) for k in range(self.grad_accum_steps)]
+        return [mine[part.start : part.stop + more] for part in parts]

@@ -20,9 +20,9 @@ Row = Mapping[str, Any]
 
 _EPOCH_LOSS, _WINDOW_LOSS, _LR = "train/epoch_loss", "train/loss", "train/lr"
 _PANELS = {
-    "loss": (_EPOCH_LOSS, _WINDOW_LOSS, "val/loss"),
-    "accuracy": ("train/accuracy", "val/accuracy"),
-    "RMSE": ("train/rmse", "val/rmse"),
+    "loss": (_EPOCH_LOSS, _WINDOW_LOSS, "val/loss", "val/ema/loss"),
+    "accuracy": ("train/accuracy", "val/accuracy", "val/ema/accuracy"),
+    "RMSE": ("train/rmse", "val/rmse", "val/ema/rmse"),
 }
 _FEW = 40  # points that are marked one by one
 _SPAN = 100  # between the lowest and the highest value, beyond which an axis is logarithmic
@@ -33,8 +33,8 @@ def curves(rows: Sequence[Row], *, monitor: str = "loss", smoothed: bool = False
     """Draw what the lines of metrics.jsonl hold, and a line at the epoch whose weights were kept.
 
     Each row has `step` and `epoch` and some of `train/epoch_loss`, `train/loss` with `samples`, `val/loss`,
-    `train/accuracy`, `val/accuracy`, `train/rmse`, `val/rmse`, `train/lr` and `train/lr/<layer>`. `monitor` is the
-    validation metric that chose the weights; `smoothed` says that the training loss is one of smoothed labels. A single
+    `train/accuracy`, `val/accuracy`, `train/rmse`, `val/rmse`, the same under `val/ema/`, `train/lr` and `train/lr/<layer>`.
+    `monitor` is the validation metric that chose the weights; `smoothed` says that the training loss is one of smoothed labels. A single
     learning rate that never changes is left out.
     """
     panels = {label: _all_series(rows, names) for label, names in _PANELS.items()}
@@ -70,18 +70,19 @@ def curves(rows: Sequence[Row], *, monitor: str = "loss", smoothed: bool = False
 def kept_epoch(rows: Sequence[Row], monitor: str) -> tuple[Row, str] | None:
     """Return the row of the epoch whose weights were kept, and why; None where that was not logged.
 
-    As training chooses: the first epoch with the best value, the loss deciding between equal accuracies. Without
-    validation the last weights are kept.
+    As training chooses: the first epoch with the best value, of the moving average where there is one, the loss deciding
+    between equal accuracies. Without validation the last weights are kept.
     """
     best: tuple[float, ...] = (-math.inf,)
     kept = None
+    of = "val/ema" if any("val/ema/loss" in row for row in rows) else "val"
     for row in rows:
-        accuracy = (row.get("val/accuracy", math.nan),) if monitor == "accuracy" else ()
-        result = (*accuracy, -row.get("val/loss", math.nan))
+        accuracy = (row.get(f"{of}/accuracy", math.nan),) if monitor == "accuracy" else ()
+        result = (*accuracy, -row.get(f"{of}/loss", math.nan))
         if all(map(math.isfinite, result)) and result > best:
             best, kept = result, row
     if kept:
-        return kept, f"best val {monitor} {kept[f'val/{monitor}']:.4g}"
+        return kept, f"best {of} {monitor} {kept[f'{of}/{monitor}']:.4g}"
     ends = [row for row in rows if {_EPOCH_LOSS, "train/accuracy", "train/rmse"} & set(row)]
     return (ends[-1], "the last") if ends else None
 
@@ -114,6 +115,8 @@ def _draw_metrics(axes: Axes, series: Mapping[str, Series], *, num_samples: int,
         elif name == _WINDOW_LOSS and num_samples:
             label = f"mean of {num_samples} samples" if behind else f"{label}, mean of {num_samples} samples"
         style: dict[str, Any] = {"color": orange if name.startswith("val/") else blue, "linewidth": 1.6, "zorder": 3}
+        if name.startswith("val/ema/"):
+            style["linestyle"] = ":"
         if behind:
             style |= {"linewidth": 0.8, "alpha": 0.4, "zorder": 2}
         if len(steps) == 1 or (len(steps) <= _FEW and not behind):

@@ -30,6 +30,8 @@ CASES: dict[str, dict[str, str]] = {  # 20 steps or more each; no batch size or 
     "by hand": {"model": "two_layer", "batch_size": "61", "epochs": "2"},
     "images": {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "batch_size": "101", "epochs": "2", "augment_shift": "2",
                "augment_affine": "0.1"},
+    "mixed images": {"model": "cnn", "optimizer": "sgd", "lr": "0.05", "batch_size": "101", "epochs": "2", "mixup": "0.4",
+                     "cutmix": "1", "augment_crop": "0.5", "augment_flip": "true", "augment_color": "0.2"},
     "parts and clipping": {
         "model": "mlp", "grad_accum_steps": "4", "max_grad_norm": "0.01", "batch_size": "35", "epochs": "2", "optimizer": "sgd",
     },
@@ -67,7 +69,7 @@ def difference_of_means(ranks: Ranks, *, width: int) -> float:
     """Return the largest difference between DDP's gradients and the mean over the ranks of those without it, in three steps."""
     torch.manual_seed(0)
     alone = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
-    wrapped = distributed.data_parallel(copy.deepcopy(alone), ranks.device, send_buffers=False)
+    wrapped = distributed.data_parallel(copy.deepcopy(alone), ranks.device)
     x, largest = torch.randn(ranks.world_size, 7, width)[ranks.rank], 0.0
     for _ in range(3):  # DDP lays its buckets out anew after the first
         for module in (alone, wrapped):

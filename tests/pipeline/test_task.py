@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from sklearn import metrics
 from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
 
 from models.two_layer import TwoLayer
 from pipeline.data import find, matching
-from pipeline.task import LOSSES, METRICS, TASKS, MeanLoss, flat_metrics, loss_divisor, task
+from pipeline.losses import LOSSES, MeanLoss, loss_divisor
+from pipeline.task import METRICS, TASKS, flat_metrics, task
 
 N = 12
 KINDS = {"multiclass": ("multiclass", 4), "multilabel": ("multilabel", 3), "binary": ("binary", 1),
@@ -56,7 +58,19 @@ def _torchs(kind: str, name: str) -> Callable[[Tensor, Tensor], Tensor]:
         "bce": lambda scores, y: F.binary_cross_entropy(torch.sigmoid(scores), wide(y)),
         "mse": lambda scores, y: F.mse_loss(squashed(scores), wide(y)),
         "sse": lambda scores, y: (squashed(scores) - wide(y)).square().sum(),
+        "huber": F.huber_loss,
+        "focal": lambda scores, y: (
+            _focal(scores, y)
+            if kind == "multiclass"
+            else sigmoid_focal_loss(scores, wide(y), alpha=-1, gamma=2, reduction="mean")
+        ),
     }[name]
+
+
+def _focal(scores: Tensor, y: Tensor) -> Tensor:
+    """Return the mean focal loss of gamma=2 as its paper writes it."""
+    right = scores.softmax(1).gather(1, y[:, None])[:, 0]
+    return (-((1 - right) ** 2) * right.log()).mean()
 
 
 @pytest.mark.parametrize(("kind", "name"), EACH_LOSS)
@@ -167,9 +181,12 @@ def test_the_report_of_a_classifier_is_scikit_learns(kind: str) -> None:
         (precision.mean(), recall.mean(), f1.mean())
     )
     if kind == "multiclass":
-        assert "roc_auc" not in report
+        assert "roc_auc" not in report and "average_precision" not in report and "top5_accuracy" not in report
     else:
+        assert report["average_precision"] == pytest.approx(metrics.average_precision_score(true, scores.numpy()))
         assert report["roc_auc"] == pytest.approx(metrics.roc_auc_score(true, scores.numpy()))
+    if kind != "multilabel":
+        assert report["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(true, decided))
     if kind == "multilabel":
         assert "confusion_matrix" not in report and report["accuracy"] == pytest.approx(1 - metrics.hamming_loss(true, decided))
     else:
@@ -180,13 +197,25 @@ def test_the_report_of_a_classifier_is_scikit_learns(kind: str) -> None:
 def test_a_report_is_complete_also_for_a_class_that_never_occurs() -> None:
     scores = torch.eye(3)[[0, 1, 1, 0]] * 4
     report = task("multiclass").report(scores, torch.tensor([0, 1, 0, 0]), classes="abc")
-    assert list(report) == ["accuracy", "num_samples", "macro", "classes", "confusion_matrix"]
+    assert list(report) == ["accuracy", "num_samples", "macro", "classes", "confusion_matrix", "balanced_accuracy"]
     assert report["accuracy"] == 0.75 and report["confusion_matrix"] == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert report["classes"]["a"]["precision"] == 1 and report["classes"]["a"]["recall"] == pytest.approx(2 / 3)
     flat = flat_metrics(report | {"loss": 0.5}, "test")
     assert flat["test_class_a_precision"] == 1 and len([f for f in flat if f.startswith("test_class_")]) == 9
     assert [name for name in flat if "/" in name] == ["test/accuracy", "test/loss"]
     assert {"test_precision_macro", "test_recall_macro", "test_f1_macro"} <= set(flat)
+
+
+@reports
+def test_the_five_best_are_counted_where_there_are_more_than_five_classes() -> None:
+    torch.manual_seed(1)
+    scores, y = torch.randn(200, 7), torch.randint(0, 6, (200,))
+    report = task("multiclass").report(scores, y, classes="abcdefg")
+    among = (scores.topk(5).indices == y[:, None]).any(1).double().mean().item()
+    assert report["top5_accuracy"] == pytest.approx(among) and 0.6 < among < 0.8
+    assert report["balanced_accuracy"] == pytest.approx(np.mean([report["classes"][c]["recall"] for c in "abcdef"]))
+    assert "top5_accuracy" not in task("multiclass").report(scores[:, :5], y.clamp(max=4), classes="abcde")
+    assert flat_metrics(report, "test")["test_top5_accuracy"] == report["top5_accuracy"]
 
 
 @reports
@@ -202,10 +231,11 @@ def test_roc_auc_is_reported_where_both_kinds_occur() -> None:
 @reports
 def test_the_report_of_a_regression() -> None:
     report = task("regression").report(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[1.0], [2.0], [3.0]]))
-    assert list(report) == ["rmse", "r2", "max_error", "sse", "num_samples"]
-    assert report == pytest.approx({"rmse": 3**-0.5, "r2": 0.5, "max_error": 1.0, "sse": 1.0, "num_samples": 3})
+    assert list(report) == ["rmse", "r2", "max_error", "sse", "num_samples", "mae"]
+    expected = {"rmse": 3**-0.5, "r2": 0.5, "max_error": 1.0, "sse": 1.0, "num_samples": 3, "mae": 1 / 3}
+    assert report == pytest.approx(expected)
     flat = flat_metrics(report, "test")
-    assert list(flat) == ["test/rmse", "test/r2", "test_max_error", "test_sse"]
+    assert list(flat) == ["test/rmse", "test/r2", "test_max_error", "test_sse", "test_mae"]
 
 
 @reports
