@@ -16,22 +16,13 @@ from difflib import get_close_matches
 from typing import Any
 
 from pipeline import __version__, environment, output, places
-from pipeline.config import (
-    EvaluateConfig,
-    PlotConfig,
-    PredictConfig,
-    RunConfig,
-    StageConfig,
-    SyncConfig,
-    VerifyConfig,
-    convert,
-    shown,
-)
+from pipeline.config import EvaluateConfig, PlotConfig, PredictConfig, RunConfig, StageConfig, SyncConfig, VerifyConfig
 from pipeline.errors import Failure, UserError
 from pipeline.flags import help_text, overview, read_flags
 from pipeline.output import say
 from pipeline.resolve import describe, resolve, with_file
 from pipeline.signals import Interrupted
+from pipeline.values import convert, shown
 
 _LOADING = "loading torch and MLflow ..."  # takes seconds, and a minute on a busy machine
 _ALIASES = {"main": "run"}  # MLproject's name of it

@@ -15,9 +15,10 @@ from pathlib import Path
 from models import MODELS
 from models.recipes import RECIPES, recipe
 from pipeline import data
-from pipeline.config import RENAMED, RunConfig, convert, shown, texts
+from pipeline.config import RENAMED, RunConfig
 from pipeline.errors import UserError
 from pipeline.recipe import text_of
+from pipeline.values import convert, shown, texts
 
 _METAVARS = {
     "int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT", "output_dir": "FOLDER", "run": "RUN",

@@ -16,11 +16,12 @@ from models import ModelSpec
 from models.recipes import RECIPES, names, recipe, recipe_for_own
 from pipeline import data, losses
 from pipeline.checks import violations, without_effect
-from pipeline.config import RUNTIME_FIELDS, RunConfig, convert, field_types, from_json, to_flags, to_json
+from pipeline.config import RUNTIME_FIELDS, RunConfig, from_json, to_flags, to_json
 from pipeline.data.spec import Source
 from pipeline.errors import UserError
 from pipeline.recipe import Merged, merge, text_of
 from pipeline.task import task
+from pipeline.values import convert, field_types
 
 
 def resolve(flags: Mapping[str, str], *, world_size: int | None = None) -> RunConfig:

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import distributed, environment, skeleton
-from pipeline.config import RUNTIME_FIELDS, RunConfig, convert
+from pipeline.config import RUNTIME_FIELDS, RunConfig
 from pipeline.errors import UserError
 from pipeline.resolve import resolve, resumed
 from pipeline.run import Run, ensure_new, is_run_dir
+from pipeline.values import convert
 
 
 def resolve_run(flags: Mapping[str, str], *, world_size: int | None = None) -> RunConfig:

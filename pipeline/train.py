@@ -74,7 +74,8 @@ class Training:
         )  # fmt: skip
         self.val = val.to(ranks.device) if fits_on(ranks.device, val) else val
         weights = class_weights(c.class_weights, self.task, run.data.classes or run.data.targets, train.y)
-        means = {"label_smoothing": c.label_smoothing, "weights": None if weights is None else weights.to(ranks.device)}
+        means: dict[str, Any] = {"label_smoothing": c.label_smoothing}
+        means |= {} if weights is None else {"weights": weights.to(ranks.device)}
         self.loss_sum, self.val_loss_sum = (  # smoothed labels and weights are means of training, not measures
             self.task.loss_sum(c.loss, args=c.loss_args, network=self.model.network, unit=self.model.target_unit, **each)
             for each in (means, {})
@@ -286,7 +287,8 @@ class Training:
         state = self.state
         if not len(self.val):
             return {}
-        row, kept = {}, {"val": self.model} | ({"val/ema": self.average.current()} if self.average else {})
+        row: dict[str, float] = {}
+        kept = {"val": self.model} | ({"val/ema": self.average.current()} if self.average else {})
         for name, model in kept.items():
             metrics = measure(model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task)
             row |= {f"{name}/{k}": v for k, v in metrics.items()}  # the last one's are what chooses
@@ -306,7 +308,7 @@ class Training:
         if self.ranks.is_main and self.best_weights:
             self._save_weights(manifest.WEIGHTS, self.best_weights)
 
-    def _save_weights(self, name: str, state: dict[str, Tensor]) -> None:
+    def _save_weights(self, name: str, state: Mapping[str, Tensor]) -> None:
         run_folder.save_weights(self.run.folder / name, state, run_id=self.run.mlflow_run_id)
 
     def save_checkpoint(self) -> None:

@@ -12,11 +12,10 @@ from tests.conftest import ROOT
 LAYERS = [  # a module may import its own layer and those before it
     {"models", "pipeline", "pipeline.errors", "pipeline.files", "pipeline.output", "pipeline.signals", "pipeline.losses",
      "pipeline.task"},
-    {"pipeline.config", "pipeline.environment", "pipeline.places"},
-    {"pipeline.data", "pipeline.data.spec", "pipeline.data.builtin", "pipeline.data.mnist", "pipeline.data.prepare",
-     "pipeline.data.loader", "pipeline.data.augment", "pipeline.data.mix", "pipeline.data.spill", "pipeline.data.tensors", "pipeline.data.split",
-     "pipeline.data.images", "pipeline.data.folder", "pipeline.data.layout", "pipeline.data.decoding", "pipeline.data.columns",
-     "pipeline.data.table", "pipeline.data.arrays", "pipeline.data.image_table", "pipeline.distributed", "pipeline.manifest"},
+    {"pipeline.config", "pipeline.values", "pipeline.environment", "pipeline.places"},
+    {"pipeline.data", "pipeline.distributed", "pipeline.manifest", *(f"pipeline.data.{name}" for name in (
+        "spec", "builtin", "mnist", "images", "decoding", "layout", "folder", "columns", "table_file", "table_target",
+        "table_notes", "table", "arrays", "image_table", "tensors", "split", "prepare", "spill", "augment", "mix", "loader"))},
     {"pipeline.recipe", "pipeline.checks", "pipeline.resolve", "pipeline.run", "pipeline.skeleton", "pipeline.muon",
      "pipeline.optimizers", "pipeline.progress", "pipeline.cuda_graph", "pipeline.precision", "pipeline.layers",
      "pipeline.norms", "pipeline.ema"},

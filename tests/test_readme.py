@@ -16,13 +16,14 @@ import yaml
 from PIL import Image
 
 from pipeline.cli import COMMANDS, main
-from pipeline.config import RunConfig, convert
+from pipeline.config import RunConfig
 from pipeline.data import find
 from pipeline.data.loader import open_split
 from pipeline.data.prepare import prepare
 from pipeline.flags import read_flags
 from pipeline.resolve import resolve
 from pipeline.run import Run
+from pipeline.values import convert
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()

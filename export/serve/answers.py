@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from export.serve.model import Answers, Array, Model
-from pipeline.config import shown
 from pipeline.files import atomic
+from pipeline.values import shown
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 _BLOCK = 1 << 18  # values that are kept before a block is written

@@ -18,8 +18,8 @@ import numpy as np
 
 from export.serve import tables
 from export.serve.model import Array, Model
-from pipeline.config import shown
 from pipeline.errors import UserError
+from pipeline.values import shown
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif")
 ARRAYS = (".npy", ".npz")
@@ -191,7 +191,7 @@ def _decoded(paths: Iterable[Path], model: Model) -> Iterator[tuple[Path, Array 
             if model.any_size or height != width:
                 image = images.decode(path, channels)
             else:
-                image = images.decode_resized(path, channels, height)
+                image = images.resize(images.decode(path, channels), height)
         except ValueError as error:
             return str(error)
         if not model.any_size and image.shape != model.input_shape:

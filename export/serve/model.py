@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import shown
 from pipeline.data.columns import Column
 from pipeline.errors import UserError
+from pipeline.values import shown
 
 Array = NDArray[Any]
 

@@ -19,9 +19,10 @@ from export.serve import model as models
 from export.serve.answers import Block
 from export.serve.inputs import Chunk
 from export.serve.model import Answers, Model, Unanswered
-from pipeline.config import PredictConfig, shown
+from pipeline.config import PredictConfig
 from pipeline.errors import Failure, UserError
 from pipeline.output import say
+from pipeline.values import shown
 
 _SHOWN = 20  # failed inputs that are told, and answers on a terminal
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.serve.model import Array, Model
-from pipeline.config import shown
 from pipeline.data.columns import Column, raw_columns
 from pipeline.errors import UserError
+from pipeline.values import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa

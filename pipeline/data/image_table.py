@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.images import BadImage, decode_resized, header
+from pipeline.data.images import BadImage, decode_into, header
 from pipeline.data.spec import IMAGE_RANGE, DataOptions, DataSpec, Samples, Source
 from pipeline.errors import UserError
 
@@ -41,13 +41,13 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def fill(self, out: Array, rows: Array) -> None:
+    def fill(self, out: NDArray[np.uint8], rows: Array) -> None:
         bad: list[str] = []
 
         def one(place: int) -> None:
             row = self.rows[int(rows[place])]
             try:
-                out[place] = decode_resized(self.column[row].as_py(), self.shape[1], self.shape[2])
+                decode_into(out[place], self.column[row].as_py())
             except BadImage as error:
                 bad.append(f"row {row} {error}")
 

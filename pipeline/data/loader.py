@@ -144,7 +144,9 @@ class Batches:
             order = order.to(self.split.x.device)  # once, and not a part of it in each step
             parts = (gather[self._indices(order, step)] for step in steps)
         for step, samples in zip(steps, parts, strict=True):
-            there = [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in samples]
+            there: list[Batch] = [
+                (x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in samples
+            ]
             if change:
                 indices = self._indices(order, step)
                 there = [(change(x, i), y) for i, (x, y) in zip(indices, there, strict=True)]

@@ -14,7 +14,8 @@ import yaml
 
 from pipeline import __version__
 from pipeline.cli import COMMANDS, main
-from pipeline.config import RunConfig, convert
+from pipeline.config import RunConfig
+from pipeline.values import convert
 from tests.conftest import ROOT
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -44,7 +45,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_predict_and_its_help_import_no_torch() -> None:
     code = (
-        "import sys; from pipeline.cli import main; main(['predict', '--help']); main(['predict', '--onnx', 'x', '--input', 'y']);"
+        "import sys; from pipeline.cli import main; main(['predict', '--help']);"
+        "main(['predict', '--onnx', 'x', '--input', 'y']);"
         "sys.exit(any(m in sys.modules for m in ('torch', 'pandas', 'mlflow', 'sklearn', 'onnx')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, check=False).returncode == 0
