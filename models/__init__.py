@@ -50,6 +50,11 @@ class ModelSpec:
         return self.kind == "builtin"
 
     @property
+    def is_library(self) -> bool:
+        """Whether it is one of torchvision or timm."""
+        return not self.is_builtin and not self.is_own
+
+    @property
     def is_own(self) -> bool:
         """Tell whether building it runs code that neither we nor a library of networks have written."""
         return self.kind in ("file", "package")

@@ -51,6 +51,16 @@ def violations(
             f"preprocess=scale needs images, dataset={c.dataset} has {_shape(spec.sample_shape)} "
             "without a fixed range. Use --preprocess standardize.",
         )
+    if c.weights and c.pretrained:
+        yield ("weights", "pretrained"), f"weights={c.weights} and pretrained=true cannot both be the start. Leave one out."
+    if not model.is_library:
+        for name, value in (("pretrained", c.pretrained), ("preprocess", c.preprocess == "pretrained")):
+            if value:
+                yield (
+                    (name,),
+                    f"{name}={str(getattr(c, name)).lower()} is for networks of torchvision and timm, and model={c.model} is "
+                    f"none. Leave --{name} out.",
+                )
     if sum(held_out(vars(c), source)) >= source.num_train:
         yield (
             ("val_split", "test_split"),

@@ -16,6 +16,7 @@ from pipeline.data.prepare import read_raw, read_spec
 from pipeline.distributed import Ranks
 from pipeline.errors import Failure, UserError
 from pipeline.evaluate import Evaluation, evaluate_run
+from pipeline.initial import initial_state
 from pipeline.output import log_to, say
 from pipeline.resume import config_before_init, resolve_device, resolve_run, with_local_overrides
 from pipeline.run import Run
@@ -43,6 +44,8 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
     if distributed.broadcast(distributed.run_on_main(lambda: start.is_finished(config, export=export), on=ranks.is_main)):
         return
     folder = start.prepare_everywhere(config, ranks)
+    if config.resume != "true":
+        distributed.run_on_main(lambda: _try(config, ranks, folder), on=ranks.is_main)
     with ExitStack() as stack:
         opened = distributed.run_on_main(lambda: start.open_training(config, ranks, folder, stack), on=ranks.is_main)
         run: Run = distributed.broadcast(opened[0] if opened else None)
@@ -111,6 +114,28 @@ def verify(config: VerifyConfig, run: Run) -> None:
         _say_where_served(tracker)
 
 
+def _try(config: RunConfig, ranks: Ranks, folder: Path) -> None:
+    """Try a network that is not built in on a few samples. Raises UserError for one that training or export would fail on."""
+    if models.find(config.model).is_builtin:
+        return
+    from export.trial import trial
+
+    run = Run(folder=Path(), config=config, mlflow_run_id="", git_commit="", data=read_spec(folder))
+    what = "trying the network on a few samples" + (", and its export ..." if config.check_export else " ...")
+    say(what)
+    x = open_split(folder, "train").x
+    problems = trial(
+        config.model,
+        lambda: models.build(config.model, run.data, config.model_args, preprocess=config.preprocess),
+        data=run.data, task=run.task, x=x[:9].clone() if len(x) >= 9 else None, num_ranks=ranks.world_size,
+        check_export=config.check_export,
+    )  # fmt: skip
+    if problems:
+        raise UserError(*problems)
+    for note in models.notes(config.model, run.data):
+        say(note)
+
+
 def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> Path:
     """Prepare the data that a run was trained on, from where it lies on this machine. Raises UserError."""
     dataset = run.config.dataset
@@ -137,7 +162,9 @@ def _fit(run: Run, config: RunConfig, ranks: Ranks, tracker: NullTracker, folder
         lambda: newest_checkpoint(run.folder, run_id=run.mlflow_run_id), on=config.resume == "true" and ranks.is_main
     )
     checkpoint = distributed.broadcast(found)
-    training = Training(run, ranks, tracker, open_split(folder, "train"), open_split(folder, "val"))
+    drawn = None if checkpoint else distributed.run_on_main(lambda: initial_state(run), on=ranks.is_main)
+    initial = distributed.broadcast(drawn)
+    training = Training(run, ranks, tracker, open_split(folder, "train"), open_split(folder, "val"), initial=initial)
     if checkpoint:
         training.restore(checkpoint[1])
     if ranks.is_main and run.config.optimizer == "muon" and not training.has_matrices():
@@ -174,7 +201,14 @@ def _evaluate(run: Run, ranks: Ranks, tracker: NullTracker, folder: Path) -> Eva
         say("  ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items() if "_class_" not in name))
         if text := _formula(run):
             say(text)
-        _log(run, tracker, evaluation.metrics)
+        metrics = dict(evaluation.metrics)
+        if run.data.columns:
+            from pipeline.baseline import baselines
+
+            say("baselines of scikit-learn on the same split ...")
+            metrics |= (found := baselines(run, folder))
+            say("  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+        _log(run, tracker, metrics)
     return evaluation
 
 

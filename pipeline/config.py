@@ -26,6 +26,9 @@ class RunConfig:
 
     model: str = Field("cnn", "network to train")
     model_args: Args = Field({}, "the network's own arguments, as hidden=25,dropout=0.1 or a JSON object")
+    weights: str = Field("", "file of weights to start from: safetensors, or a state dict of torch")
+    pretrained: bool = Field(False, "start from the weights that the library has (torchvision:NAME, timm:NAME)")
+    check_export: bool = Field(True, "try before training whether an own network can be exported, and is deterministic")
     recipe: str = Field(
         "default",
         "set of defaults: an expert's, those of the text that the model came from, or for 99 or 99.6 % on MNIST (cnn)",
@@ -58,8 +61,9 @@ class RunConfig:
     )
     image_size: int = Field(0, "side to which images are resized, in pixels; 0: as they are", ge=0, le=4096)
     preprocess: str = Field(
-        "standardize", "the model's first layer: input as it is, scaled to [0, 1], or standardized",
-        choices=("none", "scale", "standardize"),
+        "standardize",
+        "the model's first layer: input as it is, scaled to [0, 1], standardized, or as pretrained weights want it",
+        choices=("none", "scale", "standardize", "pretrained"),
     )  # fmt: skip
     init: str = Field(
         "random", "the first convolution's weights: random, or principal components of image patches (lenet, cnn)",

@@ -110,7 +110,7 @@ def _merged(values: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[Merged,
     if "loss" in values:
         values["loss"] = losses.address(values["loss"])
     if not is_whole:
-        base = _recipe(name, chosen, source) | {"image_size": model.image_size if source.spec.is_image else 0}
+        base = _recipe(name, chosen, source, values) | {"image_size": model.image_size if source.spec.is_image else 0}
         home = str(base["dataset"])
     return merge(name, base, values, defaults, source=source, home=home), model, source, problems
 
@@ -129,15 +129,18 @@ def _source(
         return data.find(defaults["dataset"] if home not in data.matching() else home), str(error)
 
 
-def _recipe(model: str, name: str, source: Source) -> dict[str, Any]:
+def _recipe(model: str, name: str, source: Source, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a recipe sets, for the data that is meant, and by whose name it goes."""
     if model in RECIPES and not source.is_own:
         return recipe(model, name, source.spec.name)
     kind = task(source.spec.task)
+    is_pretrained = bool(values.get("weights") or values.get("pretrained"))
     fields = recipe_for_own(
         is_image=source.spec.is_image, num_train=source.num_train, loss=kind.losses[0],
-        monitor=kind.metric if kind.has_decisions else "loss",
+        monitor=kind.metric if kind.has_decisions else "loss", is_pretrained=is_pretrained,
     )  # fmt: skip
+    if is_pretrained and models.find(model).is_library:
+        fields["preprocess"] = "pretrained"  # the mean and std that its weights have learnt with
     return fields | {"dataset": source.spec.name}
 
 

@@ -92,8 +92,7 @@ class Run:
                 code=dict(values.get("code", {})),
             )
             models.find(run.model)
-            if run.code and (now := models.source_of(run.model)) and now.sha256 != run.code["sha256"]:
-                raise ValueError(f"its {manifest.CODE}/ was changed (the SHA-256 differs)")
+            run.check_code()
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"run={folder} is not a run folder: it has no config.json. Give a folder that `train` wrote, or an MLflow run "
@@ -115,15 +114,25 @@ class Run:
     @property
     def model(self) -> str:
         """The name by which the model is built: of an own one, that of the copy of its code which lies in the run folder."""
-        return str(self.folder.absolute() / manifest.CODE / self.code["name"]) if self.code else self.config.model
+        kept = self.folder.absolute() / manifest.CODE / self.code.get("name", "")
+        return str(kept) if self.code and kept.with_name(kept.name.rpartition(":")[0]).is_file() else self.config.model
 
     def build_model(self) -> Model:
         """Return the model of this run with fresh weights, drawn from the run's seed, on the CPU."""
         spec, args = (json.dumps(values, sort_keys=True) for values in (self.data.to_json(), dict(self.config.model_args)))
+        self.check_code()
         try:
             return copy.deepcopy(_built(self.model, spec, args, self.config.preprocess, self.config.seed))
         except models.PluginError as error:
             raise UserError(f"model={self.config.model} {error}") from error
+
+    def check_code(self) -> None:
+        """Raise UserError where the code of an own model is not that of the training; a host without it has the original."""
+        if self.code and (now := models.source_of(self.model)) and now.sha256 != self.code["sha256"]:
+            raise UserError(
+                f"model={self.config.model}: {self.model} is not the code that this run is of (its SHA-256 differs). Put back "
+                "what was there."
+            )
 
     def seal(self, stage: str) -> None:
         """Put the files that `stage` makes into the manifest: it has written all of them."""

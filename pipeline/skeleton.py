@@ -10,6 +10,7 @@ from models.wrapper import Model
 from pipeline import data, layers, losses
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
+from pipeline.initial import load_initial
 from pipeline.resolve import argument_problems
 
 _COPIES = 9  # of the weights: as drawn, gradients, two of the optimizer's, the best, a checkpoint's snapshot of them
@@ -56,8 +57,9 @@ def estimate_size(config: RunConfig) -> int:
 
 
 def refuse_impossible(config: RunConfig, *, num_ranks: int = 1) -> None:
-    """Raise UserError where settings of single layers do not fit this model, or `num_ranks` do not fit in memory."""
+    """Raise UserError where weights or settings of single layers do not fit this model, or `num_ranks` not in memory."""
     model = build_skeleton(config)
+    load_initial(model, config)
     problems = layers.problems(model, config) + _wrong_loss(config)
     if (needed := _num_bytes(model, config) * num_ranks) > (there := psutil.virtual_memory().available):
         problems.append(

@@ -58,11 +58,17 @@ class State:
 class Training:
     """One rank's side of a training run: the model and all that changes with it."""
 
-    def __init__(self, run: Run, ranks: Ranks, tracker: NullTracker, train: Split, val: Split) -> None:
+    def __init__(
+        self, run: Run, ranks: Ranks, tracker: NullTracker, train: Split, val: Split,
+        *, initial: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         c = run.config
         self.run, self.config, self.ranks, self.tracker, self.task = run, c, ranks, tracker, run.task
         torch.manual_seed(c.seed)
-        self.model: Model = run.build_model().to(ranks.device)
+        self.model: Model = run.build_model()
+        if initial:
+            self.model.load_state_dict(initial)
+        self.model.to(ranks.device)
         self.model.network = norms.synchronized(self.model.network, ranks)
         if run.data.is_image:
             self.model.to(memory_format=torch.channels_last)

@@ -16,9 +16,9 @@ LAYERS = [  # a module may import its own layer and those before it
     {"pipeline.data", "pipeline.distributed", "pipeline.manifest", *(f"pipeline.data.{name}" for name in (
         "spec", "builtin", "mnist", "images", "decoding", "layout", "folder", "columns", "table_file", "table_target",
         "table_notes", "table", "arrays", "image_table", "tensors", "split", "prepare", "spill", "augment", "mix", "loader"))},
-    {"pipeline.recipe", "pipeline.checks", "pipeline.resolve", "pipeline.run", "pipeline.skeleton", "pipeline.muon",
-     "pipeline.optimizers", "pipeline.progress", "pipeline.cuda_graph", "pipeline.precision", "pipeline.layers",
-     "pipeline.norms", "pipeline.ema"},
+    {f"pipeline.{name}" for name in (
+        "recipe", "checks", "resolve", "run", "initial", "skeleton", "layers", "norms", "ema", "muon", "optimizers", "progress",
+        "cuda_graph", "precision", "baseline")},
     {"pipeline.checkpoint", "pipeline.tracking", "pipeline.tracking.connection", "pipeline.tracking.journal",
      "pipeline.tracking.monitor", "pipeline.tracking.registry", "pipeline.tracking.runs", "pipeline.tracking.sender",
      "pipeline.tracking.fetch", "pipeline.tracking.tracker"},
