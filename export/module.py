@@ -37,7 +37,8 @@ class ExportModule(nn.Module):
     multiclass and multilabel: logits (B, C), probabilities (B, C), features (B, F). binary: logits (B, 1), probabilities
     (B, 2) with one column a class, features (B, F). regression: prediction (B, K).
 
-    With a `side`, images (B, C, H, W) of any size are first resized to it.
+    With a `side`, images (B, C, H, W) of any size are first resized to it. `outputs` are the names of what it gives: `features`
+    only where the network has any of its own.
     """
 
     def __init__(self, model: Model, *, task: Task, side: int = 0) -> None:
@@ -45,11 +46,7 @@ class ExportModule(nn.Module):
         self.model = model
         self.task = task
         self.side = side
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The names of what it gives; `features` only where the network has any of its own."""
-        return tuple(name for name in self.task.outputs if name != "features" or self.model.has_features)
+        self.outputs = tuple(name for name in task.outputs if name != "features" or model.has_features)
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         if self.side:

@@ -162,6 +162,8 @@ def test_safetensors_are_the_runs_weights_with_a_configuration_free_of_folders(e
 @pytest.mark.parametrize("name", TASKS)
 def test_exported_probabilities_have_one_column_a_class_and_sum_to_one(name: str) -> None:
     class Fixed(nn.Module):
+        has_features = True
+
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return x, x
 
@@ -176,6 +178,8 @@ def test_exported_probabilities_have_one_column_a_class_and_sum_to_one(name: str
 
 class Refused(nn.Module):
     """A network that some format cannot express."""
+
+    has_features = True
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -232,6 +236,8 @@ class _Scale(torch.autograd.Function):
 @pytest.mark.parametrize("style", ["context", "setup_context"])
 def test_torchscript_holds_autograd_functions_of_both_styles_at_any_batch_size(style: str) -> None:
     class Net(nn.Module):
+        has_features = True
+
         def forward(self, input: Tensor) -> tuple[Tensor]:
             return (_InPlace.apply(input.clone()) if style == "context" else _Scale.apply(input, 2.0),)
 
@@ -242,6 +248,8 @@ def test_torchscript_holds_autograd_functions_of_both_styles_at_any_batch_size(s
 
 class Various(nn.Module):
     """What a trace gets wrong, or what the captured graph writes otherwise than TorchScript."""
+
+    has_features = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -273,6 +281,8 @@ def test_torchscript_computes_with_the_batch_size_and_holds_what_a_trace_could_n
 
 def test_torchscript_refuses_a_branch_on_values_by_its_name() -> None:
     class Net(nn.Module):
+        has_features = True
+
         def forward(self, input: Tensor) -> tuple[Tensor]:
             return (torch.cond(input.sum() > 0, torch.sin, torch.cos, (input,)),)
 

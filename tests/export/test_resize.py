@@ -70,6 +70,8 @@ def test_values_in_floating_point_are_not_rounded() -> None:
 class _Pixels(torch.nn.Module):
     """A model whose features are its input."""
 
+    has_features = True
+
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return x.flatten(1)[:, :10], x.flatten(1)
 

@@ -215,6 +215,8 @@ def test_another_onnx_file_leaves_the_runs_own_report_and_figures_alone(
 class Spoilt(nn.Module):
     """An exported model that gives at most two rows."""
 
+    has_features = True
+
     def __init__(self, module: ExportModule) -> None:
         super().__init__()
         self.model = module.model

@@ -33,6 +33,8 @@ MakeOnnx = Callable[..., Path]
 class _Network(torch.nn.Module):
     """A linear layer over whatever it is given."""
 
+    has_features = True
+
     def __init__(self, size: int, num_outputs: int) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(size, num_outputs)
