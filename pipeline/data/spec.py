@@ -58,7 +58,7 @@ class Samples(NamedTuple):
     test_y: Array | None = None
     split: Array | None = None  # (N,) of "train", "val", "test"
     groups: Array | None = None  # (N,) int64: those of one group never lie in two splits
-    skipped: tuple[str, ...] = ()
+    skipped: Any = ()  # tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
