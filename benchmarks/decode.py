@@ -1,7 +1,7 @@
 """Row 13: images decoded for `prepare` against plain Pillow, and memory against their number. `python -m benchmarks.decode`
 
 JPEGs of about 500x375, generated, to squares of 224, in turns of 250. Plain Pillow is `open`, `convert`, `resize` on all cores,
-first in a process for each core and then in threads, without keeping the pixels; ours writes them into a memory-mapped file, and
+first in a process for each core, then in threads, without keeping the pixels; ours writes them into a memory-mapped file, and
 looks whether a file was changed. Memory is what a process of its own has for itself (`RssAnon`) at the most while it looks at a
 folder and decodes all of it. `ru_maxrss` would not do: it counts the pages of the file that is filled, which may be dropped at
 any time, and a child begins with that of its parent.
