@@ -55,7 +55,7 @@ def find(path: Path, notes: list[str]) -> Held:
 
 def _places(path: Path, notes: list[str], passed: Counter[str]) -> list[Place]:
     """Return the folders that hold classes. Raises UserError where it cannot be told which do."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False also for a name that no file can have
         raise UserError(f"dataset={path} is no folder. Give the folder that holds a folder of images for each class.")
     folders, files = _listing(path, path)
     loose = [name for name in files if _is_image(name, passed)]
@@ -79,7 +79,9 @@ def _places(path: Path, notes: list[str], passed: Counter[str]) -> list[Place]:
         _check_splits(path, splits, others)
         if extra := [f.name for f in folders if f not in splits]:
             notes.append(f"{listed(extra)} beside train: no image in there, passed over")
-        for f, (_, within) in inside.items():
+        for f, (below, within) in inside.items():
+            if not any(_holds_images(sub, path) for sub in below):
+                notes.append(f"{f.name} holds no image of a class: {splits[f]} is cut from train")
             loose += [f"{f.name}/{name}" for name in within if _is_image(name, passed)]
         places = [Place(sub, split, sub.name, (path, f)) for f, split in splits.items() for sub in inside[f][0]]
     if loose:
