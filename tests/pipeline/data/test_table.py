@@ -286,7 +286,7 @@ def test_whole_numbers_with_gaps_do_not_number_the_rows() -> None:
 
 def test_a_character_that_a_chunk_has_cut_is_no_other_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_file, "_CHUNK", 7)
-    Path("t.csv").write_bytes("x,y\n".encode() + "東é🚂,a\n".encode() * 50 + b"\xe9,b\n")
+    Path("t.csv").write_bytes(b"x,y\n" + "東é🚂,a\n".encode() * 50 + b"\xe9,b\n")
     with pytest.raises(UserError, match=r"byte 604 \(0xe9\) in line 52 is none"):
         ask(Path("t.csv"))
 
