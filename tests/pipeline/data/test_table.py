@@ -267,6 +267,7 @@ def test_a_type_that_changes_after_the_first_block_is_that_of_the_whole_column(m
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_the_end_of_a_line_within_quotes_is_kept_where_a_block_ends_too(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_file, "_BLOCK", 64)
+    monkeypatch.setattr(table_file, "_CHUNK", 50)
     values = [f"{k}{end}{'x' * (k % 7)}{end}" for k in range(300)]
     content = "t,y\n" + "".join(f'"{value}",1\n' for value in values)
     Path("t.csv").write_bytes(content.encode())
@@ -281,6 +282,13 @@ def test_rows_that_differ_by_their_number_alone_are_equal_rows() -> None:
 
 def test_whole_numbers_with_gaps_do_not_number_the_rows() -> None:
     assert "numbers the rows" not in told(ask(write({"x": [*range(0, 80, 2)], "y": labels()})))
+
+
+def test_a_character_that_a_chunk_has_cut_is_no_other_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_file, "_CHUNK", 7)
+    Path("t.csv").write_bytes(b"x,y\n" + "東é🚂,a\n".encode() * 50 + b"\xe9,b\n")
+    with pytest.raises(UserError, match=r"byte 604 \(0xe9\) in line 52 is none"):
+        ask(Path("t.csv"))
 
 
 def test_quotes_in_the_midst_of_values_do_not_hide_a_line_that_ends_within_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
