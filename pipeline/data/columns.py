@@ -1,8 +1,8 @@
-"""The columns of a table: raw values, what is known of them from the training rows, and the float32 matrix that a network takes.
+"""The columns of a table: raw values, what the training rows say of them, and the float32 matrix that a network takes.
 
-Numpy alone, with pyarrow inside functions: `predict` uses this where there is no torch. The surprise: a value is centred and scaled in
-float64 and only then cast, once, to float32, so whole numbers beyond 2^24 keep their differences; the ONNX front (`export/columns.py`)
-does the same sums in the same order and gives the same bits.
+Numpy alone, with pyarrow inside functions: `predict` uses this where there is no torch. The surprise: a value is centred and
+scaled in float64 and only then cast, once, to float32, so whole numbers beyond 2^24 keep their differences; the ONNX front
+(`export/columns.py`) does the same sums in the same order and gives the same bits.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KINDS = ("number", "boolean", "date", "category")
 MAX_CATEGORIES = 64
+_NONE = ("", "nan", "None", "<NA>")  # what pandas' missing texts become on their way through numpy, MLflow and onnxruntime
 _OUTPUTS = ("logits", "probabilities", "prediction", "features")  # names that an exported graph has given away
 _BLOCK = 1 << 21  # bytes of the matrix that are made together, so that they stay in the cache of a core
 _WORKERS = 4  # numpy and pyarrow let go of the interpreter while they compute
@@ -49,6 +50,11 @@ class Column:
     @property
     def is_category(self) -> bool:
         return self.kind == "category"
+
+    @property
+    def missing_texts(self) -> tuple[str, ...]:
+        """The texts that take the slot of a missing category: "", and pandas' None and NaN as text, if they are no category."""
+        return tuple(text for text in _NONE if text not in self.categories) if self.has_missing else ()
 
     @property
     def width(self) -> int:
@@ -98,7 +104,7 @@ def raw_columns(table: pa.Table, columns: Sequence[Column], *, what: str = "inpu
     if missing := [column.name for column in columns if column.name not in names]:
         shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
         raise UserError(f"{what} the table has no column {shown}. Add what is missing; values that are not known may be empty.")
-    values = _each(lambda column: raw_column(table.column(column.name), column, what=what), columns)
+    values = each(lambda column: raw_column(table.column(column.name), column, what=what), columns)
     return {column.name: array for column, array in zip(columns, values, strict=True)}
 
 
@@ -118,12 +124,14 @@ def raw_column(values: pa.ChunkedArray, column: Column, *, what: str = "input:")
         row, value = _first_bad(values, read)
         wanted = {"date": "a date", "boolean": "true or false", "number": "a number"}[kind]
         raise UserError(
-            f"{what} the column {column.name} holds {value!r} in row {row + 1}, which is not {wanted}. Mend it, or leave it empty."
+            f"{what} the column {column.name} holds {value!r} in row {row + 1}, which is not {wanted}. Mend it, or leave it "
+            "empty."
         ) from error
     if np.isinf(array).any():
         row = int(np.isinf(array).argmax())
         raise UserError(
-            f"{what} the column {column.name} holds an infinite number in row {row + 1}. Write a number there, or leave it empty."
+            f"{what} the column {column.name} holds an infinite number in row {row + 1}. Write a number there, or leave it "
+            "empty."
         )
     return array
 
@@ -204,17 +212,17 @@ def _first_bad(values: pa.ChunkedArray, read: Callable[[pa.ChunkedArray], Array]
 def fit(raw: Mapping[str, Array], columns: Sequence[Column]) -> tuple[Column, ...]:
     """Return the columns with what the training rows `raw`, each (N,), say of them; of `columns`, name and kind are used.
 
-    `fill` is the median, `center` and `scale` are mean and deviation of the values that are there, in float64; a constant has the
-    scale 1, and booleans stay 0 and 1. Categories are those with two rows or more, at most the 64 most frequent (of equally
+    `fill` is the median, `center` and `scale` are mean and deviation of the values that are there, in float64; a constant has
+    the scale 1, and booleans stay 0 and 1. Categories are those with two rows or more, at most the 64 most frequent (of equally
     frequent ones the first by name), sorted by name: so "other" is learnt from the rare ones.
     """
-    return tuple(_each(lambda column: _fitted(raw[column.name], column), columns))
+    return tuple(each(lambda column: _fitted(raw[column.name], column), columns))
 
 
 def _fitted(values: Array, column: Column) -> Column:
     plain = Column(name=column.name, kind=column.kind)
     if column.is_category:
-        found, codes = _dictionary(values)
+        found, codes = dictionary(values)
         counts = dict(zip(found, np.bincount(codes, minlength=len(found)).tolist(), strict=True))
         has_missing = counts.pop("", 0) > 0
         return dataclasses.replace(plain, categories=frequent(counts), has_missing=has_missing)
@@ -255,20 +263,24 @@ def _moments(values: Array) -> tuple[float, float]:
     return (mean, deviation) if np.finfo(np.float64).tiny < deviation < np.inf else (mean, 1.0)
 
 
-def encode(raw: Mapping[str, Array], columns: Sequence[Column]) -> NDArray[np.float32]:
+def encode(
+    raw: Mapping[str, Array], columns: Sequence[Column], *, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """Return (N, D) float32 for raw columns, each (N,) or (N, 1): what the network takes, and what the ONNX front computes.
 
-    A missing number is `fill`; a missing category where none was in training is "other".
+    A missing number is `fill`; a missing category where none was in training is "other". `out`, (N, D), is written if it is
+    given, as of a memory-mapped file.
     """
     inputs = {column.name: np.asarray(raw[column.name]).reshape(-1) for column in columns}
     num_rows = len(inputs[columns[0].name]) if columns else 0
-    slots = dict(zip(inputs, _each(lambda c: _slots(inputs[c.name], c) if c.is_category else None, columns), strict=True))
-    out = np.zeros((num_rows, sum(column.width for column in columns)), np.float32)
-    step = max(512, _BLOCK // (4 * max(1, out.shape[1])))
+    slots = dict(zip(inputs, each(lambda c: _slots(inputs[c.name], c) if c.is_category else None, columns), strict=True))
+    matrix = np.empty((num_rows, sum(column.width for column in columns)), np.float32) if out is None else out
+    step = max(512, _BLOCK // (4 * max(1, matrix.shape[1])))
 
     def fill(start: int) -> None:
         rows = slice(start, min(start + step, num_rows))
-        block, first = out[rows], 0
+        block, first = matrix[rows], 0
+        block[:] = 0
         numbers = np.arange(len(block))
         for column in columns:
             codes = slots[column.name]
@@ -281,33 +293,44 @@ def encode(raw: Mapping[str, Array], columns: Sequence[Column]) -> NDArray[np.fl
                     values = np.where(missing, column.fill, values)
                     if column.has_missing:
                         block[:, first + 1] = missing
-                block[:, first] = (values - column.center) / column.scale
+                with np.errstate(over="ignore"):  # beyond float32: infinite, as in onnxruntime
+                    block[:, first] = (values - column.center) / column.scale
             first += column.width
 
-    with np.errstate(over="ignore"):  # float32 has no number as large as that: infinite, as in onnxruntime
-        _each(fill, range(0, num_rows, step))
-    return out
+    each(fill, range(0, num_rows, step))
+    return matrix
 
 
 def _slots(values: Array, column: Column) -> NDArray[np.int64]:
     """Return the slot of each text (N,), counted from the column's first."""
-    found, codes = _dictionary(values)
+    found, codes = dictionary(values)
     places = {category: place for place, category in enumerate(column.categories)}
     other = len(places)
-    if column.has_missing:
-        places[""] = other + 1
+    places |= dict.fromkeys(column.missing_texts, other + 1)
     return np.array([*(places.get(text, other) for text in found), 0], np.int64)[codes]
 
 
-def _dictionary(values: Array) -> tuple[list[str], Array]:
+def dictionary(values: Array) -> tuple[list[str], NDArray[np.int64]]:
     """Return the distinct texts of (N,), and for each value its place among them."""
     import pyarrow as pa
 
     encoded = pa.array(values, pa.large_string()).dictionary_encode()
-    return encoded.dictionary.to_pylist(), np.asarray(encoded.indices)
+    return encoded.dictionary.to_pylist(), np.asarray(encoded.indices, np.int64)
 
 
-def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+def distinct(values: Array) -> tuple[list[Any], NDArray[np.int64]]:
+    """Return the distinct values of (N,), sorted, and for each value its place among them; texts are not copied."""
+    if values.dtype != object:
+        numbers, codes = np.unique(values, return_inverse=True)
+        return numbers.tolist(), codes.astype(np.int64)
+    found, codes = dictionary(values)
+    order = sorted(range(len(found)), key=found.__getitem__)
+    places = np.empty(len(found), np.int64)
+    places[order] = np.arange(len(found))
+    return [found[k] for k in order], places[codes]
+
+
+def each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """Return `function` of each item, several at a time, in their order."""
     if len(items) < 2:
         return [function(item) for item in items]

@@ -96,9 +96,10 @@ def resize(image: Pixels, side: int) -> Pixels:
     return _array(_resized(picture, side))
 
 
-def decode_resized(file: Path | bytes, channels: int, side: int) -> Pixels:
-    """Return `resize(decode(file, channels), side)`, without the copies in between."""
-    return _array(_resized(_read(file, channels), side))
+def decode_into(out: Pixels, file: Path | bytes) -> None:
+    """Write `resize(decode(file, C), side)` into `out` (C, side, side), without the copies in between."""
+    channels, side, _ = out.shape
+    _write(_resized(_read(file, channels), side), out)
 
 
 def _read(file: Path | bytes, channels: int) -> Image.Image:
@@ -150,8 +151,14 @@ def _resized(picture: Image.Image, side: int) -> Image.Image:
 
 
 def _array(picture: Image.Image) -> Pixels:
-    pixels = np.array(picture)  # (H, W) or (H, W, 3)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    pixels = np.empty((len(picture.getbands()), picture.height, picture.width), np.uint8)
+    _write(picture, pixels)
+    return pixels
+
+
+def _write(picture: Image.Image, out: Pixels) -> None:
+    for pixels, band in zip(out, picture.split(), strict=True):  # faster than to turn (H, W, C)
+        pixels[:] = np.asarray(band)
 
 
 @contextmanager

@@ -44,7 +44,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_predict_and_its_help_import_no_torch() -> None:
     code = (
-        "import sys; from pipeline.cli import main; main(['predict', '--help']); main(['predict', '--onnx', 'x', '--input', 'y']);"
+        "import sys; from pipeline.cli import main; main(['predict', '--help']);"
+        "main(['predict', '--onnx', 'x', '--input', 'y']);"
         "sys.exit(any(m in sys.modules for m in ('torch', 'pandas', 'mlflow', 'sklearn', 'onnx')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, check=False).returncode == 0

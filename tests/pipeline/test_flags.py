@@ -36,7 +36,7 @@ def _inputs(*words: str) -> object:
 )
 def test_a_flag_of_several_texts_takes_all_up_to_the_next_and_is_repeated(words: str, expected: object) -> None:
     if expected is None:
-        with pytest.raises(UserError, match="^b is not a flag of this command"):
+        with pytest.raises(UserError, match=r"^b is not a flag of this command"):
             read_flags(words.split(), PredictConfig)
     else:
         assert _inputs(*words.split()) == expected

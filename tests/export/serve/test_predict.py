@@ -273,11 +273,11 @@ def test_an_answer_that_is_no_number_is_a_failed_input(
         (["--onnx", "model.onnx", "--input", "nowhere.png"], "input=nowhere.png is not there. Give a file or a folder."),
         (["--onnx", "model.onnx", "--input", "t.csv"], "input=t.csv is nothing that this model takes: it takes images (.jpg,"),
         (["--onnx", "model.onnx", "--input", "empty"], "input=empty holds no file that this model takes (images"),
-        (["--onnx", "model.onnx", "--input", "x.png", "--output", "a.xlsx"], "output=a.xlsx ends in none of .csv, .jsonl, .parquet"),
-        (["--onnx", "model.onnx", "--input", "x.png", "--output", "there.csv"], "output=there.csv is there already. Give another"),
+        (["--onnx", "model.onnx", "--input", "x.png", "--output", "a.xlsx"], "output=a.xlsx ends in none of .csv, .jsonl"),
+        (["--onnx", "model.onnx", "--input", "x.png", "--output", "there.csv"], "output=there.csv is there already. Give"),
         (["--onnx", "model.onnx", "--input", "x.png", "--output", "x.png/a.csv"], "output=x.png/a.csv is a file, not a folder"),
         (["--onnx", "model.onnx", "--input", "x.png", "--output", "empty"], "output=empty is no file"),
-        (["--onnx", "vector.onnx", "--input", "t.csv"], "input=t.csv has 2 columns, and the model takes 5 numbers in their order"),
+        (["--onnx", "vector.onnx", "--input", "t.csv"], "input=t.csv has 2 columns, and the model takes 5 numbers"),
         (["--onnx", "model.onnx", "--input", "x.png", "--batch_size", "0"], "batch_size=0 is out of range"),
         (["--onnx", "model.onnx", "--input", "x\udcff"], "input=x\\udcff is not UTF-8"),
     ],
@@ -346,7 +346,8 @@ import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top in sys.stdlib_module_names or top.startswith("_sysconfigdata") or top in ("pipeline", "models", "export", *NEEDED):
+        ours = ("pipeline", "models", "export", *NEEDED)
+        if top in sys.stdlib_module_names or top.startswith("_sysconfigdata") or top in ours:
             return None
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker())
