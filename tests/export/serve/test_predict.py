@@ -22,8 +22,10 @@ from pyarrow import csv as arrow_csv
 from pyarrow import feather, parquet
 
 from export.module import export_module
+from export.serve import model as models
 from pipeline.cli import main
 from pipeline.data import images
+from pipeline.task import TASKS
 from tests.conftest import ROOT
 from tests.export.conftest import Trained
 from tests.export.serve.conftest import CLASSES, MakeOnnx
@@ -405,3 +407,13 @@ def test_the_memory_does_not_grow_with_the_number_of_images(make_onnx: MakeOnnx,
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=110, check=True)
         peaks.append(int(done.stdout.splitlines()[-1]))
     assert peaks[1] < peaks[0] * 1.2, peaks  # 0.7 GB of pixels
+
+
+def test_decisions_are_those_of_every_task() -> None:
+    assert set(models._OUTPUTS) == set(TASKS)
+    for name, kind in TASKS.items():
+        scores = np.random.default_rng(0).normal(size=(50, 1 if name == "binary" else 4)).astype(np.float32)
+        assert models._OUTPUTS[name] == kind.outputs[:2]
+        assert (name in models._DECIDE) == kind.has_decisions
+        if kind.has_decisions:
+            assert np.array_equal(models._DECIDE[name](scores), kind.decide(torch.from_numpy(scores)).numpy())
