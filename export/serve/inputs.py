@@ -18,8 +18,8 @@ import numpy as np
 
 from export.serve import tables
 from export.serve.model import Array, Model
+from pipeline.config import shown
 from pipeline.errors import UserError
-from pipeline.values import shown
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif")
 ARRAYS = (".npy", ".npz")
@@ -188,10 +188,9 @@ def _decoded(paths: Iterable[Path], model: Model) -> Iterator[tuple[Path, Array 
 
     def decode(path: Path) -> Array | str:
         try:
-            if model.any_size or height != width:
-                image = images.decode(path, channels)
-            else:
-                image = images.resize(images.decode(path, channels), height)
+            image = images.decode(path, channels)
+            if not model.any_size and height == width:
+                image = images.resize(image, height)
         except ValueError as error:
             return str(error)
         if not model.any_size and image.shape != model.input_shape:

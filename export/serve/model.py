@@ -6,7 +6,7 @@ The decision is taken from the scores, as in training: probabilities of a sure m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,11 @@ _OUTPUTS = {
     "multiclass": ("logits", "probabilities"), "binary": ("logits", "probabilities"),
     "multilabel": ("logits", "probabilities"), "regression": ("prediction",),
 }  # fmt: skip
+_DECIDE: Mapping[str, Callable[[Array], Array]] = {  # as `Task.decide` does it with torch; a regression decides nothing
+    "multiclass": lambda scores: scores.argmax(axis=1),
+    "binary": lambda scores: (scores[:, 0] > 0).astype(np.int64),
+    "multilabel": lambda scores: (scores > 0).astype(np.int64),
+}
 _REMEDY = "Give a file that `export` wrote: export/model.onnx of a run."
 
 
@@ -77,12 +82,8 @@ class Model:
         if values.ndim != 2 or values.shape != (len(inputs[0]), wanted):
             raise Unanswered(f"it gives {values.shape} for {len(inputs[0])} samples, not {wanted} values for each")
         is_finite = np.isfinite(values).all(axis=1) & np.isfinite(scores).reshape(len(scores), -1).all(axis=1)
-        if self.task == "regression":
-            return Answers(values=values, decided=None, is_finite=is_finite)
-        decided = {
-            "multiclass": lambda: scores.argmax(axis=1), "binary": lambda: (scores[:, 0] > 0).astype(np.int64),
-            "multilabel": lambda: (scores > 0).astype(np.int64),
-        }[self.task]()  # fmt: skip
+        decide = _DECIDE.get(self.task)
+        decided = decide(scores) if decide else None
         return Answers(values=values, decided=decided, is_finite=is_finite)
 
 
@@ -123,9 +124,9 @@ def _session(path: Path, what: str) -> Any:
 
 
 def _model(path: Path, session: Any, found: Mapping[str, Any]) -> Model:
-    is_regression = found["task"] == "regression"
-    names = (found["classes"] if not is_regression else []) or found.get("targets") or []
-    if not all(isinstance(name, str) for name in names) or (not names and not is_regression):
+    has_decisions = found["task"] in _DECIDE
+    names = (found["classes"] if has_decisions else []) or found.get("targets") or []
+    if not all(isinstance(name, str) for name in names) or (has_decisions and not names):
         raise ValueError("its classes are not given as texts")
     if not found["input_shape"] or not all(isinstance(size, int) and size > 0 for size in found["input_shape"]):
         raise ValueError(f"input_shape={found['input_shape']}")

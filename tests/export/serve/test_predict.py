@@ -22,8 +22,10 @@ from pyarrow import csv as arrow_csv
 from pyarrow import feather, parquet
 
 from export.module import export_module
+from export.serve import model as models
 from pipeline.cli import main
 from pipeline.data import images
+from pipeline.task import TASKS
 from tests.conftest import ROOT
 from tests.export.conftest import Trained
 from tests.export.serve.conftest import CLASSES, MakeOnnx
@@ -271,10 +273,10 @@ def test_an_answer_that_is_no_number_is_a_failed_input(
         (["--onnx", "foreign.onnx", "--input", "x.png"], "its metadata lacks task, classes, input_shape, input_dtype. Give a"),
         (["--onnx", "odd.onnx", "--input", "x.png"], 'says of itself task="guess", which is not understood'),
         (["--onnx", "model.onnx", "--input", "nowhere.png"], "input=nowhere.png is not there. Give a file or a folder."),
-        (["--onnx", "model.onnx", "--input", "t.csv"], "input=t.csv is nothing that this model takes: it takes images"),
+        (["--onnx", "model.onnx", "--input", "t.csv"], "input=t.csv is nothing that this model takes: it takes images (.jpg,"),
         (["--onnx", "model.onnx", "--input", "empty"], "input=empty holds no file that this model takes (images"),
         (["--onnx", "model.onnx", "--input", "x.png", "--output", "a.xlsx"], "output=a.xlsx ends in none of .csv, .jsonl"),
-        (["--onnx", "model.onnx", "--input", "x.png", "--output", "there.csv"], "output=there.csv is there already."),
+        (["--onnx", "model.onnx", "--input", "x.png", "--output", "there.csv"], "output=there.csv is there already. Give"),
         (["--onnx", "model.onnx", "--input", "x.png", "--output", "x.png/a.csv"], "output=x.png/a.csv is a file, not a folder"),
         (["--onnx", "model.onnx", "--input", "x.png", "--output", "empty"], "output=empty is no file"),
         (["--onnx", "vector.onnx", "--input", "t.csv"], "input=t.csv has 2 columns, and the model takes 5 numbers"),
@@ -346,9 +348,8 @@ import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top in sys.stdlib_module_names or top.startswith("_sysconfigdata"):
-            return None
-        if top in ("pipeline", "models", "export", *NEEDED):
+        ours = ("pipeline", "models", "export", *NEEDED)
+        if top in sys.stdlib_module_names or top.startswith("_sysconfigdata") or top in ours:
             return None
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker())
@@ -406,3 +407,13 @@ def test_the_memory_does_not_grow_with_the_number_of_images(make_onnx: MakeOnnx,
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=110, check=True)
         peaks.append(int(done.stdout.splitlines()[-1]))
     assert peaks[1] < peaks[0] * 1.2, peaks  # 0.7 GB of pixels
+
+
+def test_decisions_are_those_of_every_task() -> None:
+    assert set(models._OUTPUTS) == set(TASKS)
+    for name, kind in TASKS.items():
+        scores = np.random.default_rng(0).normal(size=(50, 1 if name == "binary" else 4)).astype(np.float32)
+        assert models._OUTPUTS[name] == kind.outputs[:2]
+        assert (name in models._DECIDE) == kind.has_decisions
+        if kind.has_decisions:
+            assert np.array_equal(models._DECIDE[name](scores), kind.decide(torch.from_numpy(scores)).numpy())
