@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor
 
 from models.wrapper import Model
 
@@ -23,8 +24,8 @@ class Average:
         self.decay, self._source, self.model = decay, model, copy.deepcopy(model).requires_grad_(False)
         own = dict(self.model.named_parameters())
         moving = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._weights = [parameter.detach() for parameter in moving.values()]
-        self._averages = [own[name] for name in moving]
+        self._weights: list[Tensor] = [parameter.detach() for parameter in moving.values()]
+        self._averages: list[Tensor] = [own[name] for name in moving]
 
     def decay_in(self, step: int) -> float:
         """Return d in optimizer step `step`, counted from 1."""

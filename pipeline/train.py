@@ -74,7 +74,10 @@ class Training:
         )  # fmt: skip
         self.val = val.to(ranks.device) if fits_on(ranks.device, val) else val
         weights = class_weights(c.class_weights, self.task, run.data.classes or run.data.targets, train.y)
-        means = {"label_smoothing": c.label_smoothing, "weights": None if weights is None else weights.to(ranks.device)}
+        means: dict[str, Any] = {
+            "label_smoothing": c.label_smoothing,
+            "weights": None if weights is None else weights.to(ranks.device),
+        }
         self.loss_sum, self.val_loss_sum = (  # smoothed labels and weights are means of training, not measures
             self.task.loss_sum(c.loss, args=c.loss_args, network=self.model.network, **each) for each in (means, {})
         )
@@ -216,16 +219,17 @@ class Training:
         for parameter in self.parameters:
             parameter.grad = None
         losses = []
-        for k, (x, *targets) in enumerate(parts):
-            self.norms.for_part(len(x))
+        for k, (x, y, *mixed) in enumerate(parts):
+            if self.norms.training:
+                self.norms.for_part(len(x))
             with self._synchronized(k == len(parts) - 1):
                 with autocast(self.config.precision, self.ranks.device):
                     scores, _ = self.ddp_model(x)
                 scores = scores.float()
-                loss = mixed_loss(self.loss_sum, scores, targets)
+                loss = mixed_loss(self.loss_sum, scores, y, *mixed) if mixed else self.loss_sum(scores, y)
                 loss.backward(seed)
             losses.append(loss.detach() * scale)
-            self.num_correct += self.task.metric_sum(scores.detach(), targets[0])
+            self.num_correct += self.task.metric_sum(scores.detach(), y)
         return sum(losses[1:], losses[0])
 
     def _update(self) -> None:
@@ -285,7 +289,8 @@ class Training:
         state = self.state
         if not len(self.val):
             return {}
-        row, kept = {}, {"val": self.model} | ({"val/ema": self.average.current()} if self.average else {})
+        row: dict[str, float] = {}
+        kept = {"val": self.model} | ({"val/ema": self.average.current()} if self.average else {})
         for name, model in kept.items():
             metrics = measure(model, self.val, self.val_loss_sum, self.ranks, config=self.config, task=self.task)
             row |= {f"{name}/{k}": v for k, v in metrics.items()}  # the last one's are what chooses
@@ -305,7 +310,7 @@ class Training:
         if self.ranks.is_main and self.best_weights:
             self._save_weights(manifest.WEIGHTS, self.best_weights)
 
-    def _save_weights(self, name: str, state: dict[str, Tensor]) -> None:
+    def _save_weights(self, name: str, state: Mapping[str, Tensor]) -> None:
         run_folder.save_weights(self.run.folder / name, state, run_id=self.run.mlflow_run_id)
 
     def save_checkpoint(self) -> None:
