@@ -24,7 +24,7 @@ class Average:
         self.decay, self._source, self.model = decay, model, copy.deepcopy(model).requires_grad_(False)
         own = dict(self.model.named_parameters())
         moving = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._weights = [parameter.detach() for parameter in moving.values()]
+        self._weights: list[Tensor] = [parameter.detach() for parameter in moving.values()]
         self._averages: list[Tensor] = [own[name] for name in moving]
 
     def decay_in(self, step: int) -> float:

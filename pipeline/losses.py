@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import UserError
@@ -123,7 +123,7 @@ def is_own(name: str) -> bool:
 def address(name: str) -> str:
     """Return a loss's name, with the whole path of its file if it is given by that."""
     file, colon, function = name.rpartition(":")
-    return f"{Path(file).expanduser().absolute()}:{function}" if colon and file.endswith(".py") else name
+    return f"{os.path.abspath(os.path.expanduser(file))}:{function}" if colon and file.endswith(".py") else name
 
 
 def loss_named(name: str) -> Loss:
@@ -228,7 +228,7 @@ def class_weights(text: str, task: Task, names: Sequence[str], target: Tensor) -
 
 def loss_divisor(name: str, count: int) -> int:
     """Return what a sum over `count` samples is divided by: the count, also of weighted ones, or 1 for a loss that is a sum."""
-    return 1 if is_sum(name) else count
+    return 1 if name in LOSSES and LOSSES[name].is_sum else count  # for each step: one call, and no more
 
 
 def is_sum(name: str) -> bool:

@@ -80,8 +80,10 @@ class Training:
         )  # fmt: skip
         self.val = val.to(ranks.device) if fits_on(ranks.device, val) else val
         weights = class_weights(c.class_weights, self.task, run.data.classes or run.data.targets, train.y)
-        means: dict[str, Any] = {"label_smoothing": c.label_smoothing}
-        means |= {} if weights is None else {"weights": weights.to(ranks.device)}
+        means: dict[str, Any] = {
+            "label_smoothing": c.label_smoothing,
+            "weights": None if weights is None else weights.to(ranks.device),
+        }
         self.loss_sum, self.val_loss_sum = (  # smoothed labels and weights are means of training, not measures
             self.task.loss_sum(c.loss, args=c.loss_args, network=self.model.network, unit=self.model.target_unit, **each)
             for each in (means, {})
@@ -224,16 +226,17 @@ class Training:
         for parameter in self.parameters:
             parameter.grad = None
         losses = []
-        for k, (x, *targets) in enumerate(parts):
-            self.norms.for_part(len(x))
+        for k, (x, y, *mixed) in enumerate(parts):
+            if self.norms.training:
+                self.norms.for_part(len(x))
             with self._synchronized(k == len(parts) - 1):
                 with autocast(self.config.precision, self.ranks.device):
                     scores, _ = self.ddp_model(x)
                 scores = scores.float()
-                loss = mixed_loss(self.loss_sum, scores, targets)
+                loss = mixed_loss(self.loss_sum, scores, y, *mixed) if mixed else self.loss_sum(scores, y)
                 loss.backward(seed)
             losses.append(loss.detach() * scale)
-            self.num_correct += self.task.metric_sum(scores.detach(), targets[0])
+            self.num_correct += self.task.metric_sum(scores.detach(), y)
         return sum(losses[1:], losses[0])
 
     def _update(self) -> None:

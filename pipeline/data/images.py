@@ -141,7 +141,13 @@ def _orientation(image: Image.Image, *, loaded: bool) -> int:
 
 
 def _resized(picture: Image.Image, side: int) -> Image.Image:
-    return picture if picture.size == (side, side) else picture.resize((side, side), Image.Resampling.BILINEAR)
+    """Return a picture of side x side: first its width, then its height is changed, as `export/resize.py` does.
+
+    In one call, Pillow 13 takes the height first where only that shrinks, and earlier versions never do.
+    """
+    for size in ((side, picture.height), (side, side)):
+        picture = picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR)
+    return picture
 
 
 def _array(picture: Image.Image) -> Pixels:

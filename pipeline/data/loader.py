@@ -103,6 +103,7 @@ class Batches:
         self.device, self.num_workers = device, num_workers
         self.augment: dict[str, Any] = {"shift": shift, "affine": affine, "crop": crop, "flip": flip, "color": color}
         self.mix = {"mixup": mixup, "cutmix": cutmix}
+        self.more = int(mixup + cutmix > 0)  # rows that a part needs beyond its own
         self.num_samples = len(split)
         self.split = split.to(device) if not num_workers and fits_on(device, split) else split
 
@@ -121,7 +122,7 @@ class Batches:
         image is changed depends on the seed, the epoch and the sample alone, as the order does; with what it is mixed, on the
         order.
         """
-        changing = any(self.augment.values()) or any(self.mix.values())
+        changing = any(self.augment.values()) or self.more
         if len(self) == 1 and self.world_size * self.grad_accum_steps == 1 and not self.num_workers and not changing:
             if not first_step:
                 yield [(self.split.x, self.split.y)]  # a full batch is the split itself: nothing to gather
@@ -144,9 +145,8 @@ class Batches:
             order = order.to(self.split.x.device)  # once, and not a part of it in each step
             parts = (gather[self._indices(order, step)] for step in steps)
         for step, samples in zip(steps, parts, strict=True):
-            there: list[Batch] = [
-                (x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in samples
-            ]
+            there: list[Batch]
+            there = [(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)) for x, y in samples]
             if change:
                 indices = self._indices(order, step)
                 there = [(change(x, i), y) for i, (x, y) in zip(indices, there, strict=True)]
@@ -157,7 +157,7 @@ class Batches:
     def _indices(self, order: Tensor, step: int) -> list[Tensor]:
         """Return the rows of each part of a step; to be mixed, with the one behind its last, behind which comes the first."""
         batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-        more = int(any(self.mix.values()))
+        more = self.more
         of_rank = shard_slice(len(batch), self.rank, self.world_size)
         mine = torch.cat([batch, batch[:more]])[of_rank.start : of_rank.stop + more] if more else batch[of_rank]
         parts = [shard_slice(len(mine) - more, k, self.grad_accum_steps) for k in range(self.grad_accum_steps)]

@@ -76,9 +76,6 @@ def draw(
     return Mixing(torch.from_numpy(shares.astype(np.float32)).to(device), boxes)
 
 
-def mixed_loss(loss_sum: LossSum, scores: Tensor, targets: Sequence[Tensor]) -> Tensor:
-    """Return the sum of the losses of scores (B, K), 0-d, for one target each, or for two and the share of the first."""
-    if len(targets) == 1:
-        return loss_sum(scores, targets[0])
-    own, other, share = targets
+def mixed_loss(loss_sum: LossSum, scores: Tensor, own: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """Return the sum of the losses of scores (B, K), 0-d, for two targets each, and the share of the first."""
     return share * loss_sum(scores, own) + (1 - share) * loss_sum(scores, other)

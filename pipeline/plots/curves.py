@@ -33,9 +33,9 @@ def curves(rows: Sequence[Row], *, monitor: str = "loss", smoothed: bool = False
     """Draw what the lines of metrics.jsonl hold, and a line at the epoch whose weights were kept.
 
     Each row has `step` and `epoch` and some of `train/epoch_loss`, `train/loss` with `samples`, `val/loss`,
-    `train/accuracy`, `val/accuracy`, `train/rmse`, `val/rmse`, the same under `val/ema/`, `train/lr` and `train/lr/<layer>`.
-    `monitor` is the validation metric that chose the weights; `smoothed` says that the training loss is one of smoothed
-    labels. A single learning rate that never changes is left out.
+    `train/accuracy`, `val/accuracy`, `train/rmse`, `val/rmse`, those of a moving average (`val/ema/...`), `train/lr` and
+    `train/lr/<layer>`. `monitor` is the validation metric that chose the weights; `smoothed` says that the training loss is
+    one of smoothed labels. A single learning rate that never changes is left out.
     """
     panels = {label: _all_series(rows, names) for label, names in _PANELS.items()}
     panels = {label: series for label, series in panels.items() if series}

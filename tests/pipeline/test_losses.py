@@ -153,6 +153,8 @@ def test_an_own_loss_is_tried_before_anything_is_created(source: str, said: str,
 def test_a_file_or_an_argument_that_is_not_there_is_told(own: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^loss=/.*/nowhere.py:loss names /.*nowhere.py, which does not exist"):
         refuse_impossible(resolve({"loss": "nowhere.py:loss"}))
+    with pytest.raises(UserError, match=r"^loss=/.*/~nobody-here/x.py:f names "):
+        refuse_impossible(resolve({"loss": "~nobody-here/x.py:f"}))
     with pytest.raises(UserError, match=r"^loss_args: .*own.py:loss has no argument factor. It takes: power."):
         refuse_impossible(resolve({"loss": own(OWN), "loss_args": "factor=2"}))
 
