@@ -58,6 +58,7 @@ def _fill(folder: Path, samples: Samples, count: int) -> None:
     """Decode the first images into a new file."""
     file = folder.parent / "pixels.npy"
     out = np.lib.format.open_memmap(file, "w+", np.uint8, (count, *samples.x.shape[1:]))
+    assert not isinstance(samples.x, np.ndarray)
     samples.x.fill(out, np.arange(count))
     file.unlink()
 

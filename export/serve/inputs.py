@@ -18,8 +18,8 @@ import numpy as np
 
 from export.serve import tables
 from export.serve.model import Array, Model
-from pipeline.config import shown
 from pipeline.errors import UserError
+from pipeline.values import shown
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif")
 ARRAYS = (".npy", ".npz")
