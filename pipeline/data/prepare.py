@@ -209,8 +209,8 @@ def _refuse_if_too_large(folder: Path, count: int, spec: DataSpec) -> None:
     free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.iterdir())
     if needed > free:
         raise UserError(
-            f"cache_dir={folder.parent}: its disk has {free / 1e9:.1f} GB left, and {count:,} samples of "
-            f"{' x '.join(map(str, spec.sample_shape))} need {needed / 1e9:.1f} GB. Make room, give another --cache_dir, or "
+            f"cache_dir={folder.parent}: its disk has {free / 1e6:,.0f} MB left, and {count:,} samples of "
+            f"{' x '.join(map(str, spec.sample_shape))} need {needed / 1e6:,.0f} MB. Make room, give another --cache_dir, or "
             "a smaller --image_size."
         )
 
