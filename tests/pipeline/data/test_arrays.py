@@ -31,7 +31,8 @@ def function(path: Path, body: str, *, takes: str = "") -> str:
     """Write `own` into a file of the name own.py, and return what names it."""
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     (path / "own.py").write_text(
-        f"import numpy as np\nx = np.random.default_rng(0).normal(size=(12, 3))\ny = np.arange(12) % 2\ndef own({takes}):\n{lines}\n"
+        "import numpy as np\nx = np.random.default_rng(0).normal(size=(12, 3))\ny = np.arange(12) % 2\n"
+        f"def own({takes}):\n{lines}\n"
     )
     return f"{path}/own.py:own"
 

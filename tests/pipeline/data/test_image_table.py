@@ -127,11 +127,12 @@ def test_a_file_without_a_label_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "part"),
     [
-        ([0] * N, "has 1 different values"),
+        ([0] * N, "with 1 classes"),
         ([0.5, 1.5] * 15, "of type double"),
+        ([[0, 1], [1]] * 15, "of type list"),
         ([None] * 3 + [1, 0, 1] * 9, "without image or"),
     ],
-    ids=["one class", "floats", "missing"],
+    ids=["one class", "floats", "lists", "missing"],
 )
 def test_labels_that_name_no_classes_are_refused(tmp_path: Path, labels: list[Any], part: str) -> None:
     assert part in refusal(plain(tmp_path / "own.parquet", encoded(), label=labels))
@@ -161,7 +162,11 @@ def test_bad_rows_are_named_and_left_out_where_that_is_asked_for(tmp_path: Path)
     found = source(path, SKIP)
     samples = load(found)
     rows = [k for k in range(N) if k not in (4, 9, 17)]
-    assert samples.skipped == ("row 4", "row 9", "row 17") and samples.y.tolist() == [LABELS[k] for k in rows]
+    assert (
+        samples.skipped == ("row 4", "row 9", "row 17")
+        and "2 rows left out" in found.notes[1]
+        and samples.y.tolist() == [LABELS[k] for k in rows]
+    )
     assert samples.x.names == [str(k) for k in rows] and len(filled(samples)) == len(rows)
 
 
