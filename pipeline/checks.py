@@ -141,7 +141,9 @@ def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[s
     is_idle(source.has_test_set, f"on dataset={c.dataset}, which has a test set", "dataset", "test_split")
     is_idle(source.has_val_set, f"on dataset={c.dataset}, which has a validation set", "dataset", "val_split")
     no_table = f"on dataset={c.dataset}, which is no table"
-    is_idle(not source.spec.columns, no_table, "dataset", "target", "ignore_columns", "group_column", "split_column")
+    is_idle(not source.spec.columns, no_table, "dataset", "ignore_columns", "group_column", "split_column")
+    of_images = source.spec.any_size and c.dataset.lower().endswith(".parquet")
+    is_idle(not source.spec.columns and not of_images, no_table, "dataset", "target")
     is_idle(not source.is_own, f"on dataset={c.dataset}, whose task is known", "dataset", "task")
     is_idle(not source.spec.any_size, f"on dataset={c.dataset}, which has no image files", "dataset", "skip_bad")
     no_images = f"on dataset={c.dataset}, which has no images"

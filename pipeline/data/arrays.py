@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def _of_function(name: str, options: DataOptions) -> Source:
     digest = hashlib.sha256()
     for key in sorted(arrays):
         digest.update(f"{key} {arrays[key].dtype} {arrays[key].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[key]).data.cast("B") if arrays[key].size else b"")
+        digest.update(np.ascontiguousarray(arrays[key]).reshape(-1).view(np.uint8) if arrays[key].size else b"")
     place, function_name = parts(name)
     return _of_arrays(
         f"{Path(place).stem}-{function_name}",
@@ -113,10 +114,13 @@ def _of_arrays(
 ) -> Source:
     """Return the data set that arrays by name are."""
     arrays = {_plain(key): value for key, value in given.items()}
+    if len(arrays) < len(given):
+        raise UserError(f"dataset={about} has the same array twice ({', '.join(given)}). It takes {_KEYS}.")
     known = {"classes", *(f"{axis}{end}" for axis in "xy" for end in ("", "_val", "_test"))}
     if unknown := sorted(set(arrays) - known):
         raise UserError(f"dataset={about} has an array called {unknown[0]}. It takes {_KEYS}.")
-    if missing := [key for key in ("x", "y") if key not in arrays]:
+    wanted = ["x", "y", *(key.replace("y", "x") for key in arrays if key.startswith("y"))]
+    if missing := [key for key in dict.fromkeys(wanted) if key not in arrays]:
         raise UserError(f"dataset={about} has no array {' and none '.join(missing)}. It takes {_KEYS}.")
     splits = {
         split: (arrays[f"x{end}"], arrays.get(f"y{end}", np.empty(0)))
@@ -129,10 +133,15 @@ def _of_arrays(
             raise UserError(f"dataset={about} has {numbers[0]} samples and {numbers[1]} targets in {split}. Give one for each.")
         if x.shape[1:] != arrays["x"].shape[1:] or y.shape[1:] != arrays["y"].shape[1:]:
             raise UserError(f"dataset={about} has samples of another shape in {split} than in train. Give them alike.")
+        if not math.prod(x.shape[1:]) or not math.prod(y.shape[1:]):
+            raise UserError(
+                f"dataset={about} has samples of shape {x.shape[1:]} and targets of {y.shape[1:]}: nothing to learn."
+            )
     x = _samples(np.concatenate([x for x, _ in splits.values()]), about)
-    y, task, classes, targets = _targets(
-        np.concatenate([y for _, y in splits.values()]), [str(c) for c in arrays.get("classes", ())], options.task, about
-    )
+    names = [_text(value) for value in np.atleast_1d(arrays.get("classes", np.empty(0)))]
+    if len(set(names)) < len(names):
+        raise UserError(f"dataset={about} names a class twice ({', '.join(names)}). Give each a name of its own.")
+    y, task, classes, targets = _targets(np.concatenate([y for _, y in splits.values()]), names, options.task, about)
     of_split = np.repeat(list(splits), [len(x) for x, _ in splits.values()])
     samples = Samples(x, y, split=of_split if len(splits) > 1 else None)
     spec = DataSpec(
@@ -148,7 +157,18 @@ def _of_arrays(
 
 def _plain(key: str) -> str:
     """Return `x` for x_train and X, as arrays are often called."""
-    return key.lower().removesuffix("_train").replace("_valid", "_val")
+    key = key.lower().removesuffix("_train")
+    return f"{key[:2]}val" if key[1:] in ("_valid", "_validation") else key
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _float32(values: Array) -> NDArray[np.float32]:
+    """Return values as training takes them; what is too large becomes infinite, which `prepare` refuses with its place."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 def _samples(x: Array, about: str) -> Array:
@@ -156,7 +176,7 @@ def _samples(x: Array, about: str) -> Array:
     if x.ndim == 2 and x.dtype.kind in "fiub":
         if x.dtype.kind in "iu" and np.abs(x.astype(np.float64)).max() > 2**24:
             raise UserError(f"dataset={about} has whole numbers beyond 2^24 in x, which float32 cannot hold. Scale them first.")
-        return x.astype(np.float32)
+        return _float32(x)
     if x.ndim not in (3, 4):
         raise UserError(
             f"dataset={about} has samples of shape {x.shape[1:]} and type {x.dtype}. Give vectors (N, D), or images (N, H, W), "
@@ -186,7 +206,7 @@ def _targets(y: Array, names: list[str], task: str, about: str) -> tuple[Array, 
     if found == "regression" or not kind.has_strata:
         if y.dtype.kind in "US":
             raise UserError(f"task={found} needs numbers, and dataset={about} has texts as targets. Leave --task out.")
-        values = (y[:, None] if y.ndim == 1 else y).astype(np.float32)
+        values = _float32(y[:, None] if y.ndim == 1 else y)
         numbers = tuple(names) if len(names) == values.shape[1] else tuple(map(str, range(values.shape[1])))
         return (values, found, (), numbers) if found == "regression" else (values, found, numbers, ())
     if y.ndim != 1 or (y.dtype.kind == "f" and (y != np.round(y)).any()):
@@ -197,10 +217,7 @@ def _targets(y: Array, names: list[str], task: str, about: str) -> tuple[Array, 
             raise UserError(f"dataset={about} has labels from {values[0]} to {values[-1]}, and names {len(names)} classes.")
         labels, classes = y.astype(np.int64), tuple(names)
     else:
-        classes = tuple(
-            value.decode() if isinstance(value, bytes) else f"{value:g}" if y.dtype.kind == "f" else str(value)
-            for value in values
-        )
+        classes = tuple(f"{value:.0f}" if y.dtype.kind == "f" else _text(value) for value in values)
     if len(classes) < 2:
         raise UserError(f"dataset={about} has samples of a single class ({classes[0]}). Add samples of another.")
     if found == "binary" and len(classes) != 2:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,19 +42,26 @@ class _Rows:
         return len(self.rows)
 
     def fill(self, out: NDArray[np.uint8], rows: Array) -> None:
-        bad: list[str] = []
+        if bad := self._decode(rows, lambda place: out[place]):
+            raise UserError(_bad(self.about, list(bad.values())))
+
+    def unreadable(self) -> dict[int, str]:
+        """Return the rows whose pixels cannot be decoded, with what is wrong with each, by decoding all."""
+        return self._decode(np.arange(len(self)), lambda place: np.empty(self.shape[1:], np.uint8))
+
+    def _decode(self, rows: Array, room: Callable[[int], NDArray[np.uint8]]) -> dict[int, str]:
+        bad: dict[int, str] = {}
 
         def one(place: int) -> None:
             row = self.rows[int(rows[place])]
             try:
-                decode_into(out[place], self.column[row].as_py())
+                decode_into(room(place), self.column[row].as_py())
             except BadImage as error:
-                bad.append(f"row {row} {error}")
+                bad[row] = f"row {row} {error}"
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(one, range(len(rows))))
-        if bad:
-            raise UserError(_bad(self.about, sorted(bad)))
+        return dict(sorted(bad.items()))
 
 
 def column_of(path: Path) -> str:
@@ -79,6 +86,13 @@ def _is_image(kind: Any) -> bool:
         names = {kind.field(k).name for k in range(kind.num_fields)}
         return {"bytes"} <= names <= {"bytes", "path"}
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _names_classes(kind: Any) -> bool:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 def contents(path: Path, rows: Sequence[int]) -> list[bytes]:
@@ -109,25 +123,33 @@ def source(path: Path, options: DataOptions) -> Source:
         raise UserError(f"dataset={path} cannot be read ({str(error).splitlines()[0]}). Give another file.") from error
     if labels.null_count or images.null_count:
         raise UserError(f"dataset={path} has {labels.null_count + images.null_count} rows without image or label. Remove them.")
-    values, y = np.unique(labels.to_numpy(zero_copy_only=False), return_inverse=True)
-    if values.dtype.kind not in "iuOU" or len(values) < 2:
+    texts_or_numbers = labels.to_numpy(zero_copy_only=False) if _names_classes(labels.type) else np.empty(0)
+    values, y = np.unique(texts_or_numbers, return_inverse=True)
+    if len(values) < 2:
         raise UserError(
-            f"target={target} of dataset={path} has {len(values)} different values of type {labels.type}, and two or more "
-            "classes are wanted, as whole numbers or text. Give another --target."
+            f"target={target} of dataset={path} is of type {labels.type} with {len(values)} classes, and two or more are wanted, "
+            "as whole numbers or text. Give another --target."
         )
     classes = _classes(schema, target, values)
     headers, bad = _headers(images)
     if bad and not options.skip_bad:
-        raise UserError(_bad(str(path), bad))
+        raise UserError(_bad(str(path), list(bad.values())))
     rows = [row for row, found in enumerate(headers) if found]
+    _refuse_empty(path, classes, y[rows])
     channels = 1 if all(found.is_grey for found in headers if found) else 3
     sizes = Counter(found[:2] for found in headers if found)
     side = options.image_size or _common_side(path, sizes)
-    groups = _groups(images, rows)
-    samples = Samples(
-        _Rows(images, rows, (channels, side, side), str(path)), y[rows].astype(np.int64), groups=groups,
-        skipped=tuple(text.partition(" is ")[0] for text in bad),
-    )  # fmt: skip
+
+    def load(data_dir: Path, seed: int) -> Samples:
+        found = _Rows(images, rows, (channels, side, side), str(path))
+        skipped = bad | found.unreadable() if options.skip_bad else bad
+        kept = [row for row in rows if row not in skipped]
+        _refuse_empty(path, classes, y[kept])
+        return Samples(
+            _Rows(images, kept, (channels, side, side), str(path)), y[kept].astype(np.int64), groups=_groups(images, kept),
+            skipped=tuple(f"row {row}" for row in sorted(skipped)),
+        )  # fmt: skip
+
     task = ("binary" if len(classes) == 2 else "multiclass") if not options.task else options.task
     if task not in ("multiclass", "binary") or (task == "binary" and len(classes) != 2):
         raise UserError(f"task={task} does not fit dataset={path}, which has {len(classes)} classes. Leave --task out.")
@@ -137,8 +159,11 @@ def source(path: Path, options: DataOptions) -> Source:
     )  # fmt: skip
     return Source(
         summary=f"{len(rows):,} images of {len(classes)} classes", spec=spec, num_train=len(rows),
-        load=lambda data_dir, seed: samples, files=lambda data_dir: [path],
-        notes=(f"images of column {name}, classes of column {target}, read as {'grey' if channels == 1 else 'RGB'}",),
+        load=load, files=lambda data_dir: [path],
+        notes=(
+            f"images of column {name}, classes of column {target}, read as {'grey' if channels == 1 else 'RGB'}",
+            *([f"{len(bad)} rows left out that cannot be read (skip_bad=true)"] if bad else []),
+        ),
     )  # fmt: skip
 
 
@@ -148,24 +173,32 @@ def _target(path: Path, others: list[str], options: DataOptions) -> str:
     usual = [n for n in others if n.lower() in ("label", "labels", "class", "target", "fine_label")]
     if not options.target and (len(usual) == 1 or len(others) == 1):
         return (usual or others)[0]
+    if not others:
+        raise UserError(f"dataset={path} has a column of images and no other, and so no label. Add one with the classes.")
     if options.target:
         raise UserError(f"target={options.target} is not a column of dataset={path}. It has: {', '.join(others)}.")
     raise UserError(f"target: dataset={path} does not say which column has the classes. Give --target: {', '.join(others)}.")
 
 
 def _classes(schema: Any, target: str, values: Array) -> tuple[str, ...]:
-    """Return the names of the classes: those that the file gives to whole numbers from 0, or the values themselves."""
+    """Return the names of the classes: those that the file gives to whole numbers, or the values themselves."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = features[target]["names"]
-        if values.dtype.kind in "iu" and list(values) == list(range(len(names))):
-            return tuple(map(str, names))
+        if values.dtype.kind in "iu" and values[0] >= 0 and values[-1] < len(names):
+            return tuple(str(names[value]) for value in values)
     except (KeyError, TypeError, ValueError):
         pass
     return tuple(str(value) for value in values)
 
 
-def _headers(images: Any) -> tuple[list[Any], list[str]]:
+def _refuse_empty(path: Path, classes: Sequence[str], y: Array) -> None:
+    """Raise UserError for classes of which no image can be read."""
+    if empty := [name for k, name in enumerate(classes) if k not in y]:
+        raise UserError(f"dataset={path} has no image that can be read of {', '.join(empty[:_NAMED])}. Mend or add some.")
+
+
+def _headers(images: Any) -> tuple[list[Any], dict[int, str]]:
     def one(row: int) -> Any:
         try:
             return header(images[row].as_py())
@@ -174,7 +207,8 @@ def _headers(images: Any) -> tuple[list[Any], list[str]]:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(one, range(len(images))))
-    return [None if isinstance(each, str) else each for each in found], [each for each in found if isinstance(each, str)]
+    bad = {row: each for row, each in enumerate(found) if isinstance(each, str)}
+    return [None if row in bad else each for row, each in enumerate(found)], bad
 
 
 def _common_side(path: Path, sizes: Counter[tuple[int, int]]) -> int:
