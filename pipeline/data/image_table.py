@@ -81,10 +81,10 @@ def _is_image(kind: Any) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def contents(path: Path, rows: Sequence[int]) -> list[bytes]:
-    """Return the images of some rows, as the bytes of a file each."""
+def contents(path: Path, rows: Sequence[int] | None = None) -> list[bytes]:
+    """Return the images of some rows, or of all, as the bytes of a file each."""
     column = _bytes(path, column_of(path))
-    return [column[row].as_py() for row in rows]
+    return [column[row].as_py() for row in (range(len(column)) if rows is None else rows)]
 
 
 def _bytes(path: Path, name: str) -> Any:
