@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.data.columns import dictionary
 from pipeline.plots.style import Array, class_colors, note, short_name, show_image
@@ -22,6 +23,8 @@ MAX_CORRELATED = 20
 _MAX_COLORS = 6  # classes that a histogram still tells apart
 _BARS = 8  # categories that get one
 _BINS = 30
+_LAST_DAY = 700_000  # after and before 1970: the years that Python counts
+_LARGEST = 1e300  # beyond which differences leave float64
 _LONGEST = 16  # letters of a category
 
 
@@ -34,7 +37,7 @@ def image_rows(labels: Array, tile: Callable[[int], tuple[str, Array]], *, class
     shown = [k for k in np.argsort(-counts, kind="stable")[:MAX_CLASSES].tolist() if counts[k]]
     shown.sort()
     num_rows = max(len(shown), 1) if len(classes) > 1 else PER_CLASS
-    figure = Figure(figsize=(1.7 + 1.35 * PER_CLASS, 0.9 + 1.5 * num_rows), layout="constrained")
+    figure = Figure(figsize=(1.7 + 1.35 * PER_CLASS, 0.9 + 1.4 * num_rows), layout="constrained")
     grid = figure.subplots(num_rows, PER_CLASS, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()
@@ -100,7 +103,10 @@ def columns(
         axes.tick_params(labelsize=7)
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_offset_text().set_fontsize(7)
-        if kind == "date":  # days since 1970-01-01, as matplotlib counts them
+        if column.dtype != object:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        is_date = kind == "date" and column.dtype != object and np.nanmax(np.abs(column), initial=0) < _LAST_DAY
+        if is_date:  # days since 1970-01-01, as matplotlib counts them
             locator = AutoDateLocator(minticks=2, maxticks=4)
             axes.xaxis.set_major_locator(locator)
             axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
@@ -131,8 +137,9 @@ def _histogram(axes: Axes, column: Array, labels: Array | None, num_classes: int
     """Draw the numbers of a column, stacked by class."""
     there = np.isfinite(column)
     parts = _split(column[there], None if labels is None else labels[there], num_classes)
-    if not there.any():
-        axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center", fontsize=8)
+    if not there.any() or np.abs(column[there]).max() > _LARGEST:
+        text = "too large to be drawn" if there.any() else "no values"
+        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=8)
         return
     low, high = float(column[there].min()), float(column[there].max())
     if low == high:
