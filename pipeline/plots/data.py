@@ -48,9 +48,9 @@ def image_rows(labels: Array, tile: Callable[[int], tuple[str, Array]], *, class
         for axes, row in zip(places, rows[chosen].tolist(), strict=False):
             caption, pixels = tile(row)
             show_image(axes, pixels)
-            axes.set_title(short_name(caption), fontsize=7, pad=2, parse_math=False)
+            axes.set_title(_named(caption), fontsize=7, pad=2, parse_math=False)
         if len(classes) > 1:
-            text = f"{short_name(classes[k])}\n{counts[k]:,} ({counts[k] / len(labels):.1%})"
+            text = f"{_named(classes[k])}\n{counts[k]:,} ({counts[k] / len(labels):.1%})"
             grid[line, 0].text(
                 -0.08, 0.5, text, transform=grid[line, 0].transAxes, ha="right", va="center", fontsize=9, parse_math=False
             )
@@ -98,7 +98,7 @@ def columns(
             _histogram(axes, column, by_class, len(classes))
         missing = float(np.mean(column == "" if column.dtype == object else ~np.isfinite(column)))
         words = ["target"] * (name in first) + [f"{missing:.1%} missing"] * (missing > 0)
-        title = f"{short_name(name)} ({', '.join(words)})" if words else short_name(name)
+        title = f"{_named(name)} ({', '.join(words)})" if words else _named(name)
         axes.set_title(title, fontsize=9, parse_math=False)
         axes.tick_params(labelsize=7)
         for axis in (axes.xaxis, axes.yaxis):
@@ -115,7 +115,7 @@ def columns(
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
     if by_class is not None:
-        handles = [Patch(color=c, label=short_name(n)) for c, n in zip(class_colors(len(classes)), classes, strict=True)]
+        handles = [Patch(color=c, label=_named(n)) for c, n in zip(class_colors(len(classes)), classes, strict=True)]
         legend = above.legend(handles=handles, loc="outside lower center", ncols=len(classes), frameon=False, fontsize=8)
         for text in legend.get_texts():
             text.set_parse_math(False)
@@ -180,8 +180,17 @@ def _bars(axes: Axes, column: Array, labels: Array | None, num_classes: int) -> 
 
 
 def _short(text: str) -> str:
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
+    printable = _printable(text)
     return printable if len(printable) <= _LONGEST else f"{printable[: _LONGEST - 3]}..."
+
+
+def _named(text: str) -> str:
+    return short_name(_printable(text))
+
+
+def _printable(text: str) -> str:
+    """Return a text without what no font has: control characters, and what is no UTF-8 in a file's name."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _correlations(figure: SubFigure, values: Mapping[str, Array]) -> None:
@@ -190,7 +199,7 @@ def _correlations(figure: SubFigure, values: Mapping[str, Array]) -> None:
     matrix = np.stack([_standardized(column) for column in values.values()])
     correlations = np.clip(matrix @ matrix.T / matrix.shape[1], -1, 1)
     axes.imshow(correlations, cmap="RdBu_r", vmin=-1, vmax=1)
-    names = [short_name(name) for name in values]
+    names = [_named(name) for name in values]
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):

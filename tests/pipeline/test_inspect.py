@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from pyarrow import parquet
 
+from pipeline import data
 from pipeline.cli import main
 from pipeline.config import RunConfig
 from pipeline.data import matching
@@ -47,6 +48,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Told:
     """Return a function that inspects data and returns what it says."""
 
     def inspect(dataset: object, *flags: object, status: int = 0) -> str:
+        data._own.cache_clear()  # other tests have data of the same name
         assert main(["inspect", "--dataset", str(dataset), *map(str, flags)]) == status
         said = capsys.readouterr()
         assert bool(said.err) == bool(status) and "Traceback" not in said.err, said.err
@@ -181,6 +183,13 @@ def test_folders_that_name_splits_keep_them(told: Told, tmp_path: Path) -> None:
     text = told("photos")
     assert counts(text) == {"train": 16, "val": 4, "test": 8}
     assert re.search(r"test +8 .* as the data says", text) and re.search(r"val +4 .* cut by chance", text)
+
+
+def test_names_that_are_no_text_are_told_and_drawn(told: Told, tmp_path: Path) -> None:
+    classes(tmp_path / "photos", "cat", "dog", count=6)
+    put(tmp_path / "photos" / "cat" / os.fsdecode(b"\xff\xfe.png"), 77)
+    (tmp_path / "photos" / "dog" / os.fsdecode(b"\xff.png")).write_text("no image")
+    assert "dog/\\udcff.png  is no JPEG" in told("photos")
 
 
 def test_too_few_samples_to_split_are_trained_on_all_together(told: Told, tmp_path: Path) -> None:
