@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -87,12 +87,13 @@ def _source(name: str, names: Sequence[str], options: DataOptions) -> tuple[Sour
     taken = {*_names(options.ignore_columns), options.group_column, options.split_column, ""}
     free = [n for n in names if n not in taken and "," not in n]
     usual = [n for n in free if n.lower() in USUAL_TARGETS]
-    for guess in dict.fromkeys([*usual, *reversed(free[-_TRIED:])]):
+    why: tuple[str, ...] = ()  # of the first of them
+    for guess in usual or reversed(free[-_TRIED:]):
         try:
             return data.find(name, dataclasses.replace(options, target=guess)), guess, ()
-        except UserError:
-            continue
-    return None, "", first
+        except UserError as error:
+            why = why or error.messages
+    return None, "", (*first, *why)
 
 
 def _names(text: str) -> list[str]:
@@ -204,15 +205,12 @@ def _draw(
     spec, y = source.spec, samples.y
     shown = dict(values)
     if spec.task == "regression" and not targets:
-        shown |= {f"target {name}": y[:, k].astype(np.float64) for k, name in enumerate(_target_names(source, y))}
-        targets = [name for name in shown if name not in values]
+        names = spec.targets if len(spec.targets) > 1 else [str(k) for k in range(y.shape[1])]
+        targets = ["y"] if y.shape[1] == 1 else [f"y {name}" for name in names]
+        shown |= dict(zip(targets, y.T.astype(np.float64), strict=False))
     is_by_class = y.ndim == 1 and bool(spec.classes)
     if is_by_class:  # the colors are the target
         shown = {name: column for name, column in shown.items() if name not in targets}
         targets = ()
     labels, classes = (y, spec.classes) if is_by_class else (None, ())
     return columns(shown, labels=labels, classes=classes, first=targets, kinds=kinds)
-
-
-def _target_names(source: Source, y: Array) -> Iterator[str]:
-    yield from source.spec.targets or map(str, range(y.shape[1]))

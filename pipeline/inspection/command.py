@@ -43,7 +43,7 @@ def inspect(config: InspectConfig, flags: Mapping[str, str]) -> None:
         _say([head, *found.parts, notes])
         raise UserError(*found.problems)
     source, samples = found.source, found.samples
-    model, image_size = costs.propose(found.side, image_size=config.image_size)
+    model, image_size = costs.propose(found.side, image_size=config.image_size, name=config.dataset)
     given |= found.flags
     run = _resolved(given, model, image_size)
     spec = source.spec.resized(image_size or run.image_size)
@@ -91,7 +91,8 @@ def _find(config: InspectConfig, flags: Mapping[str, str]) -> Found:
     source = data.find(name, options)
     kind = "" if source.is_own else source.summary
     side = min(source.spec.sample_shape[1:], default=0)
-    _resolved(flags, *costs.propose(side, image_size=config.image_size))  # tells of wrong flags before anything is loaded
+    proposed = costs.propose(side, image_size=config.image_size, name=name)
+    _resolved(flags, *proposed)  # tells of wrong flags before anything is loaded
     if source.missing and (files := source.missing(config.data_dir)):
         note = f"{len(files)} raw files are not there, the first is {files[0]}: a training downloads them."
         return Found(kind=kind, facts=[], source=source, notes=[note], side=side)
@@ -143,7 +144,7 @@ def _cut(source: Source, samples: Samples, rows: Rows) -> Part:
     strata = ", each class keeping its share" if task(source.spec.task).has_strata else ""
     chance = f"cut by chance{strata} (--split_seed 0)"
     whose = {name: "as the data says" if name in own else chance for name in rows}
-    if not own or own == {"train"}:
+    if any(len(r) and name not in own for name, r in rows.items() if name != "train"):
         whose["train"] = "what is left"
     return Part(
         title="splits", header=("split", "samples", "share", ""), numbers=(1, 2),

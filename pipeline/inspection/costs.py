@@ -16,6 +16,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from models import MODELS
+from models.recipes import RECIPES, recipe
 from pipeline.config import RunConfig
 from pipeline.data.spec import DataSpec, Samples
 from pipeline.flags import program
@@ -33,13 +35,16 @@ _ANSWERED = {"cnn": 150, "lenet": 70, RESNET: 120}  # forward alone
 _BATCH = 1000  # samples that are evaluated at once
 
 
-def propose(side: int, *, image_size: int) -> tuple[str, int]:
+def propose(side: int, *, image_size: int, name: str = "") -> tuple[str, int]:
     """Return a model and the --image_size to train it at, 0 where none is to be given.
 
     `side` is the shorter one of the image in the middle, 0 for data of other kinds; `image_size` is what the user asks for.
+    Data of the `name` for which a model was made that does nothing else gets that model.
     """
     if not side:
-        return "mlp", image_size  # which is refused by the trainer, as it has no effect
+        made = [model for model in RECIPES if recipe(model, "default")["dataset"] == name]
+        model = next((model for model in made if MODELS[model].tasks == ("regression",)), "mlp")
+        return model, image_size  # which is refused by the trainer, as it has no effect
     if image_size in (28, 32):
         return ("cnn" if image_size == 28 else "lenet"), image_size
     if not image_size and side <= _SMALL:

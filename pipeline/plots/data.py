@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.data.columns import dictionary
 from pipeline.plots.style import Array, class_colors, note, short_name, show_image
@@ -22,6 +23,8 @@ MAX_CORRELATED = 20
 _MAX_COLORS = 6  # classes that a histogram still tells apart
 _BARS = 8  # categories that get one
 _BINS = 30
+_LAST_DAY = 700_000  # after and before 1970: the years that Python counts
+_LARGEST = 1e300  # beyond which differences leave float64
 _LONGEST = 16  # letters of a category
 
 
@@ -34,7 +37,7 @@ def image_rows(labels: Array, tile: Callable[[int], tuple[str, Array]], *, class
     shown = [k for k in np.argsort(-counts, kind="stable")[:MAX_CLASSES].tolist() if counts[k]]
     shown.sort()
     num_rows = max(len(shown), 1) if len(classes) > 1 else PER_CLASS
-    figure = Figure(figsize=(1.7 + 1.35 * PER_CLASS, 0.9 + 1.5 * num_rows), layout="constrained")
+    figure = Figure(figsize=(1.7 + 1.35 * PER_CLASS, 0.9 + 1.4 * num_rows), layout="constrained")
     grid = figure.subplots(num_rows, PER_CLASS, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()
@@ -45,9 +48,9 @@ def image_rows(labels: Array, tile: Callable[[int], tuple[str, Array]], *, class
         for axes, row in zip(places, rows[chosen].tolist(), strict=False):
             caption, pixels = tile(row)
             show_image(axes, pixels)
-            axes.set_title(short_name(caption), fontsize=7, pad=2, parse_math=False)
+            axes.set_title(_named(caption), fontsize=7, pad=2, parse_math=False)
         if len(classes) > 1:
-            text = f"{short_name(classes[k])}\n{counts[k]:,} ({counts[k] / len(labels):.1%})"
+            text = f"{_named(classes[k])}\n{counts[k]:,} ({counts[k] / len(labels):.1%})"
             grid[line, 0].text(
                 -0.08, 0.5, text, transform=grid[line, 0].transAxes, ha="right", va="center", fontsize=9, parse_math=False
             )
@@ -95,12 +98,15 @@ def columns(
             _histogram(axes, column, by_class, len(classes))
         missing = float(np.mean(column == "" if column.dtype == object else ~np.isfinite(column)))
         words = ["target"] * (name in first) + [f"{missing:.1%} missing"] * (missing > 0)
-        title = f"{short_name(name)} ({', '.join(words)})" if words else short_name(name)
+        title = f"{_named(name)} ({', '.join(words)})" if words else _named(name)
         axes.set_title(title, fontsize=9, parse_math=False)
         axes.tick_params(labelsize=7)
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_offset_text().set_fontsize(7)
-        if kind == "date":  # days since 1970-01-01, as matplotlib counts them
+        if column.dtype != object:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        is_date = kind == "date" and column.dtype != object and np.nanmax(np.abs(column), initial=0) < _LAST_DAY
+        if is_date:  # days since 1970-01-01, as matplotlib counts them
             locator = AutoDateLocator(minticks=2, maxticks=4)
             axes.xaxis.set_major_locator(locator)
             axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
@@ -109,7 +115,7 @@ def columns(
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
     if by_class is not None:
-        handles = [Patch(color=c, label=short_name(n)) for c, n in zip(class_colors(len(classes)), classes, strict=True)]
+        handles = [Patch(color=c, label=_named(n)) for c, n in zip(class_colors(len(classes)), classes, strict=True)]
         legend = above.legend(handles=handles, loc="outside lower center", ncols=len(classes), frameon=False, fontsize=8)
         for text in legend.get_texts():
             text.set_parse_math(False)
@@ -131,8 +137,9 @@ def _histogram(axes: Axes, column: Array, labels: Array | None, num_classes: int
     """Draw the numbers of a column, stacked by class."""
     there = np.isfinite(column)
     parts = _split(column[there], None if labels is None else labels[there], num_classes)
-    if not there.any():
-        axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center", fontsize=8)
+    if not there.any() or np.abs(column[there]).max() > _LARGEST:
+        text = "too large to be drawn" if there.any() else "no values"
+        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=8)
         return
     low, high = float(column[there].min()), float(column[there].max())
     if low == high:
@@ -173,8 +180,17 @@ def _bars(axes: Axes, column: Array, labels: Array | None, num_classes: int) -> 
 
 
 def _short(text: str) -> str:
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
+    printable = _printable(text)
     return printable if len(printable) <= _LONGEST else f"{printable[: _LONGEST - 3]}..."
+
+
+def _named(text: str) -> str:
+    return short_name(_printable(text))
+
+
+def _printable(text: str) -> str:
+    """Return a text without what no font has: control characters, and what is no UTF-8 in a file's name."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _correlations(figure: SubFigure, values: Mapping[str, Array]) -> None:
@@ -183,7 +199,7 @@ def _correlations(figure: SubFigure, values: Mapping[str, Array]) -> None:
     matrix = np.stack([_standardized(column) for column in values.values()])
     correlations = np.clip(matrix @ matrix.T / matrix.shape[1], -1, 1)
     axes.imshow(correlations, cmap="RdBu_r", vmin=-1, vmax=1)
-    names = [short_name(name) for name in values]
+    names = [_named(name) for name in values]
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
