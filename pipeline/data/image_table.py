@@ -127,8 +127,8 @@ def source(path: Path, options: DataOptions) -> Source:
     values, y = np.unique(texts_or_numbers, return_inverse=True)
     if len(values) < 2:
         raise UserError(
-            f"target={target} of dataset={path} is of type {labels.type} with {len(values)} classes, and two or more are wanted, "
-            "as whole numbers or text. Give another --target."
+            f"target={target} of dataset={path} is of type {labels.type} with {len(values)} classes, and two or more are "
+            "wanted, as whole numbers or text. Give another --target."
         )
     classes = _classes(schema, target, values)
     headers, bad = _headers(images)

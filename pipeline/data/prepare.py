@@ -120,7 +120,8 @@ def is_intact(folder: Path) -> bool:
         manifest = read_manifest(folder)
         if manifest.pop("sha256") != digest_of(manifest):
             return False
-        files = {part["file"]: part["sha256"] for split in manifest["splits"].values() for part in split.values()}
+        parts = [part for split in manifest["splits"].values() for part in split.values()]
+        files = {part["file"]: part["sha256"] for part in (*parts, *manifest["raw"])}
         return all(sha256(folder / name) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or damaged beyond reading
         return False
@@ -161,9 +162,10 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     _check(samples, source.spec)
     rows = split(samples, config, source)
     _refuse_if_too_large(folder, sum(map(len, rows.values())), spec)
-    manifest: dict[str, Any] = {"identity": identity, "skipped": list(samples.skipped)}
+    manifest: dict[str, Any] = {"identity": identity, "skipped": list(samples.skipped), "raw": []}
     if samples.raw is not None:
         _save_raw(folder, samples.raw, rows.get("test", rows["train"]))
+        manifest["raw"] = [{"file": RAW, "sha256": sha256(folder / RAW)}]
         spec, samples = _encoded(spec, samples, samples.raw, rows["train"])
     entries: dict[str, dict[str, Any]] = {}
     for name, of_split in rows.items():
@@ -209,8 +211,8 @@ def _refuse_if_too_large(folder: Path, count: int, spec: DataSpec) -> None:
     free = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.iterdir())
     if needed > free:
         raise UserError(
-            f"cache_dir={folder.parent}: its disk has {free / 1e9:.1f} GB left, and {count:,} samples of "
-            f"{' x '.join(map(str, spec.sample_shape))} need {needed / 1e9:.1f} GB. Make room, give another --cache_dir, or "
+            f"cache_dir={folder.parent}: its disk has {free / 1e6:,.0f} MB left, and {count:,} samples of "
+            f"{' x '.join(map(str, spec.sample_shape))} need {needed / 1e6:,.0f} MB. Make room, give another --cache_dir, or "
             "a smaller --image_size."
         )
 
