@@ -175,7 +175,6 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
             entry = tensors.save(path, tensors.resized(x, spec.sample_shape) if spec.is_image else x)
         else:
             entry = tensors.decode(path, samples.x, of_split)
-            manifest["root"] = str(config.dataset)
             manifest.setdefault("names", {})[name] = [samples.x.names[row] for row in of_split]
         entries[name] = {"x": entry, "y": tensors.save(folder / f"{name}_y.npy", samples.y[of_split])}
     mean, std = tensors.statistics(np.load(folder / "train_x.npy", mmap_mode="r"), is_image=spec.is_image)
