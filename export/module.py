@@ -6,6 +6,7 @@ Each format is made from this one module, so they cannot disagree about what a p
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,7 +83,7 @@ def example_input(run: Run) -> Tensor:
 def metadata(run: Run) -> dict[str, object]:
     """Return what an artifact tells of its origin, as JSON values."""
     return {
-        "model": run.config.model,
+        "model": Path(run.config.model).name,  # of a user's file, no folders: what is handed over names no machine
         "task": run.data.task,
         "classes": list(run.data.classes),
         "input_shape": list(run.data.sample_shape),

@@ -62,9 +62,10 @@ class _Expected:
     complete: bool  # an export of ours, which carries all metadata
 
 
-def verify_run(run: Run, *, data: Path, onnx: Path | None = None) -> Verdict:
+def verify_run(run: Run, *, data: Path, onnx: Path | None = None, dataset: str = "") -> Verdict:
     """Hold a run's exported files, or another .onnx file, against its model on the test split of a prepared folder (or,
-    where none was held out, on its training samples: the report says so).
+    where none was held out, on its training samples: the report says so). `dataset` is where own data lies now, if not where it
+    lay in training.
 
     Writes `export/parity.json` and `.md`, or `export/parity-<name>` where `onnx` is given; its metrics are then under
     that name too, so that neither hides the run's own. The report is left unsealed. Raises UserError where a file is missing or
@@ -87,7 +88,7 @@ def verify_run(run: Run, *, data: Path, onnx: Path | None = None) -> Verdict:
         parts[kind] = {"file": onnx.name if onnx else FILES[kind], "sha256": hashlib.sha256(content).hexdigest()}
         parts[kind] |= _judge(results[kind], expected)
         if kind == "onnx" and run.data.any_size and not results[kind].failure:
-            _judge_originals(parts[kind], content, expected, data)
+            _judge_originals(parts[kind], content, expected, read_manifest(data)["names"], Path(dataset or run.config.dataset))
     values = _report(parts, expected, data_sha256=read_spec(data).sha256)
     as_json, as_text = report_files(onnx)
     manifest.unseal(run.folder, run.mlflow_run_id, as_json, as_text)
@@ -168,11 +169,12 @@ def _judge(result: RunResult, expected: _Expected) -> dict[str, Any]:
     return report.artifact(result, comparison, problems=problems)
 
 
-def _judge_originals(part: dict[str, Any], content: bytes, expected: _Expected, data: Path) -> None:
-    """Add what came of the original files to an artifact's part of the report."""
-    manifest = read_manifest(data)
+def _judge_originals(
+    part: dict[str, Any], content: bytes, expected: _Expected, names: Mapping[str, list[str]], root: Path
+) -> None:
+    """Add what came of the original files, which lie below `root`, to an artifact's part of the report."""
     part["original_files"], problems = originals.judge(
-        content, originals.read(Path(manifest["root"]), manifest["names"][expected.split_name]),
+        content, originals.read(root, names[expected.split_name]),
         channels=expected.run.data.sample_shape[0], want=expected.outputs["all"][0], labels=expected.split.y.numpy(),
         task=expected.task,
     )  # fmt: skip
@@ -224,7 +226,7 @@ def _report(parts: Mapping[str, dict[str, Any]], expected: _Expected, *, data_sh
         "metric": report.nan_to_none(compare.score(own, own, split.y.numpy(), expected.task).value),
     }
     return {
-        "passed": not problems, "problems": problems, "model": run.config.model, "task": run.data.task,
+        "passed": not problems, "problems": problems, "model": expected.metadata["model"], "task": run.data.task,
         "dataset": run.data.name, "split": expected.split_name, "num_samples": len(split),
         "metric": expected.task.metric,
         "data_sha256": data_sha256, "weights_sha256": expected.metadata["weights_sha256"], "reference": reference,

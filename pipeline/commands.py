@@ -79,7 +79,7 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
 
 def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
     """Evaluate a run's best weights on its test split (without one, on its training samples), into its MLflow run."""
-    folder = _data_of(run, config, ranks)
+    folder, _ = _data_of(run, config, ranks)
     with ExitStack() as stack:
         attached = distributed.run_on_main(lambda: stack.enter_context(tracking.attached(run)), on=ranks.is_main)
         if attached:
@@ -106,11 +106,11 @@ def verify(config: VerifyConfig, run: Run) -> None:
     if onnx:  # somebody else's file: nothing of it belongs into the run that is tracked
         with tracking.beside(run):
             log_to(run.folder / manifest.LOG)
-            return _verify(run, None, _data_of(run, config, distributed.single_process()), onnx=onnx)
+            return _verify(run, None, *_data_of(run, config, distributed.single_process()), onnx=onnx)
     with tracking.attached(run) as tracker:
         manifest.need(run.folder, "export")
         log_to(run.folder / manifest.LOG)
-        _verify(run, tracker, _data_of(run, config, distributed.single_process()))
+        _verify(run, tracker, *_data_of(run, config, distributed.single_process()))
         _say_where_served(tracker)
 
 
@@ -136,8 +136,8 @@ def _try(config: RunConfig, ranks: Ranks, folder: Path) -> None:
         say(note)
 
 
-def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> Path:
-    """Prepare the data that a run was trained on, from where it lies on this machine. Raises UserError."""
+def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> tuple[Path, str]:
+    """Prepare the data that a run was trained on; return the folder, and where the data lies here. Raises UserError."""
     dataset = run.config.dataset
     is_own = dataset not in data.matching()
     if config.data_dir != StageConfig().data_dir and (is_own or not data.find(dataset).files):
@@ -148,7 +148,7 @@ def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> Path:
     here = dataclasses.replace(run.config, dataset=dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)
     folder = start.prepare_everywhere(here, ranks)
     start.ensure_same_data(run, read_spec(folder))
-    return folder
+    return folder, dataset
 
 
 def _fit(run: Run, config: RunConfig, ranks: Ranks, tracker: NullTracker, folder: Path, *, command: str) -> None:
@@ -235,12 +235,12 @@ def _export(run: Run, tracker: Tracker) -> None:
     say(f"exported to {run.folder / 'export'}: {', '.join(names)}")
 
 
-def _verify(run: Run, tracker: Tracker | None, folder: Path, *, onnx: Path | None = None) -> None:
+def _verify(run: Run, tracker: Tracker | None, folder: Path, dataset: str = "", *, onnx: Path | None = None) -> None:
     """Prove the files, say how it ended, and log the ONNX file as an MLflow model. Raises Failure where they disagree."""
     from export.verify import report_files, verify_run
 
     say("verifying each file in a process of its own ...")
-    verdict = verify_run(run, data=folder, onnx=onnx)
+    verdict = verify_run(run, data=folder, onnx=onnx, dataset=dataset)
     written = report_files(onnx)
     report = run.folder / written[1]
     metrics, problems = dict(verdict.metrics), list(verdict.problems)

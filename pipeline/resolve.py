@@ -105,7 +105,7 @@ def _merged(values: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[Merged,
     if problem:
         problems["dataset"] = problem
         values.pop("dataset", None)
-    if source.is_own:
+    if source.is_own and "dataset" in values:  # a whole configuration has it as it should be
         values["dataset"] = data.address(values["dataset"])
     if "loss" in values:
         values["loss"] = losses.address(values["loss"])

@@ -222,6 +222,7 @@ def _array_blocks(path: Path, model: Model, fail: Callable[[int, str], None]) ->
                 x = held[name]
     except (OSError, ValueError, EOFError) as error:
         raise tables.Unreadable(f"is no whole array ({str(error).splitlines()[0] if str(error) else 'it is empty'})") from error
+    x = _channels_first(x, model) if model.is_image else x
     shape = (model.input_shape[0], *x.shape[-2:]) if model.any_size and x.ndim >= 3 else model.input_shape
     if x.shape == shape:
         x = x[None]
@@ -233,3 +234,13 @@ def _array_blocks(path: Path, model: Model, fail: Callable[[int, str], None]) ->
     for start in range(0, len(x), step):
         block = np.array(x[start : start + step], model.dtype)
         yield np.arange(start, start + len(block)), [block]
+
+
+def _channels_first(x: Array, model: Model) -> Array:
+    """Return images (N, H, W) and (N, H, W, C), as a data set may have them too, as (N, C, H, W)."""
+    channels, *size = model.input_shape
+    if x.ndim == 3 and channels == 1 and len(x) > 1 and (model.any_size or [*x.shape[1:]] == size):
+        return x[:, None]
+    if x.ndim == 4 and x.shape[1] != channels == x.shape[3]:
+        return np.moveaxis(x, 3, 1)
+    return x

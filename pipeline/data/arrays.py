@@ -78,7 +78,7 @@ def _of_function(name: str, options: DataOptions) -> Source:
     digest = hashlib.sha256()
     for key in sorted(arrays):
         digest.update(f"{key} {arrays[key].dtype} {arrays[key].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[key]).tobytes())
+        digest.update(np.ascontiguousarray(arrays[key]).reshape(-1).view(np.uint8).data if arrays[key].size else b"")
     place, function_name = parts(name)
     return _of_arrays(
         f"{Path(place).stem}-{function_name}",

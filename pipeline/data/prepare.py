@@ -120,7 +120,8 @@ def is_intact(folder: Path) -> bool:
         manifest = read_manifest(folder)
         if manifest.pop("sha256") != digest_of(manifest):
             return False
-        files = {part["file"]: part["sha256"] for split in manifest["splits"].values() for part in split.values()}
+        parts = [part for split in manifest["splits"].values() for part in split.values()]
+        files = {part["file"]: part["sha256"] for part in (*parts, *manifest["raw"])}
         return all(sha256(folder / name) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or damaged beyond reading
         return False
@@ -161,9 +162,10 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     check(samples, source.spec)
     rows = split(samples, config, source)
     _refuse_if_too_large(folder, sum(map(len, rows.values())), spec)
-    manifest: dict[str, Any] = {"identity": identity, "skipped": list(samples.skipped)}
+    manifest: dict[str, Any] = {"identity": identity, "skipped": list(samples.skipped), "raw": []}
     if samples.raw is not None:
         _save_raw(folder, samples.raw, rows.get("test", rows["train"]))
+        manifest["raw"] = [{"file": RAW, "sha256": sha256(folder / RAW)}]
         spec, samples = _encoded(spec, samples, samples.raw, rows["train"])
     entries: dict[str, dict[str, Any]] = {}
     for name, of_split in rows.items():
@@ -173,7 +175,6 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
             entry = tensors.save(path, tensors.resized(x, spec.sample_shape) if spec.is_image else x)
         else:
             entry = tensors.decode(path, samples.x, of_split)
-            manifest["root"] = str(config.dataset)
             manifest.setdefault("names", {})[name] = [samples.x.names[row] for row in of_split]
         entries[name] = {"x": entry, "y": tensors.save(folder / f"{name}_y.npy", samples.y[of_split])}
     mean, std = tensors.statistics(np.load(folder / "train_x.npy", mmap_mode="r"), is_image=spec.is_image)

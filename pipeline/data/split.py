@@ -67,9 +67,10 @@ def _cut(rows: Rows, samples: Samples, size: int, part: str, config: RunConfig, 
     if samples.groups is not None:
         _, unit_of = np.unique(samples.groups[rows], return_inverse=True)
         units = int(unit_of.max(initial=-1)) + 1
-        strata = _most_common(strata, unit_of, units)
+        strata = _most_common(strata, unit_of, units) if task(spec.task).has_strata else strata[:units]
         size = round(size * units / len(rows))
-    _refuse_if_too_few(strata, size, part, config, spec)
+    what = "sample" if samples.groups is None else "group"
+    _refuse_if_too_few(strata, size, part, config, spec, what=what)
     rest, held = train_test_split(
         np.arange(units), test_size=size, random_state=config.split_seed,
         stratify=strata if task(spec.task).has_strata else None,
@@ -81,25 +82,31 @@ def _cut(rows: Rows, samples: Samples, size: int, part: str, config: RunConfig, 
 
 
 def _most_common(labels: Array, unit_of: Rows, units: int) -> Array:
-    """Return the label that most samples of each group have; the lowest, where two are as frequent."""
+    """Return the label that most samples of each group have; the lowest, where two are as frequent.
+
+    One that is so in a single group counts as the most frequent of all, if other groups have samples of it too.
+    """
     pairs, counts = np.unique(np.stack([unit_of, labels.astype(np.int64)]), axis=1, return_counts=True)
     order = np.lexsort((-pairs[1], counts, pairs[0]))  # of a group, the most frequent label last
     result = np.zeros(units, np.int64)
     result[pairs[0][order]] = pairs[1][order]
-    return result
+    groups_of = np.bincount(pairs[1])  # how many have any sample of a label, and of how many it is the most frequent
+    most_of = np.bincount(result, minlength=len(groups_of))
+    alone = (most_of == 1) & (groups_of > 1)
+    return np.where(alone[result], most_of.argmax(), result)
 
 
-def _refuse_if_too_few(strata: Array, size: int, part: str, config: RunConfig, spec: DataSpec) -> None:
-    """Raise UserError where `size` of the samples cannot be held out, each class having its share of them."""
+def _refuse_if_too_few(strata: Array, size: int, part: str, config: RunConfig, spec: DataSpec, *, what: str) -> None:
+    """Raise UserError where `size` of the samples or groups cannot be held out, each class having its share of them."""
     classes, counts = np.unique(strata, return_counts=True)
     if min(size, len(strata) - size) >= len(classes) and counts.min() > 1:
         return
     needs = ""
     if spec.classes:
         rare = [spec.classes[k] for k, count in zip(classes, counts, strict=True) if count == 1]
-        needs = f" with {len(classes)} classes" + (f" (a single sample of {', '.join(rare[:5])})" if rare else "")
-        needs += ". It takes two samples of each class, and a place for each in both parts"
+        needs = f" with {len(classes)} classes" + (f" (a single {what} of {', '.join(rare[:5])})" if rare else "")
+        needs += f". It takes two {what}s of each class, and a place for each in both parts"
     raise UserError(
-        f"dataset={config.dataset} is too small to hold samples out: {size} of {len(strata)} would be for {part}{needs}. Add "
+        f"dataset={config.dataset} is too small to hold {what}s out: {size} of {len(strata)} would be for {part}{needs}. Add "
         "samples, or train on every one: --val_split 0 --test_split 0."
     )

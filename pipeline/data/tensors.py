@@ -38,14 +38,21 @@ def decode(path: Path, images: Images, rows: NDArray[np.int64]) -> dict[str, Any
         return save(path, np.empty(shape, np.uint8))
     if not mark.exists():
         _allocate(path, shape)
-        mark.write_text("0")
+        _write(mark, "0")
     out = np.lib.format.open_memmap(path, "r+")
     for start in range(int(mark.read_text()), len(rows), _BLOCK):
         images.fill(out[start : start + _BLOCK], rows[start : start + _BLOCK])
         out.flush()
-        mark.write_text(str(start + _BLOCK))
+        _write(mark, str(start + _BLOCK))
     mark.unlink()
     return entry(path, out)
+
+
+def _write(mark: Path, text: str) -> None:
+    """Write a mark that is never seen half written: a kill in between leaves the one before it."""
+    new = mark.with_suffix(".new")
+    new.write_text(text)
+    new.replace(mark)
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> None:

@@ -7,6 +7,7 @@ where it does not fit the data.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +30,11 @@ def draw(found: Evaluation) -> None:
     c, folder = found.run.config, found.run.folder
     for name in found.run.task.pictures:
         if figure := PICTURES[name](found):
-            save(figure, folder / "plots" / f"{name}.png", about=f"{c.model} on {found.run.data.name}, run {folder.name}")
+            save(
+                figure,
+                folder / "plots" / f"{name}.png",
+                about=f"{Path(c.model).name} on {found.run.data.name}, run {folder.name}",
+            )
 
 
 def _curves(found: Evaluation) -> Figure:
