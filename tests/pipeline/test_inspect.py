@@ -195,7 +195,7 @@ def test_names_that_are_no_text_are_told_and_drawn(told: Told, tmp_path: Path) -
 def test_too_few_samples_to_split_are_trained_on_all_together(told: Told, tmp_path: Path) -> None:
     classes(tmp_path / "photos", "cat", "dog", count=1)
     text = told("photos")
-    assert "is too small to hold samples out" in text and counts(text) == {"train": 2}
+    assert "is too small to hold samples out" in " ".join(text.split()) and counts(text) == {"train": 2}
     assert (trained(text).val_split, trained(text).test_split) == (0, 0)
 
 

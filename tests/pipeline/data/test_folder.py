@@ -580,8 +580,8 @@ def test_long_work_says_a_line_now_and_then_and_short_work_nothing(monkeypatch: 
 
 def test_on_a_terminal_there_is_a_bar_with_the_rate() -> None:
     script = (
-        "import time; from pipeline.data import decoding; decoding._QUIET = 0.1;"
-        "decoding.for_each(300, lambda index: time.sleep(0.003), what='decoding')"
+        "import os, time; from pipeline.data import decoding; decoding._QUIET = 0.1;"
+        "decoding.for_each(100 * os.cpu_count(), lambda index: time.sleep(0.01), what='decoding')"
     )
     main, child = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
@@ -596,4 +596,4 @@ def test_on_a_terminal_there_is_a_bar_with_the_rate() -> None:
     os.close(main)
     assert process.wait(timeout=30) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
-    assert re.search(r"decoding  300/300  [\d,]+ files/s", text)
+    assert re.search(rf"decoding  {(count := 100 * (os.cpu_count() or 1))}/{count}  [\d,]+ files/s", text)
