@@ -7,7 +7,6 @@ and told as one.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-_SHOWN = 40  # columns that are described
+SHOWN = 40  # columns that are described
 _TRIED = 3  # last columns that are tried as a target
 _FREQUENT = 3  # categories that are named
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -51,11 +50,11 @@ def of_table(name: str, options: DataOptions) -> Found:
     kinds |= {column.name: column.kind for column in (source.spec.columns if source else ())}
     num_rows = table.num_rows
     roles = _roles(target, options, kept=raw if source else None)
-    described = each(lambda n: _described(n, values.get(n), kinds[n], roles(n), num_rows), names[:_SHOWN])
+    lines = each(lambda n: described(n, values.get(n), kinds[n], roles(n), num_rows), names[:SHOWN])
     found = Found(
         kind=f"a table ({path.suffix.lower().removeprefix('.')})", source=source, samples=samples, problems=problems,
         facts=[("rows", f"{num_rows:,}"), ("columns", f"{len(names):,}: {_counted(kinds)}")],
-        parts=[_part("columns", described, len(names))],
+        parts=[part("columns", lines, len(names))],
     )  # fmt: skip
     if source:
         equal = [note for note in source.notes if "rows have the same features" in note]
@@ -67,7 +66,7 @@ def of_table(name: str, options: DataOptions) -> Found:
     if samples and source:
         targets = [n for n in names if n in _names(target)]
         drawn = {n: v for n, v in values.items() if v is not None and (n in raw or n in targets)}
-        found.draw = partial(_draw, source, samples, drawn, targets, kinds)
+        found.draw = partial(draw, source, samples, drawn, targets, kinds)
     return found
 
 
@@ -97,7 +96,7 @@ def _source(name: str, names: Sequence[str], options: DataOptions) -> tuple[Sour
 
 
 def _names(text: str) -> list[str]:
-    return [text, *(part.strip() for part in text.split(","))]
+    return [text, *(each.strip() for each in text.split(","))]
 
 
 def _roles(target: str, options: DataOptions, *, kept: dict[str, Array] | None) -> Callable[[str], str]:
@@ -121,7 +120,7 @@ def _raw(values: Any, name: str, kind: str) -> Array | None:
         return None
 
 
-def _described(name: str, values: Array | None, kind: str, role: str, num_rows: int) -> tuple[str, ...]:
+def described(name: str, values: Array | None, kind: str, role: str, num_rows: int) -> tuple[str, ...]:
     """Return a row of the table of columns: name, role, kind, missing, distinct and what the values are."""
     if role == "ignored":
         return name, role, "", "", "", ""
@@ -167,37 +166,17 @@ def _counted(kinds: dict[str, str]) -> str:
     return ", ".join(f"{count} {plural.get(kind, kind) if count > 1 else kind or 'other'}" for kind, count in found)
 
 
-def _part(what: str, rows: Sequence[tuple[str, ...]], count: int) -> Part:
+def part(what: str, rows: Sequence[tuple[str, ...]], count: int) -> Part:
     header = ("name", "role", "kind", "missing", "distinct", "values")
     keep = [k for k in range(len(header)) if k in (0, 2, 4, 5) or any(row[k] for row in rows)]
-    title = what if count <= _SHOWN else f"{what} (the first {_SHOWN} of {count:,})"
+    title = what if count <= SHOWN else f"{what} (the first {SHOWN} of {count:,})"
     return Part(
         title=title, header=tuple(header[k] for k in keep), rows=[tuple(row[k] for k in keep) for row in rows],
         numbers=tuple(place for place, k in enumerate(keep) if k in (3, 4)),
     )  # fmt: skip
 
 
-def of_array(source: Source, samples: Samples) -> Found:
-    """Return what vectors (N, D) float32 have to say."""
-    x = samples.x
-    assert isinstance(x, np.ndarray)
-    num_rows, width = x.shape
-    hashes = Counter(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in x)
-    equal = sum(count - 1 for count in hashes.values())
-    named = ((f"feature {k}", np.where(np.isfinite(x[:, k]), x[:, k], np.nan).astype(np.float64)) for k in range(width))
-    values = {name: column for (name, column), _ in zip(named, range(_SHOWN), strict=False)}
-    rows = [_described(name, column, "number", "", num_rows) for name, column in values.items()]
-    return Found(
-        kind="vectors", source=source, samples=samples, parts=[_part("features", rows, width)],
-        facts=[
-            ("samples", f"{num_rows:,} of {width:,} {'features' if width > 1 else 'feature'}, float32"),
-            ("duplicates", f"{equal:,} equal another" if equal else "none"),
-        ],
-        draw=partial(_draw, source, samples, values, (), {}),
-    )  # fmt: skip
-
-
-def _draw(
+def draw(
     source: Source, samples: Samples, values: dict[str, Array], targets: Sequence[str], kinds: dict[str, str], side: int
 ) -> Figure:
     from pipeline.plots.data import columns

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline import data
 from pipeline.config import InspectConfig, RunConfig
@@ -20,17 +19,13 @@ from pipeline.data.prepare import check
 from pipeline.data.spec import DataSpec, Samples, Source
 from pipeline.data.split import split
 from pipeline.errors import UserError
-from pipeline.inspection import columns, costs, images
-from pipeline.inspection.report import Found, Part, number, render
+from pipeline.inspection import arrays, columns, costs, images, targets
+from pipeline.inspection.report import Found, Part, render
+from pipeline.inspection.targets import Rows
 from pipeline.output import say
 from pipeline.resolve import resolve
-from pipeline.task import task
 
-_CLASSES = 20  # that are listed
-_UNEVEN = 3  # times as many samples in the largest class as in the smallest, from where it is told
 _LONGEST_NAME = 100  # bytes of the picture's name that are the data's
-
-Rows = Mapping[str, NDArray[np.int64]]
 
 
 def inspect(config: InspectConfig, flags: Mapping[str, str]) -> None:
@@ -54,9 +49,9 @@ def inspect(config: InspectConfig, flags: Mapping[str, str]) -> None:
             given |= {"val_split": "0", "test_split": "0"}
             notes = Part(title=notes.title, rows=[(uncut,), *notes.rows])
         needs = costs.needs(run, spec, samples, rows, model)
-        if balance := _balance(spec, samples.y):
+        if balance := targets.balance(spec, samples.y):
             parts = [Part(title=head.title, rows=[*head.rows, ("balance", balance)])]
-        parts += [_targets(source.spec, samples, rows), _cut(source, samples, rows), *found.parts, notes]
+        parts += [targets.targets(source.spec, samples, rows), targets.cut(source, samples, rows), *found.parts, notes]
         parts += [Part(title="needs", rows=needs)]
     _say(parts if samples else [head, notes])
     if problems := _wrong(samples, source.spec):
@@ -102,7 +97,7 @@ def _find(config: InspectConfig, flags: Mapping[str, str]) -> Found:
         raise
     except ValueError as error:
         raise UserError(f"data_args: {name} cannot be made with these arguments ({error}). Change them.") from error
-    found = images.of_array(source, samples) if source.spec.is_image else columns.of_array(source, samples)
+    found = arrays.of_images(source, samples) if source.spec.is_image else arrays.of_vectors(source, samples)
     found.kind = kind or found.kind
     return found
 
@@ -135,71 +130,6 @@ def _split(samples: Samples, run: RunConfig, source: Source) -> tuple[Rows, str]
         return split(samples, run, source), ""
     except UserError as error:
         return {"train": np.arange(len(samples.y))}, str(error)
-
-
-def _cut(source: Source, samples: Samples, rows: Rows) -> Part:
-    """Return how many samples each split has, and where it comes from."""
-    total = sum(map(len, rows.values()))
-    own = set() if samples.split is None else set(np.unique(samples.split).tolist())
-    strata = ", each class keeping its share" if task(source.spec.task).has_strata else ""
-    chance = f"cut by chance{strata} (--split_seed 0)"
-    whose = {name: "as the data says" if name in own else chance for name in rows}
-    if any(len(r) and name not in own for name, r in rows.items() if name != "train"):
-        whose["train"] = "what is left"
-    return Part(
-        title="splits", header=("split", "samples", "share", ""), numbers=(1, 2),
-        rows=[(name, f"{len(r):,}", f"{len(r) / total:.1%}", whose[name] if len(r) else "") for name, r in rows.items()],
-    )  # fmt: skip
-
-
-def _targets(spec: DataSpec, samples: Samples, rows: Rows) -> Part:
-    """Return the classes or labels with their counts, or the values that are predicted."""
-    y = samples.y
-    cells: list[tuple[str, ...]]
-    if spec.task == "regression":
-        values = y.astype(np.float64)
-        cells = [
-            (name, *(number(float(f(column))) for f in (np.min, np.median, np.max, np.mean, np.std)))
-            for name, column in zip(spec.targets or [str(k) for k in range(y.shape[1])], values.T, strict=False)
-        ]
-        names = ("target", "min", "median", "max", "mean", "deviation")
-        return Part(title="targets", header=names, rows=cells[:_CLASSES], numbers=(1, 2, 3, 4, 5))
-    has_labels = y.ndim == 2
-
-    def counted(part: NDArray[np.generic]) -> NDArray[np.int64]:
-        return part.sum(0).astype(int) if has_labels else np.bincount(part.astype(int), minlength=len(spec.classes))
-
-    counts = counted(y)
-    order = np.argsort(-counts, kind="stable")
-    shown, rest = order[:_CLASSES], order[_CLASSES:]
-    of_split = {name: counted(y[r]) for name, r in rows.items()}
-    cells = [
-        (spec.classes[k], f"{counts[k]:,}", f"{counts[k] / len(y):.1%}", *(f"{c[k]:,}" for c in of_split.values()))
-        for k in shown
-    ]
-    if len(rest):
-        sums = (f"{c[rest].sum():,}" for c in of_split.values())
-        cells.append((f"{len(rest):,} more", f"{counts[rest].sum():,}", f"{counts[rest].sum() / len(y):.1%}", *sums))
-    header = ("label" if has_labels else "class", "samples", "share", *of_split)
-    return Part(title="labels" if has_labels else "classes", header=header, rows=cells, numbers=tuple(range(1, len(header))))
-
-
-def _balance(spec: DataSpec, y: NDArray[np.generic]) -> str:
-    """Return how even the classes are; nothing where samples are of none, or of several."""
-    if y.ndim > 1 or not spec.classes:
-        return ""
-    counts = np.bincount(y.astype(int), minlength=len(spec.classes))
-    large, small = int(counts.argmax()), int(counts.argmin())
-    if not counts[small]:
-        return f"none of {spec.classes[small]}"
-    ratio = counts[large] / counts[small]
-    if ratio < _UNEVEN:
-        return f"about even, the largest has {ratio:.1f} times as many samples as the smallest"
-    return (
-        f"uneven: {spec.classes[large]} has {number(float(f'{ratio:.2g}'))} times as many samples as {spec.classes[small]}; "
-        f"who says {spec.classes[large]} every time is right in {counts[large] / counts.sum():.1%}. --class_weights balanced "
-        "weighs all classes alike"
-    )
 
 
 def _say(parts: list[Part]) -> None:

@@ -6,7 +6,6 @@ The surprise: a file whose pixels cannot be decoded is found only if it is among
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -110,24 +109,6 @@ def _refuse_empty(path: Path, classes: Sequence[str], photos: Sequence[Photo], b
         raise UserError(sentence(str(path), bad), *error.messages) from error
 
 
-def of_array(source: Source, samples: Samples) -> Found:
-    """Return what images (N, C, H, W) uint8 have to say."""
-    x = samples.x
-    assert isinstance(x, np.ndarray)
-    _, channels, height, width = x.shape
-    hashes = Counter(hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in x)
-    facts = [
-        ("images", f"{len(x):,} in memory, as an array of uint8"),
-        ("size", f"{width}x{height} pixels, {'grey' if channels == 1 else 'RGB'}"),
-        ("values", f"from {x.min()} to {x.max()}, mean {x.mean():.1f}"),
-        ("duplicates", _repeated(hashes)),
-    ]
-    return Found(
-        kind="images in arrays", facts=facts, source=source, samples=samples, side=min(height, width),
-        draw=partial(_draw_array, source, samples),
-    )  # fmt: skip
-
-
 def _found(kind: str, photos: list[Photo], source: Source, samples: Samples, bad: Sequence[Bad], decoded: int) -> Found:
     sizes = sorted((p.header[:2] for p in photos), key=lambda s: (s[0] * s[1], s))
     smallest, middle, largest = (f"{w}x{h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
@@ -144,7 +125,7 @@ def _found(kind: str, photos: list[Photo], source: Source, samples: Samples, bad
         ("formats", ", ".join(f"{name} {n:,}" for name, n in Counter(p.header.format for p in photos).most_common())),
         ("colours", f"RGB {len(photos) - grey:,}, grey {grey:,}" + (f" ({deep:,} of 16 bit)" if deep else "")
                     + f"; read as {read}"),
-        ("duplicates", equal[0] if equal else _repeated(Counter([] if samples.groups is None else samples.groups.tolist()))),
+        ("duplicates", equal[0] if equal else repeated(Counter([] if samples.groups is None else samples.groups.tolist()))),
         ("decoded", f"all {decoded:,}, to find what is broken" if decoded >= total - len(bad) else
                     f"{decoded:,} of {total:,} files; of the others the headers were read (--skip_bad true decodes all)"),
     ]  # fmt: skip
@@ -158,7 +139,7 @@ def _found(kind: str, photos: list[Photo], source: Source, samples: Samples, bad
     )  # fmt: skip
 
 
-def _repeated(counts: Counter[Any]) -> str:
+def repeated(counts: Counter[Any]) -> str:
     several = [count for count in counts.values() if count > 1]
     return f"{sum(several):,} are only {len(several):,} different ones, by their bytes" if several else "none, by their bytes"
 
@@ -195,21 +176,3 @@ def _draw_files(source: Source, photos: Sequence[Photo], side: int) -> Figure:
         return Path(photos[row].name).name, resize(decode(photos[row].file, channels), side)
 
     return image_rows(labels, tile, classes=source.spec.classes, side=side)
-
-
-def _draw_array(source: Source, samples: Samples, side: int) -> Figure:
-    from pipeline.plots.data import image_rows
-
-    spec, x = source.spec, samples.x
-    assert isinstance(x, np.ndarray)
-    names = spec.classes or spec.targets
-
-    def tile(row: int) -> tuple[str, NDArray[np.uint8]]:
-        y = np.atleast_1d(samples.y[row])
-        has = [name for name, value in zip(names, y, strict=False) if value]
-        text = f"row {row}" if samples.y.ndim == 1 else ", ".join(has) if spec.classes else ", ".join(f"{v:.4g}" for v in y)
-        return text, resize(x[row], side)
-
-    if samples.y.ndim == 1:
-        return image_rows(samples.y, tile, classes=spec.classes, side=side)
-    return image_rows(np.zeros(len(x), int), tile, classes=("",), side=side)

@@ -23,6 +23,7 @@ MAX_CORRELATED = 20
 _MAX_COLORS = 6  # classes that a histogram still tells apart
 _BARS = 8  # categories that get one
 _BINS = 30
+_CORRELATED_ROWS = 100_000  # that suffice for two digits
 _LAST_DAY = 700_000  # after and before 1970: the years that Python counts
 _LARGEST = 1e300  # beyond which differences leave float64
 _LONGEST = 16  # letters of a category
@@ -196,7 +197,8 @@ def _printable(text: str) -> str:
 def _correlations(figure: SubFigure, values: Mapping[str, Array]) -> None:
     """Draw Pearson's correlations of columns (N,) of numbers; a missing value counts as the mean."""
     axes = figure.subplots()
-    matrix = np.stack([_standardized(column) for column in values.values()])
+    step = max(1, len(next(iter(values.values()))) // _CORRELATED_ROWS)
+    matrix = np.stack([_standardized(column[::step]) for column in values.values()])
     correlations = np.clip(matrix @ matrix.T / matrix.shape[1], -1, 1)
     axes.imshow(correlations, cmap="RdBu_r", vmin=-1, vmax=1)
     names = [_named(name) for name in values]
@@ -208,13 +210,13 @@ def _correlations(figure: SubFigure, values: Mapping[str, Array]) -> None:
         value = correlations[i, j]
         color = "white" if abs(value) > 0.6 else "black"
         text = "1" if i == j else f"{value + 0.0:.2f}".replace("0.", ".", 1).replace("-.00", ".00")
-        axes.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
+        axes.text(j, i, text, ha="center", va="center", fontsize=6, color=color, in_layout=False)
     axes.set_title("correlations (Pearson)", fontsize=9)
 
 
 def _standardized(column: Array) -> Array:
     there = np.isfinite(column)
-    size = float(np.abs(column[there]).max()) or 1.0
+    size = float(np.abs(column[there]).max(initial=0)) or 1.0
     scaled = np.where(there, column / size, np.nan)  # squares of large numbers would leave float64
-    centered = np.where(there, scaled - scaled[there].mean(), 0.0)
+    centered = np.where(there, scaled - (scaled[there].mean() if there.any() else 0.0), 0.0)
     return np.asarray(centered / (np.sqrt((centered**2).mean()) or 1.0))
