@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pipeline.data.images import decode
 
 from export import compare
 from pipeline.data.image_table import contents
+from pipeline.data.images import decode
 from pipeline.task import Task
 
 Array = NDArray[Any]
