@@ -11,10 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = re.compile(r"^constraint-dependencies = \[\n(.*?)^\]\n", re.MULTILINE | re.DOTALL)
-HEADER = "# The exact versions that CI uses, dev group included. To renew: python3 .ci/lock.py\n"
+HEADER = "# The exact versions that CI uses, dev group and extras included. To renew: python3 .ci/lock.py\n"
 # Left free, the resolver takes 4 and goes back to an older graphene, which does not refuse it.
 BOUNDS = 'constraint-dependencies = ["python-dateutil<3"]\n'
-EXPORT = "uv export -q --frozen --all-groups --no-emit-project --no-hashes --no-annotate --no-header"
+EXPORT = "uv export -q --frozen --all-groups --all-extras --no-emit-project --no-hashes --no-annotate --no-header"
 
 
 def main() -> None:

@@ -119,17 +119,23 @@ def recipe(model: str, name: str, dataset: str | None = None) -> dict[str, objec
 
 
 def recipe_for_own(
-    *, is_image: bool, num_train: int, loss: str, monitor: str, is_pretrained: bool = False
+    model: str, *, is_image: bool, num_train: int, loss: str, monitor: str, is_pretrained: bool = False
 ) -> dict[str, object]:
     """Return the fields that the default recipe sets for data that is the user's own, or for a model that is.
 
-    A batch grows with the number of training samples, so that an epoch has some hundred steps.
+    A batch grows with the number of training samples, so that an epoch has some hundred steps; few samples are gone through
+    more often.
     """
     batch_size = next((size for size in (32, 64, 128, 256, 512) if num_train < 200 * size), 1024)
     shared: dict[str, object] = {"loss": loss, "monitor": monitor, "preprocess": "standardize", "optimizer": "adamw"}
     shared |= {"weight_decay": 0.05, "scheduler": "one_cycle"}
+    steps = max(1, num_train // batch_size)
     if not is_image:
-        return shared | {"lr": 3e-3, "warmup_ratio": 0.2, "epochs": 30, "batch_size": batch_size, "checkpoint_every": "1000"}
+        epochs = min(100, max(40, 2000 // steps))
+        return shared | {
+            "lr": 3e-3, "warmup_ratio": 0.2, "epochs": epochs, "batch_size": batch_size, "checkpoint_every": "1000",
+            **({"model_args": {"hidden": 128}} if model == "mlp" else {}),
+        }  # fmt: skip
     shared |= {"label_smoothing": 0.05} if loss == "cross_entropy" else {}
     shared |= {"lr": 3e-4, "epochs": 10} if is_pretrained else {"lr": 2e-3, "epochs": 20}
     return shared | {"warmup_ratio": 0.3, "precision": "auto", "batch_size": min(batch_size, 128)}

@@ -16,7 +16,16 @@ from difflib import get_close_matches
 from typing import Any
 
 from pipeline import __version__, environment, output, places
-from pipeline.config import EvaluateConfig, PlotConfig, PredictConfig, RunConfig, StageConfig, SyncConfig, VerifyConfig
+from pipeline.config import (
+    EvaluateConfig,
+    InspectConfig,
+    PlotConfig,
+    PredictConfig,
+    RunConfig,
+    StageConfig,
+    SyncConfig,
+    VerifyConfig,
+)
 from pipeline.errors import Failure, UserError
 from pipeline.flags import help_text, overview, read_flags
 from pipeline.output import say
@@ -262,6 +271,15 @@ def _predict(call: Call) -> int:
     return predict.predict(call.config)
 
 
+def _inspect(call: Call) -> int:
+    if not call.config.dataset:
+        raise UserError("dataset: nothing was given. Add --dataset NAME, FOLDER, FILE or file.py:function.")
+    from pipeline.inspection import command
+
+    command.inspect(call.config, call.flags)
+    return 0
+
+
 def _announce_run(call: Call) -> None:
     if not call.config.run:
         raise UserError("run: nothing was given. Add --run FOLDER or --run MLFLOW_RUN_ID.")
@@ -270,6 +288,7 @@ def _announce_run(call: Call) -> None:
 
 COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
     "run": (RunConfig, "prepare, train, evaluate, export and verify, in one MLflow run (MLproject's `main`)", _train),
+    "inspect": (InspectConfig, "say what a data set is, what is wrong with it, and which command trains it", _inspect),
     "prepare": (RunConfig, "convert the data set to tensors on disk", _prepare),
     "train": (RunConfig, "prepare what is missing, train and evaluate", _train),
     "evaluate": (EvaluateConfig, "evaluate a run's best weights on its test split", _evaluate),

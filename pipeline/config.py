@@ -221,6 +221,26 @@ class PredictConfig:
     overwrite: bool = Field(False, "replace an output file that is there already")
 
 
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Parameters of `inspect`; those that a training has too mean the same."""
+
+    dataset: str = Field(
+        "", "data to look at: a name, a folder of images (class/...), a table, .npz, or file.py:function", is_required=True
+    )
+    target: str = Field("", "column that is predicted, or several as a,b (tables); empty: one is guessed, and told")
+    task: str = Field("auto", "kind of task; auto: by what the target holds (own data)", choices=("auto", *TASKS))
+    ignore_columns: str = Field("", "columns that are left out, as a,b (tables)")
+    group_column: str = Field("", "column whose equal values never lie in two splits (tables)")
+    split_column: str = Field("", "column that says train, val or test (tables)")
+    skip_bad: bool = Field(False, "decode every image to find the broken ones; false: as many as take a second (own images)")
+    image_size: int = Field(0, "side to which images would be resized, in pixels; 0: one is proposed", ge=0, le=4096)
+    data_args: Args = Field({}, "the data set's own arguments, as noise=0.2 or a JSON object")
+    data_dir: Path = Field(Path("data"), "folder with downloaded raw files; nothing is downloaded here")
+    cache_dir: Path = Field(Path("~/.cache/trainyard"), "folder for prepared tensors, whose free space is looked at")
+    output: Path = Field(Path("runs/plots"), "folder for the PNG file")
+
+
 RENAMED: Mapping[str, str] = {
     "holdout": "--val_split 0 (and --test_split 0)", "noise": "--data_args noise=X", "hidden": "--model_args hidden=N",
     "dropout": "--model_args dropout=X", "gradient": "--model_args gradient=NAME", "workers": "--num_workers",

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from pipeline.task import Array, LossSum
 
 _PREFIXES = {"test": "test", "train": "train/final"}  # of the metrics of a split's evaluation
-_BATCH = 1000  # samples in one forward pass
+_BATCH = 1000  # samples in one forward pass, at most
+_VALUES = 2**24  # of their input, at most: the activations of a large network take a hundred times as much
 
 
 @torch.no_grad()
@@ -37,7 +38,8 @@ def _forward(model: Model, split: Split, ranks: Ranks) -> Iterator[tuple[Tensor,
     """Yield scores, features and targets of this rank's share, on its device; at least one, maybe empty, batch."""
     model.eval()
     part = shard_slice(len(split), ranks.rank, ranks.world_size)
-    for x, y in zip(split.x[part].split(_BATCH), split.y[part].split(_BATCH), strict=True):
+    size = min(_BATCH, max(1, _VALUES // max(1, split.x[:1].numel())))
+    for x, y in zip(split.x[part].split(size), split.y[part].split(size), strict=True):
         scores, features = model(x.to(ranks.device))
         yield scores, features, y.to(ranks.device)
 

@@ -136,7 +136,7 @@ def _recipe(model: str, name: str, source: Source, values: Mapping[str, Any]) ->
     kind = task(source.spec.task)
     is_pretrained = bool(values.get("weights") or values.get("pretrained"))
     fields = recipe_for_own(
-        is_image=source.spec.is_image, num_train=source.num_train, loss=kind.losses[0],
+        model, is_image=source.spec.is_image, num_train=source.num_train, loss=kind.losses[0],
         monitor=kind.metric if kind.has_decisions else "loss", is_pretrained=is_pretrained,
     )  # fmt: skip
     if is_pretrained and models.find(model).is_library:

@@ -139,6 +139,7 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline import commands, distributed
     from pipeline.data import prepare
     from pipeline.distributed import Ranks, single_process
+    from pipeline.inspection import command
     from pipeline.plots import standalone
     from pipeline.tracking import tracker
 
@@ -155,7 +156,7 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name in (
         *((commands, name) for name in ("train", "evaluate", "export", "verify")),
-        (prepare, "prepare"), (distributed, "launch"), (tracker, "send"), (predict, "predict"),
+        (prepare, "prepare"), (distributed, "launch"), (tracker, "send"), (predict, "predict"), (command, "inspect"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, opened)
     monkeypatch.setattr(distributed, "process_group", alone)

@@ -24,8 +24,9 @@ LAYERS = [  # a module may import its own layer and those before it
      "pipeline.tracking.fetch", "pipeline.tracking.tracker"},
     {"pipeline.evaluate", "pipeline.resume", "export"},
     {"pipeline.plots", "pipeline.plots.style", "pipeline.plots.evaluation", "pipeline.plots.curves", "pipeline.plots.draw",
-     "pipeline.plots.standalone", "pipeline.train"},
-    {"pipeline.start", "pipeline.commands", "pipeline.flags"},
+     "pipeline.plots.standalone", "pipeline.plots.data", "pipeline.train"},
+    {"pipeline.start", "pipeline.commands", "pipeline.flags", "pipeline.inspection",
+     *(f"pipeline.inspection.{name}" for name in ("command", "images", "columns", "arrays", "targets", "costs", "report"))},
     {"pipeline.cli", "pipeline.__main__"},
 ]  # fmt: skip
 SOURCES = [p for folder in ("models", "pipeline", "export") for p in sorted((ROOT / folder).rglob("*.py"))]

@@ -24,7 +24,7 @@ _OWN = "a folder of images, a table (.csv, .tsv, .parquet, .feather), an .npz fi
 
 def address(name: str) -> str:
     """Return a data set's name, or the whole path of one that is given by its path."""
-    return name if name in SOURCES or not name else str(Path(name).expanduser().absolute())
+    return name if name in SOURCES or not name else os.path.abspath(os.path.expanduser(name))
 
 
 def find(name: str, options: DataOptions | None = None) -> Source:
@@ -34,7 +34,7 @@ def find(name: str, options: DataOptions | None = None) -> Source:
     """
     if name in SOURCES:
         return SOURCES[name]
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if name and (name.rpartition(":")[0].endswith(".py") or os.path.exists(path)):
         return dataclasses.replace(_own(str(path), options or DataOptions()), is_own=True)
     if "/" in name or path.suffix:

@@ -53,6 +53,12 @@ def _mnist_files(data_dir: Path) -> list[Path]:
     return mnist.raw_files(data_dir)
 
 
+def _mnist_missing(data_dir: Path) -> list[Path]:
+    from pipeline.data import mnist
+
+    return mnist.missing(data_dir)
+
+
 _TEN_DIGITS = tuple("0123456789")
 
 
@@ -97,5 +103,6 @@ SOURCES: Mapping[str, Source] = {
         val_fraction=1 / 12,
         has_test_set=True,
         files=_mnist_files,
+        missing=_mnist_missing,
     ),
 }

@@ -81,7 +81,7 @@ def source(path: Path, options: DataOptions) -> Source:
         images = ImageFiles(
             path, [e.name for e in entries], [e.stamp for e in entries], channels=channels, side=side, given=str(path)
         )
-        return _samples(path, images, found, skip_bad=options.skip_bad)
+        return samples(path, images, found, skip_bad=options.skip_bad)
 
     colour = "grey" if channels == 1 else "RGB"
     return Source(
@@ -209,7 +209,7 @@ def _sizes(entries: Sequence[Entry]) -> Counter[tuple[int, int]]:
     return Counter(e.header[:2] for e in entries)
 
 
-def _samples(path: Path, images: ImageFiles, found: Scan, *, skip_bad: bool) -> Samples:
+def samples(path: Path, images: ImageFiles, found: Scan, *, skip_bad: bool) -> Samples:
     """Return the rows with their labels, splits and groups; with `skip_bad` without those that cannot be decoded."""
     entries, broken = found.entries, images.unreadable(np.arange(len(images))) if skip_bad else []
     if broken:

@@ -95,10 +95,10 @@ def _names_classes(kind: Any) -> bool:
     return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
-def contents(path: Path, rows: Sequence[int]) -> list[bytes]:
-    """Return the images of some rows, as the bytes of a file each."""
+def contents(path: Path, rows: Sequence[int] | None = None) -> list[bytes]:
+    """Return the images of some rows, or of all, as the bytes of a file each."""
     column = _bytes(path, column_of(path))
-    return [column[row].as_py() for row in rows]
+    return [column[row].as_py() for row in (range(len(column)) if rows is None else rows)]
 
 
 def _bytes(path: Path, name: str) -> Any:

@@ -64,10 +64,14 @@ def _folder(data_dir: Path) -> Path:
 
 def raw_files(data_dir: Path) -> list[Path]:
     """Return the four raw files, downloading what is missing."""
-    files = [_folder(data_dir) / name for name in FILES]
-    if not all(f.is_file() for f in files):
+    if missing(data_dir):
         _download(data_dir)
-    return files
+    return [_folder(data_dir) / name for name in FILES]
+
+
+def missing(data_dir: Path) -> list[Path]:
+    """Return those of the four raw files that are not there."""
+    return [file for name in FILES if not (file := _folder(data_dir) / name).is_file()]
 
 
 def _download(data_dir: Path) -> None:

@@ -159,7 +159,7 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
         raise
     except ValueError as error:
         raise UserError(f"data_args: {config.dataset} cannot be made with these arguments ({error}). Change them.") from error
-    _check(samples, source.spec)
+    check(samples, source.spec)
     rows = split(samples, config, source)
     _refuse_if_too_large(folder, sum(map(len, rows.values())), spec)
     manifest: dict[str, Any] = {"identity": identity, "skipped": list(samples.skipped), "raw": []}
@@ -226,7 +226,7 @@ def _fingerprint(files: list[Path]) -> str:
     return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
-def _check(samples: Samples, spec: DataSpec) -> None:
+def check(samples: Samples, spec: DataSpec) -> None:
     """Raise UserError for samples that no model can learn from: other shapes than promised, NaN, labels of no class."""
     x, y = samples.x, samples.y
     problems = []

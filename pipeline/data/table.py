@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SUFFIXES = table_file.SUFFIXES
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _UNNAMED = ("", "__index_level_0__")  # the index that pandas writes to CSV, and to Parquet
-_USUAL = ("target", "label", "labels", "class", "y")
+USUAL_TARGETS = ("target", "label", "labels", "class", "y")
 _known: dict[tuple[Any, ...], Source] = {}  # the table that was asked for last
 
 
@@ -74,7 +74,7 @@ def _source(path: Path, options: DataOptions) -> Source:
     table = table_file.read(path, skip={*names} - {*roles.used})
     _refuse_nested(table, what)
     target = find_target([table.column(name) for name in roles.targets], roles.targets, options.task)
-    columns = [Column(name=name, kind=_kind(table.schema.field(name).type)) for name in roles.features]
+    columns = [Column(name=name, kind=kind_of(table.schema.field(name).type)) for name in roles.features]
     raw = raw_columns(table, columns, what=what)
     split = _split(table.column(roles.split), roles.split) if roles.split else None
     groups = _groups(table.column(roles.group), roles.group, split) if roles.group else None
@@ -138,7 +138,7 @@ def _roles(names: Sequence[str], options: DataOptions, what: str) -> _Roles:
         for flag, given in (("group_column", options.group_column), ("split_column", options.split_column))
     )
     if not targets:
-        usual = [name for name in named if name.lower() in _USUAL]
+        usual = [name for name in named if name.lower() in USUAL_TARGETS]
         hint = f" Is it {usual[0]}?" if usual else ""
         problems.append(
             f"target: {what} is a table. Say which column is to be learnt, --target NAME.{hint} It has: {listed(named, 20)}."
@@ -162,21 +162,21 @@ def _unnamed(names: Sequence[str]) -> list[str]:
 
 
 def _refuse_nested(table: pa.Table, what: str) -> None:
-    wrong = [f"{field.name} ({field.type})" for field in table.schema if _kind(field.type) == ""]
+    wrong = [f"{field.name} ({field.type})" for field in table.schema if kind_of(field.type) == ""]
     if wrong:
-        ignored = ",".join(f.name for f in table.schema if _kind(f.type) == "")
+        ignored = ",".join(f.name for f in table.schema if kind_of(f.type) == "")
         raise UserError(
             f"{what} has columns that are neither numbers, text nor dates: {listed(wrong)}. Leave them out: --ignore_columns "
             f"{ignored[:200]}"
         )
 
 
-def _kind(kind: pa.DataType) -> str:
+def kind_of(kind: pa.DataType) -> str:
     """Return what a column of a pyarrow type is, or "" where it cannot be learnt from."""
     from pyarrow import types
 
     if types.is_dictionary(kind):
-        return "category" if _kind(kind.value_type) else ""
+        return "category" if kind_of(kind.value_type) else ""
     tests = {
         "boolean": (types.is_boolean,),
         "number": (types.is_integer, types.is_floating, types.is_decimal, types.is_null, types.is_time, types.is_duration),

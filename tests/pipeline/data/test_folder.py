@@ -571,16 +571,17 @@ def test_long_work_says_a_line_now_and_then_and_short_work_nothing(monkeypatch: 
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(decoding, "_EVERY", 0.05)
     start = time.perf_counter()
-    for_each(200, lambda index: time.sleep(0.002), what="decoding")
+    count = 50 * (os.cpu_count() or 1)  # each core is busy for half a second
+    for_each(count, lambda index: time.sleep(0.01), what="decoding")
     lines = capsys.readouterr().out.splitlines()
     assert 1 <= len(lines) <= (time.perf_counter() - start) / 0.05
-    assert all(re.fullmatch(r"decoding: \d+ of 200 files, [\d,]+ files/s, \d+ s left", line) for line in lines)
+    assert all(re.fullmatch(rf"decoding: \d+ of {count} files, [\d,]+ files/s, \d+ s left", line) for line in lines)
 
 
 def test_on_a_terminal_there_is_a_bar_with_the_rate() -> None:
     script = (
-        "import time; from pipeline.data import decoding; decoding._QUIET = 0.1;"
-        "decoding.for_each(300, lambda index: time.sleep(0.003), what='decoding')"
+        "import os, time; from pipeline.data import decoding; decoding._QUIET = 0.1;"
+        "decoding.for_each(100 * os.cpu_count(), lambda index: time.sleep(0.01), what='decoding')"
     )
     main, child = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
@@ -595,4 +596,4 @@ def test_on_a_terminal_there_is_a_bar_with_the_rate() -> None:
     os.close(main)
     assert process.wait(timeout=30) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
-    assert re.search(r"decoding  300/300  \d+ files/s", text)
+    assert re.search(rf"decoding  {(count := 100 * (os.cpu_count() or 1))}/{count}  [\d,]+ files/s", text)
