@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -143,7 +144,7 @@ CASES = {
     "module": Case(
         photos, {"model": "nets.py:Net", "model_args": "width=4", "image_size": "16", "epochs": "4", "batch_size": "8"}
     ),
-    "resnet18": Case(photos, {"model": "torchvision:resnet18", "image_size": "32", "epochs": "1"}),
+    "resnet18": Case(photos, {"model": "torchvision:resnet18", "image_size": "32", "epochs": "3", "batch_size": "8"}),
 }
 PROVEN = ("rgb", "multiclass", "module")  # in the normal suite; the proof of the others takes seconds each, and is slow
 
@@ -473,14 +474,16 @@ def _curve(folder: Path) -> dict[tuple[int, str], float]:
 @pytest.mark.timeout(300)
 @cases("rgb", "grey", "binary", "regression", "multilabel", "npz")
 def test_two_ranks_draw_the_curve_of_one(name: str, command: Any, tmp_path: Path) -> None:
-    """The step that decides on flips and the like is the global one, so augmentation is the same as well."""
+    """None of these has batch normalization, which takes its statistics from a rank's share on CPUs."""
     _, flags = place_of(CASES[name], tmp_path)
     for ranks in (1, 2):
         done = command("train", *words_of(flags), "--nproc", ranks, "--output_dir", f"run{ranks}", timeout=140)
         assert done.returncode == 0, done.stderr
     one, two = _curve(Path("run1")), _curve(Path("run2"))
     assert one.keys() == two.keys() and len(one) > 4
-    np.testing.assert_allclose([one[key] for key in one], [two[key] for key in one], rtol=1e-4, atol=1e-5)
+    differences = {key: abs(one[key] - two[key]) / max(1, abs(one[key])) for key in one}
+    print(f"{name}: {len(one)} figures of 1 and 2 ranks differ by at most {max(differences.values()):.1e}")
+    assert max(differences.values()) < 1e-5, differences
 
 
 STRUCK = """
@@ -500,7 +503,8 @@ def test_a_training_killed_in_mid_epoch_resumes_bit_for_bit(name: str, tmp_path:
     flags |= {"checkpoint_every": "2", "batch_size": "8", "epochs": "2", "log_every": "1"}
     struck = [sys.executable, "-c", STRUCK, "8", "train", *words_of(flags), "--output_dir", "run"]
     done = subprocess.run(struck, capture_output=True, text=True, timeout=150, check=False)
-    assert done.returncode == -9, done.stderr
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert sorted(path.stem for path in Path("run/checkpoints").glob("*.json"))[-1] == "step-000000006"
     status, _, errors = call("train", "--output_dir", "run", "--resume", "true", "--cache_dir", flags["cache_dir"])
     assert status == 0, errors
     assert call("train", *words_of(flags), "--output_dir", "whole")[0] == 0
