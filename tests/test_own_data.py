@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from PIL import Image
 
 from export.module import export_module
@@ -425,6 +426,7 @@ def test_a_run_uses_its_own_copy_of_the_code_and_refuses_another(own: Callable[[
 def test_code_that_was_fetched_is_run_when_it_is_trusted(own: Callable[[str], Own], tmp_path: Path) -> None:
     case = own("module")
     run_id = case.run.mlflow_run_id
+    MlflowClient().set_tag(run_id, "output_dir", str(case.place / "run"))  # not that of a copy which another test went on with
     hidden = [case.place / "run", case.place / "nets.py", case.place / "blocks.py"]
     for path in hidden:
         path.rename(path.with_name(f"{path.name}.away"))
@@ -504,7 +506,8 @@ def test_a_training_killed_in_mid_epoch_resumes_bit_for_bit(name: str, tmp_path:
     struck = [sys.executable, "-c", STRUCK, "8", "train", *words_of(flags), "--output_dir", "run"]
     done = subprocess.run(struck, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert sorted(path.stem for path in Path("run/checkpoints").glob("*.json"))[-1] == "step-000000006"
+    saved = [int(path.stem.removeprefix("step-")) for path in Path("run/checkpoints").glob("step-*.json")]
+    assert saved and max(saved) in (2, 4, 6), "a thread writes them, which may have been at the last one"
     status, _, errors = call("train", "--output_dir", "run", "--resume", "true", "--cache_dir", flags["cache_dir"])
     assert status == 0, errors
     assert call("train", *words_of(flags), "--output_dir", "whole")[0] == 0
