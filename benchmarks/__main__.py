@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.report import Row, options, table
 
-SCRIPTS = ("accuracy", "peers", "step", "scaling", "tiny", "command", "memory", "latency", "gpu")
+SCRIPTS = ("accuracy", "peers", "step", "scaling", "tiny", "command", "memory", "latency", "decode", "images", "gpu")
 
 
 def main() -> int:
