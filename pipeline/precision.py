@@ -57,12 +57,13 @@ def choose(run: Run, split: Split, ranks: Ranks) -> tuple[RunConfig, str]:
         times: dict[str, list[float]] = {"fp32": [], "bf16": []}
         begin = time.perf_counter()
         for turn in range(_TURNS + _WARM_UP):
-            for precision, spent in times.items():
-                seconds = _step(model, part, run, precision)
-                if turn >= _WARM_UP or (turn and time.perf_counter() - begin > _LONGEST):
-                    spent.append(seconds)
-            if time.perf_counter() - begin > _LONGEST and times["bf16"]:
-                break
+            seconds = {precision: _step(model, part, run, precision) for precision in times}
+            is_late = time.perf_counter() - begin > _LONGEST  # asked once: a turn counts for both, or for none
+            if turn >= _WARM_UP or (turn and is_late):
+                for precision, spent in times.items():
+                    spent.append(seconds[precision])
+                if is_late:
+                    break
     medians = {precision: statistics.median(spent) for precision, spent in times.items()}
     chosen = "bf16" if medians["fp32"] > _MARGIN * medians["bf16"] else "fp32"
     told = ", ".join(f"{precision} {1000 * seconds:.3g} ms" for precision, seconds in medians.items())

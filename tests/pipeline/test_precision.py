@@ -49,6 +49,24 @@ def test_auto_is_bf16_only_where_the_models_own_step_is_clearly_faster(
     assert seen[::2] == ["fp32"] * (len(seen) // 2) and seen[1::2] == ["bf16"] * (len(seen) // 2)  # in turns
 
 
+@pytest.mark.parametrize("step", [0.3, 0.55, 0.7, 1.5, 3.0])
+def test_a_slow_step_is_measured_in_both_wherever_the_time_is_over(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    """With steps of 0.55 s it is over between the two of a turn that else would only warm up."""
+    clock = [0.0]
+
+    def timed(*_: object) -> float:
+        clock[0] += step
+        return step
+
+    monkeypatch.setattr(precision, "_step", timed)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(precision, "computes_bf16", lambda device: True)
+    chosen, why = _choose(make_config(model="cnn"))
+    assert chosen == "fp32" and f"fp32 {1000 * step:.3g} ms, bf16 {1000 * step:.3g} ms" in why
+
+
 def test_without_bf16_in_hardware_nothing_is_measured(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": False})
     monkeypatch.setattr(precision, "_step", lambda *_: pytest.fail("was measured"))
