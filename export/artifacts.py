@@ -9,7 +9,7 @@ import json
 
 from export.columns import with_columns
 from export.formats import FORMATS, pt2
-from export.module import ExportError, any_size, configuration, example_input, export_module, metadata
+from export.module import ExportError, configuration, example_input, export_module, metadata
 from pipeline import files, manifest
 from pipeline.run import Run
 
@@ -44,7 +44,7 @@ def _build(run: Run) -> dict[str, bytes]:
     module, example, properties = export_module(run), example_input(run), metadata(run)
     name, contents = "pt2", {}
     try:
-        program = pt2.capture(module, example, any_size=any_size(run))
+        program = pt2.capture(module, example, any_size=run.data.any_size)
         for name, each in FORMATS.items():
             contents[name] = each.build(program, properties, outputs=module.outputs)
         if run.data.columns:  # the other formats know no text, and take the encoded matrix

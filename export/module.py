@@ -57,25 +57,20 @@ class ExportModule(nn.Module):
 
 def export_module(run: Run) -> ExportModule:
     """Return a run's trained model, wrapped, on the CPU, in evaluation mode and without gradients. Raises UserError."""
-    side = run.data.sample_shape[-1] if any_size(run) else 0
+    side = run.data.sample_shape[-1] if run.data.any_size else 0
     return ExportModule(run.load_model(), task=run.task, side=side).eval().requires_grad_(False)
-
-
-def any_size(run: Run) -> bool:
-    """Tell whether the exported graph itself resizes images."""
-    return run.data.any_size
 
 
 def input_shape(run: Run) -> tuple[int | str, ...]:
     """Return the shape of one sample as an exported file declares it: of dynamic axes, their names."""
     shape = run.data.sample_shape
-    return (shape[0], "height", "width") if any_size(run) else shape
+    return (shape[0], "height", "width") if run.data.any_size else shape
 
 
 def example_input(run: Run) -> Tensor:
     """Return two zero samples. A size of one, or one that is the same twice, would be taken for a constant."""
     shape = run.data.sample_shape
-    if any_size(run):
+    if run.data.any_size:
         shape = (shape[0], shape[1] + 3, shape[2] + 5)
     return torch.zeros(2, *shape, dtype=getattr(torch, run.data.dtype))
 
@@ -95,7 +90,7 @@ def metadata(run: Run) -> dict[str, object]:
         "weights_sha256": sha256(run.folder / WEIGHTS),
         "trainyard_version": __version__,
         **({"targets": list(run.data.targets)} if run.data.targets else {}),
-        **({"any_size": True} if any_size(run) else {}),
+        **({"any_size": True} if run.data.any_size else {}),
         **({"columns": [column.to_json() for column in run.data.columns]} if run.data.columns else {}),
     }
 

@@ -61,6 +61,10 @@ def metrics(report: Mapping[str, Any], *, prefixes: Mapping[str, str]) -> dict[s
         for kind, part in report["artifacts"].items()
         for key, name in names.items()
         if part[key] is not None
+    } | {
+        f"{prefixes[kind]}/original_files_argmax_flips": part["original_files"]["argmax_flips"]
+        for kind, part in report["artifacts"].items()
+        if "argmax_flips" in part.get("original_files", {})
     }
 
 

@@ -25,7 +25,7 @@ from export.explain import Input
 from export.formats import FORMATS
 from export.formats import onnx as onnx_format
 from export.isolated import NUM_THREADS
-from export.module import INPUT, ExportModule, export_module, metadata
+from export.module import INPUT, ExportModule, export_module, input_shape, metadata
 from export.runner import BATCH_SIZES, CHUNK, RunResult, ready
 from pipeline import files, manifest
 from pipeline.data.loader import Split, evaluation_split, open_split
@@ -194,8 +194,7 @@ def _inputs(run: Run) -> list[Input]:
     spec = run.data
     if spec.columns:
         return [Input(c.input_name, "object" if c.kind == "category" else "float64", (1,)) for c in spec.columns]
-    shape = (spec.sample_shape[0], "height", "width") if spec.any_size else spec.sample_shape
-    return [Input(INPUT, spec.dtype, shape)]
+    return [Input(INPUT, spec.dtype, input_shape(run))]
 
 
 def _order_by_name(result: RunResult, names: tuple[str, ...]) -> None:

@@ -131,7 +131,7 @@ class Code:
     """The code of an own model: `name` is file:Class within a folder of `files`, relative names and bytes."""
 
     name: str
-    files: Mapping[str, bytes]
+    files: dict[str, bytes]
     sha256: str
 
 

@@ -53,6 +53,12 @@ def violations(
         )
     if c.weights and c.pretrained:
         yield ("weights", "pretrained"), f"weights={c.weights} and pretrained=true cannot both be the start. Leave one out."
+    if c.init != "random" and (c.weights or c.pretrained):
+        given_weights = "weights" if c.weights else "pretrained"
+        yield (
+            ("init", given_weights),
+            f"init={c.init} would write over the first convolution of --{given_weights}. Leave one of the two out.",
+        )
     if not model.is_library:
         for name, value in (("pretrained", c.pretrained), ("preprocess", c.preprocess == "pretrained")):
             if value:
@@ -142,8 +148,7 @@ def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[s
     is_idle(source.has_val_set, f"on dataset={c.dataset}, which has a validation set", "dataset", "val_split")
     no_table = f"on dataset={c.dataset}, which is no table"
     is_idle(not source.spec.columns, no_table, "dataset", "ignore_columns", "group_column", "split_column")
-    of_images = source.spec.any_size and c.dataset.lower().endswith(".parquet")
-    is_idle(not source.spec.columns and not of_images, no_table, "dataset", "target")
+    is_idle(not source.has_target, no_table, "dataset", "target")
     is_idle(not source.is_own, f"on dataset={c.dataset}, whose task is known", "dataset", "task")
     is_idle(not source.spec.any_size, f"on dataset={c.dataset}, which has no image files", "dataset", "skip_bad")
     no_images = f"on dataset={c.dataset}, which has no images"

@@ -268,7 +268,7 @@ def _predict(call: Call) -> int:
         raise UserError(*missing)
     from export.serve import predict
 
-    return predict.predict(call.config)
+    return predict.predict(call.config, given=call.flags)
 
 
 def _inspect(call: Call) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import models
 from pipeline import data, distributed, files, manifest, start
 from pipeline.checkpoint import newest_checkpoint
-from pipeline.config import EvaluateConfig, RunConfig, StageConfig, VerifyConfig
+from pipeline.config import DataStageConfig, EvaluateConfig, RunConfig, VerifyConfig
 from pipeline.data.loader import evaluation_split, open_split
 from pipeline.data.prepare import read_raw, read_spec
 from pipeline.distributed import Ranks
@@ -136,11 +136,11 @@ def _try(config: RunConfig, ranks: Ranks, folder: Path) -> None:
         say(note)
 
 
-def _data_of(run: Run, config: StageConfig, ranks: Ranks) -> tuple[Path, str]:
+def _data_of(run: Run, config: DataStageConfig, ranks: Ranks) -> tuple[Path, str]:
     """Prepare the data that a run was trained on; return the folder, and where the data lies here. Raises UserError."""
     dataset = run.config.dataset
     is_own = dataset not in data.matching()
-    if config.data_dir != StageConfig().data_dir and (is_own or not data.find(dataset).files):
+    if config.data_dir != DataStageConfig().data_dir and (is_own or not data.find(dataset).files):
         raise UserError(f"data_dir={config.data_dir} has no effect on dataset={dataset}. Leave --data_dir out.")
     if config.dataset and not is_own:
         raise UserError(f"dataset={config.dataset}: the run was trained on {dataset}, which is no file. Leave --dataset out.")
@@ -207,7 +207,7 @@ def _evaluate(run: Run, ranks: Ranks, tracker: NullTracker, folder: Path) -> Eva
 
             say("baselines of scikit-learn on the same split ...")
             metrics |= (found := baselines(run, folder))
-            say("  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+            say("  ".join(f"{name} {value:.4f}" for name, value in found.items()) or "none: no samples are held out for a test")
         _log(run, tracker, metrics)
     return evaluation
 

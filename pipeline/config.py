@@ -164,11 +164,17 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """What a stage after training needs: which run, and where its data lies on this machine."""
+    """What a stage after training needs: which run."""
 
     run: str = Field("", "MLflow run id or run folder", is_required=True)
-    dataset: str = Field("", "where the run's own data lies on this machine; empty: where it lay in training")
     trust_code: bool = Field(False, "run the code of an own model that was fetched from MLflow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataStageConfig(StageConfig):
+    """What a stage needs that reads the run's data too: where it lies on this machine."""
+
+    dataset: str = Field("", "where the run's own data lies on this machine; empty: where it lay in training")
     data_dir: Path = Field(Path("data"), "folder with (or for) downloaded raw files")
     cache_dir: Path = Field(Path("~/.cache/trainyard"), "folder for prepared tensors")
 
@@ -181,7 +187,7 @@ class SyncConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(DataStageConfig):
     """Parameters of `evaluate`."""
 
     device: str = Field("auto", "where to compute; auto: cuda if there is one", choices=("auto", "cpu", "cuda"))
@@ -189,7 +195,7 @@ class EvaluateConfig(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig(StageConfig):
+class VerifyConfig(DataStageConfig):
     """Parameters of `verify`."""
 
     onnx: str = Field("", "another .onnx file to hold against the run's model; empty: the run's own artifacts")

@@ -15,7 +15,7 @@ FOLDERS = {  # fields that name a folder, and what it is for
     "data_dir": "raw files", "cache_dir": "prepared tensors", "output_dir": "a run", "output": "pictures", "run": "a run",
 }  # fmt: skip
 _WRITTEN = ("cache_dir", "output_dir", "output")
-FIELDS = frozenset(FOLDERS) | {"onnx", "input"}
+FIELDS = frozenset(FOLDERS) | {"onnx", "input", "weights"}
 _LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes: what Linux takes, less what the pipeline adds
 
 

@@ -78,7 +78,9 @@ def merge(
         reset["epochs"] = 0
     elif "batch_size" in replaced and found["max_steps"]:
         reset["max_steps"] = max(1, round(found["max_steps"] * found["batch_size"] / now["batch_size"]))
-    if "init" in replaced:
+    if {"weights", "pretrained"} & replaced:
+        reset["init"] = "random"  # or it would write over the first layer of what was given
+    if "init" in replaced or "init" in reset:
         reset["layer_lr"] = ""
     if not (found | reset | dict(given))["momentum"]:
         reset["nesterov"] = False

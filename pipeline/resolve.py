@@ -131,7 +131,7 @@ def _source(
 
 def _recipe(model: str, name: str, source: Source, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a recipe sets, for the data that is meant, and by whose name it goes."""
-    if model in RECIPES and not source.is_own:
+    if model in RECIPES and (not source.is_own or name != "default"):
         return recipe(model, name, source.spec.name)
     kind = task(source.spec.task)
     is_pretrained = bool(values.get("weights") or values.get("pretrained"))

@@ -63,10 +63,8 @@ class Run:
         ensure_writable(folder)
         with locked(folder):
             ensure_new(folder)  # another process may have been faster
-            for name, content in source.files.items() if source else ():
-                with files.atomic(folder / manifest.CODE / name) as temporary:
-                    temporary.write_bytes(content)
             files.write_json(folder / "config.json", values | {"sha256": files.digest_of(values)})
+            run.keep_code()
         return run
 
     @classmethod
@@ -125,6 +123,17 @@ class Run:
             return copy.deepcopy(_built(self.model, spec, args, self.config.preprocess, self.config.seed))
         except models.PluginError as error:
             raise UserError(f"model={self.config.model} {error}") from error
+
+    def keep_code(self) -> None:
+        """Copy the code of an own model into the run folder, unless it is there.
+
+        This comes after `config.json`, which makes the folder a run: a start that was cut off in between can be resumed. The
+        file that is named comes last, as it is the one that says that all are there.
+        """
+        if self.code and self.model == self.config.model and (source := models.source_of(self.model)):
+            for name, content in reversed(source.files.items()):
+                with files.atomic(self.folder / manifest.CODE / name) as temporary:
+                    temporary.write_bytes(content)
 
     def check_code(self) -> None:
         """Raise UserError where the code of an own model is not that of the training; a host without it has the original."""

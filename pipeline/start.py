@@ -82,6 +82,7 @@ def open_training(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack)
 
 def _resumed(config: RunConfig, ranks: Ranks, spec: DataSpec) -> Run:
     run = Run.open(Path(config.output_dir), check=False)
+    run.keep_code()
     ensure_same_data(run, spec)
     ensure_writable(run.folder, num_bytes=estimate_size(config))
     runs.set_parent_run(run.mlflow_run_id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,10 +39,16 @@ class Failed:
             self.first.append(f"{shown(name)} {reason}")
 
 
-def predict(config: PredictConfig) -> int:
-    """Answer all inputs; return 0, or 1 where some failed. Raises UserError for wrong names, and where nothing is answered."""
+def predict(config: PredictConfig, *, given: Collection[str] = ()) -> int:
+    """Answer all inputs; return 0, or 1 where some failed.
+
+    `given` are the names of the flags that were given. Raises UserError for wrong names, for a flag without effect, and where
+    nothing is answered.
+    """
     output = _output(config)
     model = models.load(Path(config.onnx))
+    if problems := list(_idle(config, model, given)):
+        raise UserError(*problems)
     entries, notes = inputs.find(config.input, model)
     if output and any(output.exists() and entry.path.samefile(output) for entry in entries if entry.path.exists()):
         raise UserError(f"output={config.output} is an input as well. Give another name.")
@@ -80,6 +86,16 @@ def _output(config: PredictConfig) -> Path | None:
     if (path.exists() or path.is_symlink()) and not config.overwrite:
         raise UserError(f"{what} is there already. Give another name, or --overwrite true.")
     return path
+
+
+def _idle(config: PredictConfig, model: Model, given: Collection[str]) -> Iterator[str]:
+    """Yield a sentence for each flag that was given and has no effect."""
+    if config.overwrite and not config.output:
+        yield "overwrite=true has no effect without --output. Leave --overwrite out."
+    if "top" in given and model.task == "regression":
+        yield f"top={config.top} has no effect on a regression, which has no classes. Leave --top out."
+    elif "top" in given and config.output and Path(config.output).suffix.lower() != ".jsonl":
+        yield f"top={config.top} has no effect on output={config.output}, which has all probabilities. Leave --top out."
 
 
 def _answered(model: Model, chunks: Iterator[Chunk], batch_size: int, failed: Failed) -> Iterator[Block]:

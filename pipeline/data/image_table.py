@@ -159,7 +159,7 @@ def source(path: Path, options: DataOptions) -> Source:
     )  # fmt: skip
     return Source(
         summary=f"{len(rows):,} images of {len(classes)} classes", spec=spec, num_train=len(rows),
-        load=load, files=lambda data_dir: [path],
+        load=load, files=lambda data_dir: [path], has_target=True,
         notes=(
             f"images of column {name}, classes of column {target}, read as {'grey' if channels == 1 else 'RGB'}",
             *([f"{len(bad)} rows left out that cannot be read (skip_bad=true)"] if bad else []),

@@ -193,8 +193,8 @@ class Source:
     `load` returns all `Samples`; it is called with `data_dir` and `seed`, and its other arguments are those of `--data_args`.
     The fractions are shares of all samples that have no split of their own; a data set with a test set gives the validation
     share of its training samples. `files` returns the raw files, fetching into `data_dir` what is `missing`. `is_random` says
-    that chance makes it, `is_own` that it is given by its path. `notes` are told before it is prepared. `digest` stands for
-    what does not lie in the files.
+    that chance makes it, `is_own` that it is given by its path, `has_target` that one of its columns is what is predicted.
+    `notes` are told before it is prepared. `digest` stands for what does not lie in the files.
     """
 
     summary: str
@@ -207,6 +207,7 @@ class Source:
     has_test_set: bool = False
     is_random: bool = False
     is_own: bool = False
+    has_target: bool = False
     files: Callable[[Path], list[Path]] | None = None
     missing: Callable[[Path], list[Path]] | None = None
     notes: tuple[str, ...] = ()

@@ -100,8 +100,9 @@ def _source(path: Path, options: DataOptions) -> Source:
     there = set() if split is None else set(np.unique(split).tolist())
     return Source(
         summary=f"{len(target.y)} rows, {len(kept)} columns to learn {listed(roles.targets)} from ({path.name})",
-        spec=spec, num_train=len(target.y) if split is None else int((split == "train").sum()), load=partial(_load, samples),
-        files=partial(_files, path), notes=tuple(notes), has_val_set="val" in there, has_test_set="test" in there,
+        spec=spec, num_train=len(target.y) if split is None else int((split == "train").sum()), has_target=True,
+        load=partial(_load, samples), files=partial(_files, path), notes=tuple(notes), has_val_set="val" in there,
+        has_test_set="test" in there,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
-"""One array on disk, written block by block: a process that comes after one that was killed goes on where that one was.
+"""Arrays to disk: resized, measured, and written at once, or decoded block by block.
 
-A block counts as soon as the mark beside the array says so, which is written after it.
+A process that decodes after one that was killed goes on where that one was: a block counts as soon as the mark beside the array
+says so, which is written after it.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import os
-import pty
 import re
-import subprocess
-import sys
 
 import pytest
 
 from pipeline.progress import show
+from tests.terminal import written_on_a_terminal
 
 ROW = {"train/epoch_loss": 0.5, "val/loss": 0.25, "val/accuracy": 0.5, "train/samples_per_second": 12345.6}
 _SCRIPT = """
@@ -52,18 +49,6 @@ def test_ranks_above_zero_print_nothing(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_terminal_gets_a_bar_with_loss_metric_speed_and_time_left() -> None:
-    main, child = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen([sys.executable, "-c", _SCRIPT], stdout=child, stderr=child, env=environment)
-    os.close(child)
-    seen = b""
-    try:
-        while chunk := os.read(main, 4096):
-            seen += chunk
-    except OSError:  # the other end was closed: the process is done
-        pass
-    os.close(main)
-    assert process.wait(timeout=30) == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    text = written_on_a_terminal(_SCRIPT)
     assert "epoch 2/2  loss 0.1667" in text and "val accuracy 0.5000" in text and "100 samples/s" in text
     assert "0:00:00" in text and "stopped: a reason" in text

@@ -87,7 +87,8 @@ def test_csv_jsonl_and_parquet_say_the_same(make_onnx: MakeOnnx, tmp_path: Path)
     names = ["a,b.png", 'say "x".png', "ü\n.png"]
     paths = [_save(tmp_path / "photos" / name, 9, 12, seed) for seed, name in enumerate(names)]
     for ending in ("csv", "jsonl", "parquet"):
-        assert _predict(onnx, tmp_path / "photos", output=f"answers.{ending}", top=2) == 0
+        more = {"top": 2} if ending == "jsonl" else {}
+        assert _predict(onnx, tmp_path / "photos", output=f"answers.{ending}", **more) == 0
     rows = _rows(tmp_path / "answers.csv")
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     table = parquet.read_table(tmp_path / "answers.parquet").to_pylist()
@@ -281,6 +282,8 @@ def test_an_answer_that_is_no_number_is_a_failed_input(
         (["--onnx", "model.onnx", "--input", "x.png", "--output", "empty"], "output=empty is no file"),
         (["--onnx", "vector.onnx", "--input", "t.csv"], "input=t.csv has 2 columns, and the model takes 5 numbers"),
         (["--onnx", "model.onnx", "--input", "x.png", "--batch_size", "0"], "batch_size=0 is out of range"),
+        (["--onnx", "model.onnx", "--input", "x.png", "--top", "2", "--output", "a.csv"], "top=2 has no effect on output="),
+        (["--onnx", "model.onnx", "--input", "x.png", "--overwrite", "true"], "overwrite=true has no effect without --output"),
         (["--onnx", "model.onnx", "--input", "x\udcff"], "input=x\\udcff is not UTF-8"),
     ],
 )  # fmt: skip

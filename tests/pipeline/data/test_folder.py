@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pty
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +21,7 @@ from pipeline.data.folder import source
 from pipeline.data.spec import DataOptions, Samples, Source
 from pipeline.errors import UserError
 from tests.pipeline.data.test_images import _png, content
+from tests.terminal import written_on_a_terminal
 
 Make = Callable[[Path], object]
 SMALL = DataOptions(image_size=8)
@@ -583,17 +581,5 @@ def test_on_a_terminal_there_is_a_bar_with_the_rate() -> None:
         "import os, time; from pipeline.data import decoding; decoding._QUIET = 0.1;"
         "decoding.for_each(100 * os.cpu_count(), lambda index: time.sleep(0.01), what='decoding')"
     )
-    main, child = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=child, stderr=child, env=environment)
-    os.close(child)
-    seen = b""
-    try:
-        while chunk := os.read(main, 4096):
-            seen += chunk
-    except OSError:  # the other end was closed: the process is done
-        pass
-    os.close(main)
-    assert process.wait(timeout=30) == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    text = written_on_a_terminal(script)
     assert re.search(rf"decoding  {(count := 100 * (os.cpu_count() or 1))}/{count}  [\d,]+ files/s", text)
