@@ -165,11 +165,11 @@ def refuse_empty(path: Path, classes: Sequence[str], there: Iterable[str], what:
 
 def _images(top: Path, above: Sequence[Path], given: Path, passed: Counter[str]) -> Iterator[str]:
     """Yield the names of the images below a folder, each real folder once; count what has another ending."""
-    seen = {_identity(folder) for folder in above}
+    seen = {_identity(folder, given) for folder in above}
     waiting = [top]
     while waiting:
         folder = waiting.pop()
-        if (found := _identity(folder)) in seen:
+        if (found := _identity(folder, given)) in seen:
             continue
         seen.add(found)
         folders, files = _listing(folder, given)
@@ -178,8 +178,11 @@ def _images(top: Path, above: Sequence[Path], given: Path, passed: Counter[str])
         yield from (f"{within}/{name}" for name in files if _is_image(name, passed))
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
+def _identity(folder: Path, given: Path) -> tuple[int, int]:
+    try:
+        found = folder.stat()
+    except OSError as error:  # it is being taken away while it is looked at
+        raise _unreadable(folder, given, error) from error
     return found.st_dev, found.st_ino
 
 
@@ -208,7 +211,11 @@ def _listing(folder: Path, given: Path) -> tuple[list[Path], list[str]]:
         with os.scandir(folder) as found:
             shown = sorted((e.name, _is_folder(e)) for e in found if not (e.name.startswith(".") or e.name in _HIDDEN))
     except OSError as error:
-        raise UserError(
-            f"dataset={given}: the folder {folder} cannot be read ({error.strerror}). Give yourself the right, or take it away."
-        ) from error
+        raise _unreadable(folder, given, error) from error
     return [folder / name for name, is_folder in shown if is_folder], [name for name, is_folder in shown if not is_folder]
+
+
+def _unreadable(folder: Path, given: Path, error: OSError) -> UserError:
+    return UserError(
+        f"dataset={given}: the folder {folder} cannot be read ({error.strerror}). Give yourself the right, or take it away."
+    )

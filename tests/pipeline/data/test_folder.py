@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import decoding, images
+from pipeline.data import decoding, images, layout
 from pipeline.data.decoding import for_each
 from pipeline.data.folder import source
 from pipeline.data.spec import DataOptions, Samples, Source
@@ -583,3 +584,19 @@ def test_on_a_terminal_there_is_a_bar_with_the_rate() -> None:
     )
     text = written_on_a_terminal(script)
     assert re.search(rf"decoding  {(count := 100 * (os.cpu_count() or 1))}/{count}  [\d,]+ files/s", text)
+
+
+def test_a_folder_that_goes_away_meanwhile_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes(tmp_path / "photos", "cat", "dog")
+    put(tmp_path / "photos" / "dog" / "old" / "1.png")
+    listing = layout._listing
+
+    def going(folder: Path, given: Path) -> tuple[list[Path], list[str]]:
+        found = listing(folder, given)
+        if folder.name == "dog":
+            shutil.rmtree(folder / "old", ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(layout, "_listing", going)
+    with pytest.raises(UserError, match=r"^dataset=.*photos: the folder .*old cannot be read \(No such file or directory\)"):
+        source(tmp_path / "photos", DataOptions())
