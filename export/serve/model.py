@@ -70,6 +70,11 @@ class Model:
     def is_image(self) -> bool:
         return len(self.input_shape) == 3 and self.input_shape[0] in (1, 3) and self.dtype == "uint8"
 
+    @property
+    def has_decisions(self) -> bool:
+        """Whether an answer is a class or labels, and no number."""
+        return self.task in _DECIDE
+
     def answer(self, inputs: Sequence[Array]) -> Answers:
         """Answer a batch: the one input (B, ...), or one (B, 1) for each of the columns. Raises Unanswered."""
         names = [value.name for value in self.session.get_inputs()]

@@ -92,7 +92,7 @@ def _idle(config: PredictConfig, model: Model, given: Collection[str]) -> Iterat
     """Yield a sentence for each flag that was given and has no effect."""
     if config.overwrite and not config.output:
         yield "overwrite=true has no effect without --output. Leave --overwrite out."
-    if "top" in given and model.task == "regression":
+    if "top" in given and not model.has_decisions:
         yield f"top={config.top} has no effect on a regression, which has no classes. Leave --top out."
     elif "top" in given and config.output and Path(config.output).suffix.lower() != ".jsonl":
         yield f"top={config.top} has no effect on output={config.output}, which has all probabilities. Leave --top out."
