@@ -368,9 +368,10 @@ sys.exit(status)
 def test_it_needs_numpy_pillow_pyarrow_and_onnxruntime_alone(
     table_onnx: Path, make_onnx: MakeOnnx, tmp_path: Path, ending: str
 ) -> None:
-    _save(tmp_path / "x.png", 9, 12)
+    content = _save(tmp_path / "x.png", 9, 12).read_bytes()
+    parquet.write_table(pa.table({"image": [{"bytes": content, "path": "x.png"}]}), tmp_path / "x.parquet")
     arrow_csv.write_csv(_table(), tmp_path / "people.csv")
-    for onnx, given in ((make_onnx(side=8), "x.png"), (table_onnx, "people.csv")):
+    for onnx, given in ((make_onnx(side=8), "x.png"), (make_onnx(side=8), "x.parquet"), (table_onnx, "people.csv")):
         words = ["predict", "--onnx", str(onnx), "--input", given, "--output", f"{given}.{ending}"]
         done = subprocess.run([sys.executable, "-c", BLOCKER, *words], capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
@@ -382,7 +383,7 @@ def test_it_needs_numpy_pillow_pyarrow_and_onnxruntime_alone(
 
 
 def test_it_imports_of_ours_only_what_needs_no_torch() -> None:
-    allowed = {"config", "values", "files", "output", "errors", "data.images", "data.columns", "data"}
+    allowed = {"config", "values", "files", "output", "errors", "data.images", "data.columns", "data.image_table", "data"}
     for path in (ROOT / "export" / "serve").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             module = node.module if isinstance(node, ast.ImportFrom) and node.module else ""
