@@ -219,7 +219,9 @@ class PredictConfig:
         "", "a model that was exported to ONNX: a run's export/model.onnx, wherever it lies now", is_required=True
     )
     input: tuple[str, ...] = Field(
-        (), "what to answer: images, tables, arrays (.npy, .npz), or folders of them; several after one flag", is_required=True
+        (),
+        "what to answer: images, tables, arrays (.npy, .npz), Parquet with images, or folders of them; several after one flag",
+        is_required=True,
     )
     output: str = Field("", "file for all answers: .csv, .jsonl or .parquet; empty: the first ones are shown", is_file=True)
     batch_size: int = Field(64, "samples that are answered at once", ge=1, le=65_536)

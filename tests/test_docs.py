@@ -46,7 +46,7 @@ MISTAKES = [each for text in TEXTS.values() for each in re.findall(rf"^\$ {START
 OUTCOMES = {  # what has to be there in the end
     "README.md": ["runs/photos/export/parity.json", "answers.csv", "runs/plots/inspect-photos.png"],
     "your-data.md": ["runs/photos/export/parity.json", "runs/houses/export/parity.json", "answers.csv", "answers.jsonl",
-                     "prices.parquet", "runs/plots/inspect-houses.png"],
+                     "answers.parquet", "prices.parquet", "runs/plots/inspect-houses.png"],
     "your-model.md": ["runs/net/export/parity.json", "runs/net/code/mynets.py", "runs/resnet/weights.safetensors"],
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What `predict` is asked about: images, tables and arrays, found by their names first, then read a block at a time.
+"""What `predict` is asked about: images, tables of them, tables and arrays, found by name first, then read a block at a time.
 
 What is wrong with a name is told before anything is answered. A file that cannot be read, or a row of one, is a failed input,
 which is told, and the rest goes on. At most one window of decoded images is in memory, however many there are.
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.serve import tables
+from export.serve import image_tables, tables
 from export.serve.model import Array, Model
 from pipeline.errors import UserError
 from pipeline.values import shown
@@ -25,14 +25,13 @@ IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".t
 ARRAYS = (".npy", ".npz")
 _WINDOW = 1 << 25  # bytes of decoded images
 _VALUES = 1 << 22  # of a batch: 16 MB as float32. More at once is slower, and takes memory
-_KINDS = {"image": "images", "table": "tables", "array": "arrays"}
 
 Fail = Callable[[str, str], None]
 """Takes the name of an input that failed, and why: what follows the name in a sentence."""
 
 
 class Entry(NamedTuple):
-    """A file, and how it is read: as an image, a table or an array."""
+    """A file, and how it is read: as an image, a table, an array, or an image table."""
 
     path: Path
     kind: str
@@ -67,12 +66,13 @@ def find(given: Sequence[str], model: Model) -> tuple[list[Entry], list[str]]:
         else:
             problems.append(f"{what} is nothing that this model takes: it takes {takes(model)}. Give another file.")
     for entry in entries:
-        if entry.kind == "table":
-            try:
-                if note := tables.check(entry.path, model):
-                    notes.append(note)
-            except UserError as error:
-                problems += error.messages
+        try:
+            if entry.kind == "image table":
+                image_tables.check(entry.path)
+            elif entry.kind == "table" and (note := tables.check(entry.path, model)):
+                notes.append(note)
+        except UserError as error:
+            problems += error.messages
     if problems:
         raise UserError(*problems)
     return entries, notes
@@ -84,7 +84,7 @@ def takes(model: Model) -> str:
     if model.columns:
         return f"tables with its {len(model.columns)} columns ({', '.join(tables.ENDINGS)})"
     if model.is_image:
-        return f"images ({', '.join(IMAGES)}) and arrays of them (.npy, .npz)"
+        return f"images ({', '.join(IMAGES)}), Parquet files with a column of them, and arrays of them (.npy, .npz)"
     table = f"tables of {shape} columns of numbers ({', '.join(tables.ENDINGS)}) and " if len(model.input_shape) == 1 else ""
     return f"{table}arrays whose samples are {shape} (.npy, .npz)"
 
@@ -93,7 +93,10 @@ def _kind(path: Path, model: Model, *, is_named: bool) -> str:
     """Return how a file is read; empty for one that this model does not take. One that was named may be an image by content."""
     ending = path.suffix.lower()
     if ending in tables.ENDINGS:
-        return "table" if model.columns or len(model.input_shape) == 1 else ""
+        if model.columns or len(model.input_shape) == 1:
+            return "table"
+        is_one = model.is_image and ending == ".parquet" and (is_named or image_tables.may_be(path))
+        return "image table" if is_one else ""
     if ending in ARRAYS:
         return "" if model.columns else "array"
     return "image" if model.is_image and (is_named or ending in IMAGES) else ""
@@ -126,11 +129,14 @@ def read(entries: Sequence[Entry], model: Model, *, batch_size: int, fail: Fail)
     """Yield all samples in order; rows are counted from 1, and named with their file where there are several."""
     for kind, group in groupby(entries, key=lambda entry: entry.kind):
         if kind == "image":
-            yield from _images([entry.path for entry in group], model, batch_size, fail)
+            yield from _images(((name_of(entry.path), entry.path) for entry in group), model, batch_size, fail)
             continue
         blocks = tables.blocks if kind == "table" else _array_blocks
         for entry in group:
             prefix = f"{name_of(entry.path)}:" if len(entries) > 1 else ""
+            if kind == "image table":
+                yield from _images_in_rows(entry.path, prefix, model, batch_size, fail)
+                continue
 
             def fail_row(row: int, reason: str, prefix: str = prefix) -> None:
                 fail(f"{prefix}{row + 1}" if prefix else f"row {row + 1}", reason)
@@ -155,15 +161,28 @@ def name_of(path: Path) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def _images(paths: Sequence[Path], model: Model, batch_size: int, fail: Fail) -> Iterator[Chunk]:
-    """Decode on all cores and yield windows, in each of which images of equal size are together."""
+def _images_in_rows(path: Path, prefix: str, model: Model, batch_size: int, fail: Fail) -> Iterator[Chunk]:
+    """Decode the images in a Parquet file as those in files."""
+
+    def rows() -> Iterator[tuple[str, bytes | None]]:
+        try:
+            for number, content in enumerate(image_tables.contents(path), start=1):
+                yield f"{prefix}{number}", content
+        except tables.Unreadable as error:  # what was read before it is answered
+            fail(name_of(path), str(error))
+
+    return _images(rows(), model, batch_size, lambda name, reason: fail(name if prefix else f"row {name}", reason))
+
+
+def _images(items: Iterable[tuple[str, Path | bytes | None]], model: Model, batch_size: int, fail: Fail) -> Iterator[Chunk]:
+    """Decode named images on all cores and yield windows, in each of which those of equal size are together."""
     names: list[str] = []
     pixels: list[Array] = []
-    for path, found in _decoded(paths, model):
+    for name, found in _decoded(items, model):
         if isinstance(found, str):
-            fail(name_of(path), found)
+            fail(name, found)
             continue
-        names.append(name_of(path))
+        names.append(name)
         pixels.append(found)
         if len(names) >= 4 * batch_size or sum(image.nbytes for image in pixels) >= _WINDOW:
             yield _grouped(names, pixels)
@@ -180,15 +199,17 @@ def _grouped(names: list[str], pixels: list[Array]) -> Chunk:
     return Chunk(names, groups)
 
 
-def _decoded(paths: Iterable[Path], model: Model) -> Iterator[tuple[Path, Array | str]]:
-    """Yield each file with its pixels (C, H, W), or with why it has none; a few are decoded ahead."""
+def _decoded(items: Iterable[tuple[str, Path | bytes | None]], model: Model) -> Iterator[tuple[str, Array | str]]:
+    """Yield each name with the pixels (C, H, W), or with why there are none; a few are decoded ahead."""
     from pipeline.data import images
 
     channels, height, width = model.input_shape
 
-    def decode(path: Path) -> Array | str:
+    def decode(file: Path | bytes | None) -> Array | str:
+        if file is None:
+            return "has no image"
         try:
-            image = images.decode(path, channels)
+            image = images.decode(file, channels)
             if not model.any_size and height == width:
                 image = images.resize(image, height)
         except ValueError as error:
@@ -198,10 +219,10 @@ def _decoded(paths: Iterable[Path], model: Model) -> Iterator[tuple[Path, Array 
         return image
 
     workers = len(os.sched_getaffinity(0))
-    waiting: deque[tuple[Path, Future[Array | str]]] = deque()
+    waiting: deque[tuple[str, Future[Array | str]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        for path in paths:
-            waiting.append((path, pool.submit(decode, path)))
+        for name, file in items:
+            waiting.append((name, pool.submit(decode, file)))
             if len(waiting) > 2 * workers:
                 done, future = waiting.popleft()
                 yield done, future.result()

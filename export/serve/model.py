@@ -120,7 +120,8 @@ def _session(path: Path, what: str) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is told by ourselves
-    options.enable_cpu_mem_arena = False  # which would keep the memory of the largest image
+    # Its arena stays on: it keeps the memory of the largest batch, but without it glibc before 2.38 does not reuse the aligned
+    # blocks that are freed, and memory grows with each image.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores decode the next images
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

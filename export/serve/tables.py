@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,13 +39,23 @@ def check(path: Path, model: Model) -> str:
 
     What cannot be read is not told yet: it is a failed input.
     """
+    from pipeline.data.image_table import image_columns
+
     what = f"input={shown(str(path))}"
     try:
-        names = _names(path)
+        schema = _schema(path)
     except Unreadable:
         return ""
+    names = schema.names
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{what} has several columns named {_listed(repeated)}. Give each column a name of its own.")
+        raise UserError(f"{what} has several columns named {listed(repeated)}. Give each column a name of its own.")
+    wanted = [column.name for column in model.columns]
+    missing = [name for name in wanted if name not in names]
+    if (missing or not wanted) and (pictures := image_columns(schema)):
+        raise UserError(
+            f"{what} is a table of images (column {listed(pictures)}), and this model takes none. Give a table of what it was "
+            "trained on, or a model of images: --onnx FILE."
+        )
     if not model.columns:
         if len(names) != model.input_shape[0]:
             raise UserError(
@@ -52,11 +63,10 @@ def check(path: Path, model: Model) -> str:
                 "table of these alone."
             )
         return ""
-    wanted = [column.name for column in model.columns]
-    if missing := [name for name in wanted if name not in names]:
+    if missing:
         raise UserError(*(_missing(what, name, [n for n in names if n not in wanted]) for name in missing[:_NAMED]))
     others = [name for name in names if name not in wanted]
-    return f"{what}: {len(others)} columns that the model does not take are passed over ({_listed(others)})" if others else ""
+    return f"{what}: {len(others)} columns that the model does not take are passed over ({listed(others)})" if others else ""
 
 
 def _missing(what: str, name: str, others: Sequence[str]) -> str:
@@ -70,14 +80,15 @@ def _missing(what: str, name: str, others: Sequence[str]) -> str:
     return f"{what} has no column {shown(name)}, which the model takes.{hint}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return the first names for a sentence, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(shown(name) for name in names[:_NAMED]) + more
 
 
 def blocks(path: Path, model: Model, fail: Callable[[int, str], None]) -> Iterator[tuple[Array, list[Array]]]:
     """Yield the numbers of some rows, from 0, and the model's inputs for these. Raises Unreadable where the file ends early."""
-    wanted = model.columns or tuple(Column(name=name, kind="number") for name in _names(path))
+    wanted = model.columns or tuple(Column(name=name, kind="number") for name in _schema(path).names)
     first = 0
     for table in _tables(path, [column.name for column in wanted]):
         table = _without_missing(table, wanted) if _is_text(path) else table
@@ -122,13 +133,11 @@ def _is_text(path: Path) -> bool:
     return path.suffix.lower() in (".csv", ".tsv")
 
 
-def _names(path: Path) -> list[str]:
-    """Return the names of a file's columns. Raises Unreadable."""
-    opened = _open(path)
-    try:
-        return list(opened[0].names)
-    finally:
-        opened[2]()
+def _schema(path: Path) -> pa.Schema:
+    """Return the names and types of a file's columns. Raises Unreadable."""
+    schema, _, close = _open(path)
+    close()
+    return schema
 
 
 def _tables(path: Path, names: Sequence[str]) -> Iterator[pa.Table]:
@@ -137,37 +146,59 @@ def _tables(path: Path, names: Sequence[str]) -> Iterator[pa.Table]:
 
     _, batches, close = _open(path)
     try:
-        for batch in batches():
-            table = pa.Table.from_batches([batch]).select(list(names))
-            for start in range(0, table.num_rows, _ROWS):
-                yield table.slice(start, _ROWS)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise Unreadable(f"cannot be read further ({_short(error)})") from error
+        with reading("cannot be read further"):
+            for batch in batches():
+                table = pa.Table.from_batches([batch]).select(list(names))
+                for start in range(0, table.num_rows, _ROWS):
+                    yield table.slice(start, _ROWS)
     finally:
         close()
 
 
 def _open(path: Path) -> tuple[pa.Schema, Callable[[], Iterator[pa.RecordBatch]], Callable[[], None]]:
     """Return the columns of a file, a function that yields its rows, and one that closes it. Raises Unreadable."""
-    import pyarrow as pa
+    if path.suffix.lower() == ".parquet":
+        file, schema = parquet_file(path)
+        return schema, lambda: file.iter_batches(_ROWS), file.close
+    with _opening(path):
+        if _is_text(path):
+            reader = _open_csv(path)
+            return reader.schema, lambda: iter(reader), reader.close
+        table = _arrow_table(path)
+        return table.schema, lambda: iter(table.to_batches()), lambda: None
 
-    try:
+
+def parquet_file(path: Path, *, buffer_size: int = 0) -> tuple[Any, pa.Schema]:
+    """Return an open file, and its columns. With a `buffer_size` in bytes a row group is read in parts. Raises Unreadable.
+
+    Without `pre_buffer`, which is on otherwise: it reads the whole file before the first rows are given.
+    """
+    with _opening(path):
+        from pyarrow.parquet import ParquetFile
+
+        file = ParquetFile(path, buffer_size=buffer_size, pre_buffer=False)
+        return file, file.schema_arrow
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    with reading(f"is no whole {path.suffix[1:].lower()} file"):
         if not path.is_file():
             raise Unreadable("is no regular file")
         if not path.stat().st_size:
             raise Unreadable("is empty")
-        if _is_text(path):
-            reader = _open_csv(path)
-            return reader.schema, lambda: iter(reader), reader.close
-        if path.suffix.lower() == ".parquet":
-            from pyarrow.parquet import ParquetFile
+        yield
 
-            file = ParquetFile(path)
-            return file.schema_arrow, lambda: file.iter_batches(_ROWS), file.close
-        table = _arrow_table(path)
-        return table.schema, lambda: iter(table.to_batches()), lambda: None
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Make what pyarrow raises in the block an Unreadable: `what`, and pyarrow's reason."""
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise Unreadable(f"is no whole {path.suffix[1:].lower()} file ({_short(error)})") from error
+        raise Unreadable(f"{what} ({_short(error)})") from error
 
 
 def _arrow_table(path: Path) -> pa.Table:

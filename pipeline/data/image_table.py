@@ -75,16 +75,22 @@ def column_of(path: Path) -> str:
         schema = parquet.read_schema(path)
     except (OSError, pa.ArrowException):  # told by whoever reads it
         return ""
-    found = [field.name for field in schema if _is_image(field.type)]
+    found = image_columns(schema)
     return found[0] if len(found) == 1 else ""
+
+
+def image_columns(schema: Any) -> list[str]:
+    """Return the names of the columns that hold files' bytes: of a table of images, exactly one."""
+    return [field.name for field in schema if _is_image(field.type)]
 
 
 def _is_image(kind: Any) -> bool:
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
-        names = {kind.field(k).name for k in range(kind.num_fields)}
-        return {"bytes"} <= names <= {"bytes", "path"}
+        if sorted(kind.field(k).name for k in range(kind.num_fields)) not in (["bytes"], ["bytes", "path"]):
+            return False
+        kind = kind.field("bytes").type
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
@@ -102,10 +108,16 @@ def contents(path: Path, rows: Sequence[int] | None = None) -> list[bytes]:
 
 
 def _bytes(path: Path, name: str) -> Any:
-    import pyarrow as pa
-    from pyarrow import compute, parquet
+    from pyarrow import parquet
 
-    column = parquet.read_table(path, columns=[name])[name].combine_chunks()
+    return bytes_of(parquet.read_table(path, columns=[name])[name].combine_chunks())
+
+
+def bytes_of(column: Any) -> Any:
+    """Return the files' bytes of a column of images, or of a part of one; null where there is no image."""
+    import pyarrow as pa
+    from pyarrow import compute
+
     return compute.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
 
 

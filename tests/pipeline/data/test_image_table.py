@@ -241,6 +241,11 @@ def test_two_columns_of_bytes_or_none_are_no_image_table(tmp_path: Path) -> None
     assert column_of(path) == ""
 
 
+def test_a_struct_whose_bytes_are_none_is_no_image(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"a": [{"bytes": "text", "path": "x"}], "label": [1]}), tmp_path / "own.parquet")
+    assert column_of(tmp_path / "own.parquet") == ""
+
+
 def test_a_file_whose_pages_are_damaged_is_refused_in_one_sentence(tmp_path: Path) -> None:
     path = plain(tmp_path / "own.parquet", encoded(), label=LABELS)
     whole = bytearray(path.read_bytes())
