@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import subprocess
@@ -31,24 +30,18 @@ CALLS = {"cnn": 400, "mlp": 320}  # of Python and built-in functions in one step
 
 
 def _calls(training: Training) -> int:
-    """Return the number of functions that `fit` calls in this thread.
-
-    Without the garbage collector, whose callbacks and finalizers count too, and may be of what an earlier test has left.
-    """
+    """Return the number of functions that `fit` calls in this thread."""
     count = 0
 
     def seen(frame: Any, event: str, argument: Any) -> None:
         nonlocal count
         count += event in ("call", "c_call")
 
-    gc.collect()
-    gc.disable()
     sys.setprofile(seen)
     try:
         training.fit(Progress())
     finally:
         sys.setprofile(None)
-        gc.enable()
     return count
 
 
