@@ -36,10 +36,10 @@ CORES = len(os.sched_getaffinity(0))
 BLOCK = 16
 
 
-def _write(folder: Path, count: int) -> None:
-    """Write JPEGs of two classes, each of smooth and of fine structure, of 480 to 520 by 360 to 390 pixels."""
-    generator = np.random.default_rng(0)
-    for name in ("a", "b"):
+def _write(folder: Path, count: int, *, classes: str = "ab", seed: int = 0) -> None:
+    """Write JPEGs of a class for each letter, of smooth and of fine structure, of 480 to 520 by 360 to 390 pixels."""
+    generator = np.random.default_rng(seed)
+    for name in classes:
         (folder / name).mkdir(parents=True)
     for number in range(count):
         width, height = int(generator.integers(480, 521)), int(generator.integers(360, 391))
@@ -47,7 +47,7 @@ def _write(folder: Path, count: int) -> None:
         smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
         noise = generator.normal(0, 12, (height, width, 1))
         pixels = np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / "ab"[number % 2] / f"{number:05d}.jpg", quality=85)
+        Image.fromarray(pixels).save(folder / classes[number % len(classes)] / f"{number:05d}.jpg", quality=85)
 
 
 def _samples(folder: Path) -> Samples:

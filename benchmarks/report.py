@@ -134,9 +134,14 @@ def options(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run(measure: Callable[[argparse.Namespace], list[Row]], description: str | None) -> None:
-    """Measure, print the table, and write the figures where `--json` says."""
-    given = options(description).parse_args()
+def run(
+    measure: Callable[[argparse.Namespace], list[Row]], description: str | None, *,
+    flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> None:  # fmt: skip
+    """Measure, print the table, and write the figures where `--json` says; `flags` adds a measurement's own flags."""
+    parser = options(description)
+    flags(parser)
+    given = parser.parse_args()
     given.precision = hardware_precision() if given.precision == "auto" else given.precision
     rows = measure(given)
     print(f"\n{', '.join(f'{k} {v}' for k, v in versions().items())}\n\n{table(rows)}", flush=True)

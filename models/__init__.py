@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models import libraries, plugin
-from models.plugin import PluginError
+from models.plugin import Code, PluginError
 
 if TYPE_CHECKING:
     from models.wrapper import Data, Model
@@ -126,26 +126,9 @@ def label(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name.rpartition(":")[2])[:64] or "model"
 
 
-@dataclass(frozen=True)
-class Code:
-    """The code of an own model: `name` is file:Class within a folder of `files`, relative names and bytes."""
-
-    name: str
-    files: dict[str, bytes]
-    sha256: str
-
-
 def source_of(name: str) -> Code | None:
-    """Return the code of a model that is given as `file.py:Class`, with the files beside it that it imports; None for others.
-
-    Raises PluginError where it lies deeper than one folder below, which is not kept.
-    """
-    if name in MODELS or libraries.library_of(name) or not plugin.is_file(plugin.parts(name)[0]):
-        return None
-    found = plugin.source_of(name)
-    if deep := [file for file in found.files if file.count("/") > 1]:
-        raise PluginError(f"imports {deep[0]}, more than one folder below, which is not kept in a run. Lay it nearer.")
-    return Code(f"{found.path.name}:{plugin.parts(name)[1]}", found.files, found.sha256)
+    """Return the code of a model that is given as `file.py:Class`; None for others. Raises PluginError as `plugin.code_of`."""
+    return None if name in MODELS or libraries.library_of(name) else plugin.code_of(name)
 
 
 def network_class(name: str) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models import sized
 from models.plugin import PluginError
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 LIBRARIES = ("torchvision", "timm")
 _REGISTERED = re.compile(r"^@register_model(?:\(\))?\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 _AUXILIARY = ("googlenet", "inception_v3")  # a second head that only training has
-_SIZED = {"vit_": "image_size", "maxvit_": "input_size"}  # how torchvision's networks of one size are told it
 _HELD_BACK = {"weights": "pretrained", "pretrained": "pretrained", "checkpoint_path": "weights"}  # have a flag of their own
 _NO_ANSWER = 10.0  # s, after which a server counts as not there
 
@@ -83,10 +83,7 @@ def fixed_arguments(name: str, data: Data, args: Mapping[str, Any]) -> dict[str,
     chosen = {"num_classes": data.num_outputs}
     if short in _AUXILIARY:
         chosen |= {"aux_logits": False, "init_weights": True}
-    for start, argument in _SIZED.items():
-        if short.startswith(start):
-            chosen[argument] = sides[0] if argument == "image_size" else tuple(sides)
-    return chosen | dict(args)
+    return chosen | sized.arguments(short, *sides) | dict(args)
 
 
 def repeats_grey(name: str, data: Data) -> bool:

@@ -51,6 +51,15 @@ class Source:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Code:
+    """What a run keeps of own code: `name` is file:Name within a folder of `files`, relative names and bytes."""
+
+    name: str
+    files: dict[str, bytes]
+    sha256: str
+
+
 def load(spec: str) -> object:
     """Return what `file.py:Name` or `package.module:Name` names; a file is loaded once, and anew when it was changed.
 
@@ -94,6 +103,20 @@ def source_of(spec: str) -> Source:
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     listing = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
     return Source(path, content, files, digests[path.name] if len(files) == 1 else hashlib.sha256(listing.encode()).hexdigest())
+
+
+def code_of(spec: str) -> Code | None:
+    """Return the code of `file.py:Name`, with the files beside it that it imports; None for a name in an installed package.
+
+    Raises PluginError where there is none, or one lies deeper than one folder below, which is not kept.
+    """
+    place, name = parts(spec)
+    if not is_file(place):
+        return None
+    found = source_of(spec)
+    if deep := [file for file in found.files if file.count("/") > 1]:
+        raise PluginError(f"imports {deep[0]}, more than one folder below, which is not kept in a run. Lay it nearer.")
+    return Code(f"{found.path.name}:{name}", found.files, found.sha256)
 
 
 def parts(spec: str) -> tuple[str, str]:

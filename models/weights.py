@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import libraries
+from models import libraries, sized
 from models.plugin import PluginError
 from models.wrapper import Data, Model
 
@@ -67,10 +67,12 @@ def load_state(model: Model, state: Mapping[str, Tensor]) -> list[str]:
     """Put a state dict into a model's network, and return sentences about what was left out, or was not there.
 
     Entries that are missing keep what was drawn for them, and those of no use are left out; both are told. So do weights and
-    biases of the last layers, those after the last one that fits, which differ in the number of outputs alone. Raises
-    WeightsError for any other shape, and for a file that has less than half of the network's weights.
+    biases of the last layers, those after the last one that fits, which differ in the number of outputs alone. The positions of
+    a vision transformer are interpolated, and told too. Raises WeightsError for any other shape, and for a file that has less
+    than half of the network's weights.
     """
     own = model.network.state_dict()
+    state, notes = sized.fit_positions(model.network, state)
     weights = [name for name, _ in model.network.named_parameters()]
     misfits = [name for name, value in own.items() if name in state and value.shape != state[name].shape]
     head = _head(own, weights, state, misfits)
@@ -95,7 +97,6 @@ def load_state(model: Model, state: Mapping[str, Tensor]) -> list[str]:
         for name, value in state.items():
             if name in own and name not in head:
                 own[name].copy_(value)  # the network's own tensor, which state_dict does not copy
-    notes = []
     if head:
         old, new = (each[head[0]].shape[0] for each in (state, own))
         notes.append(f"The last layer has {old} outputs in the file and {new} here, so it is drawn anew ({', '.join(head)}).")

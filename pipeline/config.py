@@ -167,7 +167,7 @@ class StageConfig:
     """What a stage after training needs: which run."""
 
     run: str = Field("", "MLflow run id or run folder", is_required=True)
-    trust_code: bool = Field(False, "run the code of an own model that was fetched from MLflow")
+    trust_code: bool = Field(False, "run the code of an own model or an own loss that was fetched from MLflow")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,7 @@ def evaluate_run(run: Run, ranks: Ranks, data: Path) -> Evaluation:
     model.to(ranks.device)
     name, c, task = evaluation_split(data), run.config, run.task
     split = open_split(data, name)
-    loss = task.loss_sum(c.loss, args=c.loss_args, network=model.network, unit=model.target_unit)
+    loss = task.loss_sum(run.loss, args=c.loss_args, network=model.network, unit=model.target_unit)
     batches = list(_forward(model, split, ranks))
     mean_loss = _sum_up(batches, len(split), loss, ranks, config=c, task=task)["loss"]
     if not math.isfinite(mean_loss):

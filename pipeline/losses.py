@@ -18,6 +18,8 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from models.plugin import Code
+
 
 class Task(Protocol):
     """What a loss has to know of a kind of task."""
@@ -124,6 +126,13 @@ def address(name: str) -> str:
     """Return a loss's name, with the whole path of its file if it is given by that."""
     file, colon, function = name.rpartition(":")
     return f"{os.path.abspath(os.path.expanduser(file))}:{function}" if colon and file.endswith(".py") else name
+
+
+def source_of(name: str) -> Code | None:
+    """Return the code of a loss of a file, `file.py:function`; None for others. Raises PluginError as `plugin.code_of`."""
+    from models.plugin import code_of
+
+    return code_of(name) if is_own(name) else None
 
 
 def loss_named(name: str) -> Loss:

@@ -28,10 +28,11 @@ FORMULA = "formula.txt"
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 
-CODE = "code"  # of an own model
+CODE: Mapping[str, str] = {"model": "code", "loss": "loss_code"}  # the folder of each field that may be own code
+_SOURCES = tuple(f"{folder}/{name}" for folder in CODE.values() for name in ("*.py", "*/*.py"))
 
 FILES: Mapping[str, tuple[str, ...]] = {
-    "train": ("config.json", "parameters.md", WEIGHTS, LAST_WEIGHTS, f"{CODE}/*.py", f"{CODE}/*/*.py"),
+    "train": ("config.json", "parameters.md", WEIGHTS, LAST_WEIGHTS, *_SOURCES),
     "evaluate": (*EVALUATIONS, FORMULA, "plots/*.png"),
     "export": ("export/config.json", "export/model.*"),  # a file of each format, all sealed at once
     "verify": ("export/parity.json", "export/parity.md"),
@@ -44,7 +45,7 @@ REPLACES: Mapping[str, tuple[str, ...]] = {
     "verify": FILES["verify"],
 }
 """What no longer holds when a stage begins to write: its own files, and those that speak of them."""
-_OPTIONAL = (*EVALUATIONS, FORMULA, f"{CODE}/*.py", f"{CODE}/*/*.py")  # some runs have none
+_OPTIONAL = (*EVALUATIONS, FORMULA, *_SOURCES)  # some runs have none
 _UNSEALED = (MANIFEST, TRACKING, LOG, *JOURNALS, LOCK, "checkpoints/step-*.pt", "checkpoints/step-*.json",
              "export/parity-*.json", "export/parity-*.md")  # the last two: of somebody else's file  # fmt: skip
 _KNOWN = (*sum(FILES.values(), ()), *_UNSEALED)

@@ -76,7 +76,7 @@ def _step(model: Model, part: Split, run: Run, precision: str) -> float:
     start = time.perf_counter()
     with autocast(precision, device):
         scores, _ = model(part.x)
-    loss = run.task.loss_sum(run.config.loss, args=run.config.loss_args, network=model.network, unit=model.target_unit)
+    loss = run.task.loss_sum(run.loss, args=run.config.loss_args, network=model.network, unit=model.target_unit)
     loss(scores.float(), part.y).backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

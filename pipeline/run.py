@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
-from pipeline import __version__, files, manifest
+from models.plugin import is_file
+from pipeline import __version__, files, losses, manifest
 from pipeline.config import RunConfig, from_json, to_json
 from pipeline.data.spec import DataSpec
 from pipeline.errors import UserError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from models.wrapper import Model
 
+_SOURCES = {"model": models.source_of, "loss": losses.source_of}  # the code of what may be a file of the user's
 _LOCK_WAIT = 5.0  # s: the process that a launcher has just ended may still hold it
 
 
@@ -44,7 +46,8 @@ class Run:
     mlflow_run_id: str
     git_commit: str
     data: DataSpec
-    code: Mapping[str, str] = field(default_factory=dict)  # of an own model: `name` within the run folder, and its `sha256`
+    code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Of an own model, an own loss, by field: the `name` within its folder of code, and the `sha256`."""
 
     @classmethod
     def create(cls, folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: str, data: DataSpec) -> Run:
@@ -53,12 +56,12 @@ class Run:
         Raises UserError if the folder holds anything already or cannot be written.
         """
         ensure_new(folder)
-        source = models.source_of(config.model)
-        code = {"name": source.name, "sha256": source.sha256} if source else {}
+        sources = {name: find(getattr(config, name)) for name, find in _SOURCES.items()}
+        code = {name: {"name": source.name, "sha256": source.sha256} for name, source in sources.items() if source}
         run = cls(folder=folder, config=config, mlflow_run_id=mlflow_run_id, git_commit=git_commit, data=data, code=code)
         values = {
             "trainyard_version": __version__, "mlflow_run_id": mlflow_run_id, "git_commit": git_commit,
-            "data": data.to_json(), "config": to_json(config), **({"code": code} if code else {}),
+            "data": data.to_json(), "config": to_json(config), **{manifest.CODE[name]: kept for name, kept in code.items()},
         }  # fmt: skip
         ensure_writable(folder)
         with locked(folder):
@@ -87,7 +90,7 @@ class Run:
                 mlflow_run_id=values["mlflow_run_id"],
                 git_commit=values["git_commit"],
                 data=DataSpec.from_json(values["data"]),
-                code=dict(values.get("code", {})),
+                code={name: dict(values[folder]) for name, folder in manifest.CODE.items() if values.get(folder)},
             )
             models.find(run.model)
             run.check_code()
@@ -112,8 +115,25 @@ class Run:
     @property
     def model(self) -> str:
         """The name by which the model is built: of an own one, that of the copy of its code which lies in the run folder."""
-        kept = self.folder.absolute() / manifest.CODE / self.code.get("name", "")
-        return str(kept) if self.code and kept.with_name(kept.name.rpartition(":")[0]).is_file() else self.config.model
+        return self._named("model")
+
+    @property
+    def loss(self) -> str:
+        """The name by which the loss is had, likewise."""
+        return self._named("loss")
+
+    @property
+    def own_files(self) -> dict[str, str]:
+        """The names by which model and loss are had, by field, of those that are code of a user's file, kept or not."""
+        is_own = {name: name in self.code or is_file(getattr(self.config, name).rpartition(":")[0]) for name in _SOURCES}
+        return {name: self._named(name) for name in _SOURCES if is_own[name]}
+
+    def _named(self, name: str) -> str:
+        given: str = getattr(self.config, name)
+        if name not in self.code:
+            return given
+        kept = self.folder.absolute() / manifest.CODE[name] / self.code[name]["name"]
+        return str(kept) if kept.with_name(kept.name.rpartition(":")[0]).is_file() else given
 
     def build_model(self) -> Model:
         """Return the model of this run with fresh weights, drawn from the run's seed, on the CPU."""
@@ -125,23 +145,27 @@ class Run:
             raise UserError(f"model={self.config.model} {error}") from error
 
     def keep_code(self) -> None:
-        """Copy the code of an own model into the run folder, unless it is there.
+        """Copy the code of an own model and an own loss into the run folder, unless it is there.
 
         This comes after `config.json`, which makes the folder a run: a start that was cut off in between can be resumed. The
-        file that is named comes last, as it is the one that says that all are there.
+        file that is named comes last of each, as it is the one that says that all are there.
         """
-        if self.code and self.model == self.config.model and (source := models.source_of(self.model)):
-            for name, content in reversed(source.files.items()):
-                with files.atomic(self.folder / manifest.CODE / name) as temporary:
-                    temporary.write_bytes(content)
+        for name in self.code:
+            given = self._named(name)
+            if given == getattr(self.config, name) and (source := _SOURCES[name](given)):
+                for file, content in reversed(source.files.items()):
+                    with files.atomic(self.folder / manifest.CODE[name] / file) as temporary:
+                        temporary.write_bytes(content)
 
     def check_code(self) -> None:
-        """Raise UserError where the code of an own model is not that of the training; a host without it has the original."""
-        if self.code and (now := models.source_of(self.model)) and now.sha256 != self.code["sha256"]:
-            raise UserError(
-                f"model={self.config.model}: {self.model} is not the code that this run is of (its SHA-256 differs). Put back "
-                "what was there."
-            )
+        """Raise UserError where own code is not that of the training; a host without the copy has the original."""
+        for name, code in self.code.items():
+            given = self._named(name)
+            if (now := _SOURCES[name](given)) and now.sha256 != code["sha256"]:
+                raise UserError(
+                    f"{name}={getattr(self.config, name)}: {given} is not the code that this run is of (its SHA-256 differs). "
+                    "Put back what was there."
+                )
 
     def seal(self, stage: str) -> None:
         """Put the files that `stage` makes into the manifest: it has written all of them."""

@@ -84,7 +84,7 @@ def _resumed(config: RunConfig, ranks: Ranks, spec: DataSpec) -> Run:
     run = Run.open(Path(config.output_dir), check=False)
     run.keep_code()
     ensure_same_data(run, spec)
-    ensure_writable(run.folder, num_bytes=estimate_size(config))
+    ensure_writable(run.folder, num_bytes=estimate_size(dataclasses.replace(config, model=run.model)))
     runs.set_parent_run(run.mlflow_run_id)
     _say_what(spec, ranks, config.precision)
     return dataclasses.replace(run, config=config)

@@ -85,7 +85,7 @@ class Training:
             "weights": None if weights is None else weights.to(ranks.device),
         }
         self.loss_sum, self.val_loss_sum = (  # smoothed labels and weights are means of training, not measures
-            self.task.loss_sum(c.loss, args=c.loss_args, network=self.model.network, unit=self.model.target_unit, **each)
+            self.task.loss_sum(run.loss, args=c.loss_args, network=self.model.network, unit=self.model.target_unit, **each)
             for each in (means, {})
         )
         self.total_steps = min(n for n in (c.epochs * len(self.batches), c.max_steps) if n)

@@ -76,7 +76,7 @@ def _top_losses(found: Evaluation) -> Figure | None:
     if found.num_features:
         return None
     kind, scores, split = found.run.task, found.scores, found.split
-    loss = kind.loss_sum(found.run.config.loss, network=found.model.network, unit=found.model.target_unit)
+    loss = kind.loss_sum(found.run.loss, network=found.model.network, unit=found.model.target_unit)
     each = torch.vmap(lambda score, target: loss(score[None], target[None]))(scores, split.y)  # (N,), at once
     probabilities, predicted = kind.probabilities(scores), kind.decide(scores)
     num_wrong = int((predicted != split.y).sum())

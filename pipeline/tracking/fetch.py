@@ -30,13 +30,14 @@ def find_run(text: str, *, stage: str = "", trust_code: bool = False) -> Run:
     """Return the run that `--run` names: a run folder, or an MLflow run id whose artifacts are fetched if not here.
 
     They are laid in `runs/<id>`. What `stage` makes anew is not checked. Raises UserError where there is no such run, or where
-    it was fetched and its model is code of somebody whom `trust_code` does not trust.
+    it was fetched and its model or its loss is code of somebody whom `trust_code` does not trust.
     """
     run = _find_run(text, stage)
-    if run.code and run.folder.name == run.mlflow_run_id and not trust_code:  # the name of a folder that was fetched
+    own = run.own_files
+    if own and run.folder.name == run.mlflow_run_id and not trust_code:  # the name of a folder that was fetched
         raise UserError(
-            f"run={text} was fetched, and its model is code that would be run here ({manifest.CODE}/{run.code['name']} in "
-            f"{run.folder}). Read it, and add --trust_code true."
+            f"run={text} was fetched, and its {' and its '.join(own)} {'are' if len(own) > 1 else 'is'} code that would be run "
+            f"here ({' and '.join(own.values())}). Read it, and add --trust_code true."
         )
     return run
 
@@ -176,7 +177,7 @@ def _fetch_checkpoints(folder: Path, run_id: str) -> None:
                 if note.with_suffix(".pt").exists() and not path.with_suffix(".json").exists():
                     note.with_suffix(".pt").rename(path)
                     note.rename(path.with_suffix(".json"))
-            for name in (*manifest.JOURNALS, manifest.CODE, "config.json"):  # it is a run once its config.json is there
+            for name in (*manifest.JOURNALS, *manifest.CODE.values(), "config.json"):  # which makes it a run
                 if (temporary / name).exists() and not (folder / name).exists():
                     (temporary / name).rename(folder / name)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -193,7 +194,7 @@ def _download_checkpoints(run_id: str, folder: Path) -> None:
     import mlflow
 
     names = {item.path for item in mlflow.MlflowClient().list_artifacts(run_id)}
-    for name in sorted(names & {"config.json", "checkpoints", manifest.CODE, *manifest.JOURNALS}):
+    for name in sorted(names & {"config.json", "checkpoints", *manifest.CODE.values(), *manifest.JOURNALS}):
         mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(folder))
     for path in (folder / "config.json", *(folder / "checkpoints").glob("slot-*.json")):
         if (owner := json.loads(path.read_text())["mlflow_run_id"]) != run_id:

@@ -134,8 +134,9 @@ def _upload_journals(client: Any, outbox: Outbox) -> None:
 def _send_checkpoint(client: Any, outbox: Outbox, step: int) -> None:
     """Upload a checkpoint and what a resumed run needs beside it; its hash goes last, as it does not count without."""
     client.log_artifact(outbox.run_id, str(outbox.folder / "config.json"))
-    if (code := outbox.folder / manifest.CODE).is_dir():
-        client.log_artifacts(outbox.run_id, str(code), manifest.CODE)
+    for name in manifest.CODE.values():
+        if (code := outbox.folder / name).is_dir():
+            client.log_artifacts(outbox.run_id, str(code), name)
     _upload_journals(client, outbox)
     if step:
         step = _send_slot(client, outbox)

@@ -225,7 +225,7 @@ def test_every_kind_of_torchvision_network_is_built_for_the_size_of_the_images(n
     ("name", "data", "args", "said"),
     [
         ("inception_v3", IMAGES, {}, r"cannot answer samples of shape \(2, 3, 32, 32\).*larger --image_size"),
-        ("vit_b_16", IMAGES.resized(50), {}, "cannot be built with num_classes=3, image_size=50"),
+        ("vit_b_16", IMAGES.resized(50), {}, "50 is no multiple of 16. Use --image_size 48 or 64"),
         ("resnet18", VECTORS, {}, r"takes images, and the data has samples of shape \(4,\)"),
         ("resnet18", DataSpec(**{**vars(IMAGES), "sample_shape": (4, 32, 32)}), {}, "4 channels. Use timm:resnet18"),
         ("resnet18", IMAGES, {"weights": "DEFAULT"}, "does not take weights .*--pretrained"),
