@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
-from pipeline.data import options_of, source_of, tensors
+from pipeline.data import forget, options_of, source_of, tensors
 from pipeline.data.spec import DataSpec, Samples
 from pipeline.data.split import split
 from pipeline.errors import UserError
@@ -146,6 +146,7 @@ def _make(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
         part.rename(folder)
     except Exception:  # but a signal, after which it can go on
         shutil.rmtree(part, ignore_errors=True)
+        forget()  # an image may have been written anew since it was looked at
         raise
 
 

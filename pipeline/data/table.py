@@ -1,7 +1,7 @@
 """A table as a data set: which column is what, how its samples are split, and what ought to be told of it.
 
-A table is read whole when it is first asked for, since no header says whether a target is missing somewhere; what was found is
-kept for the next question. Rows are counted from 1, without the row of names.
+A table is read whole when it is first asked for, since no header says whether a target is missing somewhere. Rows are counted
+from 1, without the row of names.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ SUFFIXES = table_file.SUFFIXES
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _UNNAMED = ("", "__index_level_0__")  # the index that pandas writes to CSV, and to Parquet
 USUAL_TARGETS = ("target", "label", "labels", "class", "y")
-_known: dict[tuple[Any, ...], Source] = {}  # the table that was asked for last
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,6 @@ def source(path: Path, options: DataOptions) -> Source:
     `spec.columns` has names and kinds; `spec.sample_shape` is (D,) as all rows together would give it, while the training rows
     alone decide. Raises UserError.
     """
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise UserError(f"dataset={path} cannot be read ({error.strerror}). Give a table that is there.") from error
-    key = (path.resolve(), found.st_mtime_ns, found.st_size, options)
-    if key not in _known:
-        _known.clear()  # one table may fill the memory
-        _known[key] = _source(path, options)
-    return _known[key]
-
-
-def _source(path: Path, options: DataOptions) -> Source:
     what = f"dataset={path}"
     names = table_file.names(path)
     roles = _roles(names, options, what)

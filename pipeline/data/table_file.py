@@ -63,9 +63,10 @@ def names(path: Path, *, flag: str = "dataset") -> list[str]:
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{what} does not end in one of {', '.join(SUFFIXES)}. Give a table.")
     try:
+        size = path.stat().st_size
         if not path.is_file():
             raise UserError(f"{what} is not a file. Give a table.")
-        if not path.stat().st_size:
+        if not size:
             raise UserError(f"{what} is empty. Give a table with a row of names and a row for each sample.")
         found = _header(path, what) if _is_text(path) else _schema(path, what)
     except OSError as error:
