@@ -172,11 +172,12 @@ def _quotes(path: Path) -> tuple[int, bool, bool]:
         while chunk := file.read(_CHUNK):
             if num_quotes or b'"' in chunk:
                 content = np.frombuffer(chunk, np.uint8)
-                quotes = np.flatnonzero(content == ord('"'))
-                ends = np.flatnonzero((content == ord("\n")) | (content == ord("\r")))
-                inside = content[ends[(np.searchsorted(quotes, ends) + num_quotes) % 2 == 1]]
+                low = content[content <= ord('"')]  # quotes, ends of lines, and little else
+                is_quote = low == ord('"')
+                is_open = (np.cumsum(is_quote) + num_quotes) % 2 == 1
+                inside = low[is_open & ((low == ord("\n")) | (low == ord("\r")))]
                 has_long, has_return = has_long or len(inside) > 0, has_return or bool((inside == ord("\r")).any())
-                num_quotes += len(quotes)
+                num_quotes += int(is_quote.sum())
     return num_quotes, has_long, has_return
 
 
