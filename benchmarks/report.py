@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,9 +134,14 @@ def options(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run(measure: Callable[[argparse.Namespace], list[Row]], description: str | None) -> None:
-    """Measure, print the table, and write the figures where `--json` says."""
-    given = options(description).parse_args()
+def run(
+    measure: Callable[[argparse.Namespace], list[Row]], description: str | None, *, sizes: Mapping[str, int] | None = None
+) -> None:
+    """Measure, print the table, and write the figures where `--json` says; `sizes` are further flags, and their defaults."""
+    parser = options(description)
+    for name, default in (sizes or {}).items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = parser.parse_args()
     given.precision = hardware_precision() if given.precision == "auto" else given.precision
     rows = measure(given)
     print(f"\n{', '.join(f'{k} {v}' for k, v in versions().items())}\n\n{table(rows)}", flush=True)
