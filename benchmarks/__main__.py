@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.report import Row, options, table
 
-SCRIPTS = ("accuracy", "peers", "step", "scaling", "tiny", "command", "memory", "latency", "decode", "images", "gpu")
+SCRIPTS = ("accuracy", "peers", "step", "scaling", "tiny", "command", "memory", "latency", "decode", "images", "tables", "gpu")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Row 17: a whole training command on own photographs, against timm's training script and torchvision's.
+"""Row 19: a whole training command on own photographs, against timm's training script and torchvision's.
 
 `python -m benchmarks.image_peers --timm_script FILE --torchvision_script FILE --python PYTHON`, or with one of the two
 
@@ -137,7 +137,7 @@ def measure(given: argparse.Namespace) -> list[Row]:
             for precision, goal in (("fp32", 1.0), ("auto", 1.5)):
                 job = f"resnet18 at {SIDE} px, {given.images} files, {given.epochs} epochs, {precision}"
                 both = list(zip(seen[precision], seen["theirs"], strict=True))
-                rows.append(row(17, f"whole command, {job}, and {name}", "s", both, lambda a, b: b / a, at_least=goal))
+                rows.append(row(19, f"whole command, {job}, and {name}", "s", both, lambda a, b: b / a, at_least=goal))
     return rows
 
 

@@ -25,7 +25,6 @@ from PIL import Image
 from export.module import export_module
 from pipeline import data
 from pipeline.cli import main
-from pipeline.data import table
 from pipeline.data.loader import evaluation_split, open_split
 from pipeline.data.prepare import prepared_folder, read_manifest
 from pipeline.data.split import split
@@ -178,8 +177,7 @@ class Own:
 
 def call(*words: object) -> tuple[int, str, str]:
     """Run a command as a process of its own would, which has read no data yet; return its status, and what it said."""
-    data._own.cache_clear()
-    table._known.clear()
+    data.forget()
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         status = main(list(map(str, words)))

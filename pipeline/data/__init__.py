@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
 _TABLES = (".csv", ".tsv", ".parquet", ".feather", ".arrow")
+_KEPT = 4  # answers of one data set, which may fill the memory
+_known: dict[tuple[str, DataOptions], tuple[dict[str, tuple[int, ...]], Source]] = {}  # with what it was made from
 _OWN = "a folder of images, a table (.csv, .tsv, .parquet, .feather), an .npz file, or file.py:function"
 
 
@@ -36,7 +37,11 @@ def find(name: str, options: DataOptions | None = None) -> Source:
         return SOURCES[name]
     path = Path(os.path.expanduser(name))
     if name and (name.rpartition(":")[0].endswith(".py") or os.path.exists(path)):
-        return dataclasses.replace(_own(str(path), options or DataOptions()), is_own=True)
+        whole = address(name)
+        try:
+            return _own(whole, options or DataOptions())
+        except UserError as error:  # it says what was given
+            raise UserError(*(message.replace(whole, str(path)) for message in error.messages)) from error
     if "/" in name or path.suffix:
         raise UserError(f"dataset={name} is not there. Give {_OWN}, or one of: {', '.join(SOURCES)}.")
     near = get_close_matches(name, SOURCES, n=1)
@@ -44,9 +49,52 @@ def find(name: str, options: DataOptions | None = None) -> Source:
     raise UserError(f"dataset={name} is not known.{hint} Choose one of: {', '.join(SOURCES)}; or give {_OWN}.")
 
 
-@lru_cache(maxsize=8)
 def _own(name: str, options: DataOptions) -> Source:
-    """Read what is there once in a process."""
+    """Return what lies at a whole path, which is read once in a process as long as it does not change.
+
+    A file has changed where its size or times have; a function where its own file has, whatever else it imports or reads; a
+    folder of images where one in it was added, taken away or renamed, which the times of the folders tell. An image written
+    anew in its place is noticed when it is decoded, which fails; `prepare` then has all looked at again when it is next asked.
+    """
+    key = (name, options)
+    if key in _known:
+        made_from, source = _known[key]
+        if all(_stamp(part) == stamp for part, stamp in made_from.items()):
+            return source
+    made_from = {part: _stamp(part) for part in _parts(name)}  # before it is read: what changes meanwhile is noticed
+    for other in [k for k in _known if k[0] != name or k == key]:
+        del _known[other]
+    source = dataclasses.replace(_read(name, options), is_own=True)
+    _known[key] = made_from, source
+    if len(_known) > _KEPT:
+        del _known[next(iter(_known))]
+    return source
+
+
+def forget() -> None:
+    """Have what was read be read anew when it is next asked for."""
+    _known.clear()
+
+
+def _parts(name: str) -> list[str]:
+    """Return the paths whose times tell that a data set has changed."""
+    if os.path.isdir(name):
+        from pipeline.data import layout
+
+        return layout.folders(Path(name))
+    file = name.rpartition(":")[0]
+    return [file if file.endswith(".py") else name]
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read(name: str, options: DataOptions) -> Source:
     path = Path(name)
     if path.is_dir():
         from pipeline.data import folder

@@ -8,14 +8,15 @@ scaled in float64 and only then cast, once, to float32, so whole numbers beyond 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.spec import Column
+from pipeline.data.spec import Column, Texts
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 MAX_CATEGORIES = 64
 _BLOCK = 1 << 21  # bytes of the matrix that are made together, so that they stay in the cache of a core
-_WORKERS = 4  # numpy and pyarrow let go of the interpreter while they compute
+_PART = 1 << 24  # bytes of it that are in memory together, where it is not wanted whole
+_WORKERS = min(4, os.cpu_count() or 1)  # numpy and pyarrow let go of the interpreter while they compute
 
 
 def feature_names(columns: Sequence[Column]) -> tuple[str, ...]:
@@ -77,6 +79,11 @@ def raw_column(values: pa.ChunkedArray, column: Column, *, what: str = "input:")
 
 def texts(values: pa.ChunkedArray) -> Array:
     """Return a column of any flat type as object (str), "" where it is missing; equal texts are one object."""
+    return coded(values).array()
+
+
+def coded(values: pa.ChunkedArray) -> Texts:
+    """Return a column of any flat type as texts, in the order in which they come first; "" stands where one is missing."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -84,7 +91,7 @@ def texts(values: pa.ChunkedArray) -> Array:
         values = values.cast(values.type.value_type)
     whole = values if pa.types.is_string(values.type) else values.cast(pa.string())
     encoded = pc.fill_null(whole, "").dictionary_encode().combine_chunks()
-    return np.array([*encoded.dictionary.to_pylist(), None], object)[np.asarray(encoded.indices)]
+    return Texts(encoded.dictionary.to_pylist(), np.asarray(encoded.indices, np.int64))
 
 
 def _numbers(values: pa.ChunkedArray) -> Array:
@@ -148,7 +155,7 @@ def _first_bad(values: pa.ChunkedArray, read: Callable[[pa.ChunkedArray], Array]
     return start, values[start].as_py() if len(values) else None
 
 
-def fit(raw: Mapping[str, Array], columns: Sequence[Column]) -> tuple[Column, ...]:
+def fit(raw: Mapping[str, Array | Texts], columns: Sequence[Column]) -> tuple[Column, ...]:
     """Return the columns with what the training rows `raw`, each (N,), say of them; of `columns`, name and kind are used.
 
     `fill` is the median, `center` and `scale` are mean and deviation of the values that are there, in float64; a constant has
@@ -158,7 +165,7 @@ def fit(raw: Mapping[str, Array], columns: Sequence[Column]) -> tuple[Column, ..
     return tuple(each(lambda column: _fitted(raw[column.name], column), columns))
 
 
-def _fitted(values: Array, column: Column) -> Column:
+def _fitted(values: Any, column: Column) -> Column:
     plain = Column(name=column.name, kind=column.kind)
     if column.is_category:
         found, codes = dictionary(values)
@@ -203,44 +210,81 @@ def _moments(values: Array) -> tuple[float, float]:
 
 
 def encode(
-    raw: Mapping[str, Array], columns: Sequence[Column], *, out: NDArray[np.float32] | None = None
+    raw: Mapping[str, Array | Texts], columns: Sequence[Column], *, out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
     """Return (N, D) float32 for raw columns, each (N,) or (N, 1): what the network takes, and what the ONNX front computes.
 
     A missing number is `fill`; a missing category where none was in training is "other". `out`, (N, D), is written if it is
     given, as of a memory-mapped file.
     """
-    inputs = {column.name: np.asarray(raw[column.name]).reshape(-1) for column in columns}
-    num_rows = len(inputs[columns[0].name]) if columns else 0
-    slots = dict(zip(inputs, each(lambda c: _slots(inputs[c.name], c) if c.is_category else None, columns), strict=True))
-    matrix = np.empty((num_rows, sum(column.width for column in columns)), np.float32) if out is None else out
-    step = max(512, _BLOCK // (4 * max(1, matrix.shape[1])))
-
-    def fill(start: int) -> None:
-        rows = slice(start, min(start + step, num_rows))
-        block, first = matrix[rows], 0
-        block[:] = 0
-        numbers = np.arange(len(block))
-        for column in columns:
-            codes = slots[column.name]
-            if codes is not None:
-                block[numbers, codes[rows] + first] = 1
-            else:
-                values = np.asarray(inputs[column.name][rows], np.float64)
-                missing = np.isnan(values)
-                if missing.any():
-                    values = np.where(missing, column.fill, values)
-                    if column.has_missing:
-                        block[:, first + 1] = missing
-                with np.errstate(over="ignore"):  # beyond float32: infinite, as in onnxruntime
-                    block[:, first] = (values - column.center) / column.scale
-            first += column.width
-
-    each(fill, range(0, num_rows, step))
+    num_rows = _size(raw[columns[0].name]) if columns else 0
+    matrix = np.empty((num_rows, _width(columns)), np.float32) if out is None else out
+    _fill(matrix, _inputs(raw, columns), columns, slice(0, num_rows))
     return matrix
 
 
-def _slots(values: Array, column: Column) -> NDArray[np.int64]:
+def encoded_parts(
+    raw: Mapping[str, Array | Texts], columns: Sequence[Column], rows: NDArray[np.int64]
+) -> Iterator[NDArray[np.float32]]:
+    """Yield what `encode` gives for these rows, some at a time, in their order; a part lies where the last but one did."""
+    inputs, width = _inputs(raw, columns), _width(columns)
+    step = max(512, _PART // (4 * max(1, width)))
+    room = np.empty((2, min(step, len(rows)), width), np.float32)
+    for number, start in enumerate(range(0, len(rows), step)):
+        of_part = rows[start : start + step]
+        part = room[number % 2, : len(of_part)]
+        _fill(part, inputs, columns, of_part)
+        yield part
+
+
+def _width(columns: Sequence[Column]) -> int:
+    return sum(column.width for column in columns)
+
+
+def _size(values: Array | Texts) -> int:
+    return len(values.codes) if isinstance(values, Texts) else np.asarray(values).size
+
+
+def _inputs(raw: Mapping[str, Array | Texts], columns: Sequence[Column]) -> list[Array]:
+    """Return each column (N,): its numbers, or the slots of its texts."""
+
+    def of(column: Column) -> Array:
+        values = raw[column.name]
+        flat = values if isinstance(values, Texts) else np.asarray(values).reshape(-1)
+        return _slots(flat, column) if column.is_category else np.asarray(flat, np.float64)
+
+    return each(of, columns)
+
+
+def _fill(matrix: NDArray[np.float32], inputs: Sequence[Array], columns: Sequence[Column], rows: Any) -> None:
+    """Write the encoded rows into `matrix`, several blocks at a time; `rows` are numbers, or a slice that begins at 0."""
+    step = max(512, _BLOCK // (4 * max(1, matrix.shape[1])))
+
+    def fill(start: int) -> None:
+        block, first = matrix[start : start + step], 0
+        of_block = slice(start, start + len(block)) if isinstance(rows, slice) else rows[start : start + step]
+        block[:] = 0
+        numbers = np.arange(len(block))
+        with np.errstate(over="ignore"):  # beyond float32: infinite, as in onnxruntime
+            for column, given in zip(columns, inputs, strict=True):
+                if column.is_category:
+                    block[numbers, given[of_block] + first] = 1
+                else:
+                    values = np.array(given[of_block])
+                    missing = np.isnan(values)
+                    if missing.any():
+                        values[missing] = column.fill
+                        if column.has_missing:
+                            block[:, first + 1] = missing
+                    values -= column.center
+                    values /= column.scale
+                    block[:, first] = values
+                first += column.width
+
+    each(fill, range(0, len(matrix), step))
+
+
+def _slots(values: Array | Texts, column: Column) -> NDArray[np.int64]:
     """Return the slot of each text (N,), counted from the column's first."""
     found, codes = dictionary(values)
     places = {category: place for place, category in enumerate(column.categories)}
@@ -249,12 +293,14 @@ def _slots(values: Array, column: Column) -> NDArray[np.int64]:
     return np.array([*(places.get(text, other) for text in found), 0], np.int64)[codes]
 
 
-def dictionary(values: Array) -> tuple[list[str], NDArray[np.int64]]:
+def dictionary(values: Array | Texts) -> Texts:
     """Return the distinct texts of (N,), and for each value its place among them."""
+    if isinstance(values, Texts):
+        return values
     import pyarrow as pa
 
     encoded = pa.array(values, pa.large_string()).dictionary_encode()
-    return encoded.dictionary.to_pylist(), np.asarray(encoded.indices, np.int64)
+    return Texts(encoded.dictionary.to_pylist(), np.asarray(encoded.indices, np.int64))
 
 
 def distinct(values: Array) -> tuple[list[Any], NDArray[np.int64]]:

@@ -178,6 +178,23 @@ def _images(top: Path, above: Sequence[Path], given: Path, passed: Counter[str])
         yield from (f"{within}/{name}" for name in files if _is_image(name, passed))
 
 
+def folders(top: Path) -> list[str]:
+    """Return a folder and all below it, hidden ones left out; links are followed, each real folder once."""
+    seen, waiting, found = set(), [top], []
+    while waiting:
+        folder = waiting.pop()
+        try:
+            place = _identity(folder, top)
+            below = [] if place in seen else _listing(folder, top)[0]
+        except UserError:  # told by who reads it
+            continue
+        if place not in seen:
+            found.append(str(folder))
+        seen.add(place)
+        waiting += below
+    return found
+
+
 def _identity(folder: Path, given: Path) -> tuple[int, int]:
     try:
         found = folder.stat()

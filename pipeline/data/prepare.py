@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
-from pipeline.data import options_of, source_of, tensors
-from pipeline.data.spec import DataSpec, Samples
+from pipeline.data import forget, options_of, source_of, tensors
+from pipeline.data.spec import DataSpec, Samples, Texts
 from pipeline.data.split import split
 from pipeline.errors import UserError
 from pipeline.files import digest_of, locked, read_json, sha256
@@ -146,6 +146,7 @@ def _make(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
         part.rename(folder)
     except Exception:  # but a signal, after which it can go on
         shutil.rmtree(part, ignore_errors=True)
+        forget()  # an image may have been written anew since it was looked at
         raise
 
 
@@ -166,11 +167,13 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     if samples.raw is not None:
         _save_raw(folder, samples.raw, rows.get("test", rows["train"]))
         manifest["raw"] = [{"file": RAW, "sha256": sha256(folder / RAW)}]
-        spec, samples = _encoded(spec, samples, samples.raw, rows["train"])
+        spec = _fitted(spec, samples, rows["train"])
     entries: dict[str, dict[str, Any]] = {}
     for name, of_split in rows.items():
         path = folder / f"{name}_x.npy"
-        if isinstance(samples.x, np.ndarray):
+        if samples.raw is not None:
+            entry = _save_encoded(path, spec, samples, of_split)
+        elif isinstance(samples.x, np.ndarray):
             x = samples.x[of_split]
             entry = tensors.save(path, tensors.resized(x, spec.sample_shape) if spec.is_image else x)
         else:
@@ -187,13 +190,26 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1))
 
 
-def _encoded(spec: DataSpec, samples: Samples, raw: Mapping[str, Array], train: NDArray[np.int64]) -> tuple[DataSpec, Samples]:
-    """Return the samples of a table as features, by what its training rows are."""
-    from pipeline.data.columns import encode, fit
+def _fitted(spec: DataSpec, samples: Samples, train: NDArray[np.int64]) -> DataSpec:
+    """Return what a table's samples are as features, by what its training rows are."""
+    from pipeline.data.columns import fit
 
-    columns = fit({name: values[train] for name, values in raw.items()}, spec.columns)
-    x = encode(raw, columns)
-    return dataclasses.replace(spec, columns=columns, sample_shape=x.shape[1:]), samples._replace(x=x)
+    raw = {name: v.of(train) if isinstance(v, Texts) else v[train] for name, v in _columns(samples).items()}
+    columns = fit(raw, spec.columns)
+    return dataclasses.replace(spec, columns=columns, sample_shape=(sum(column.width for column in columns),))
+
+
+def _save_encoded(path: Path, spec: DataSpec, samples: Samples, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Write these rows of a table as features, a part at a time, and return the entry in the manifest."""
+    from pipeline.data.columns import encoded_parts
+
+    parts = encoded_parts(_columns(samples), spec.columns, rows)
+    return tensors.save_parts(path, (len(rows), *spec.sample_shape), parts)
+
+
+def _columns(samples: Samples) -> dict[str, Any]:
+    """Return the columns of a table: numbers, and texts by their numbers."""
+    return {**(samples.raw or {}), **(samples.texts or {})}
 
 
 def _save_raw(folder: Path, raw: Mapping[str, Array], rows: NDArray[np.int64]) -> None:

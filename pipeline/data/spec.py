@@ -39,12 +39,30 @@ class Images(Protocol):
         ...
 
 
+class Texts(NamedTuple):
+    """A column of text (N,): texts, of which each is there once, and for each row the place of its own among them, int64."""
+
+    found: list[str]
+    codes: NDArray[np.int64]
+
+    def of(self, rows: Array) -> Texts:
+        """Return the column of these rows alone; a text may then be of none."""
+        return Texts(self.found, self.codes[rows])
+
+    def array(self) -> NDArray[np.object_]:
+        """Return (N,) object (str); equal texts are one object."""
+        import numpy as np
+
+        return np.array([*self.found, None], object)[self.codes]
+
+
 class Samples(NamedTuple):
     """All samples: images uint8 (N, C, H, W) or vectors float32 (N, D); labels int64 (N,) or values float32 (N, T).
 
     `split` has the split of each sample where the data says it, one of `SPLITS`; `groups` a number for each, and samples of one
     group never lie in two splits. `raw` has the columns of a table, float64 or text, and `x` then is (N, 0): it is encoded by
-    what the training samples are. `skipped` names what was left out as it cannot be read.
+    what the training samples are; `texts` has those of text once more, as numbers. `skipped` names what was left out as it
+    cannot be read.
     """
 
     x: Array | Images
@@ -52,6 +70,7 @@ class Samples(NamedTuple):
     split: Array | None = None
     groups: Array | None = None
     raw: Mapping[str, Array] | None = None
+    texts: Mapping[str, Texts] | None = None
     skipped: tuple[str, ...] = ()
 
 

@@ -1,7 +1,7 @@
 """A table as a data set: which column is what, how its samples are split, and what ought to be told of it.
 
-A table is read whole when it is first asked for, since no header says whether a target is missing somewhere; what was found is
-kept for the next question. Rows are counted from 1, without the row of names.
+A table is read whole when it is first asked for, since no header says whether a target is missing somewhere. Rows are counted
+from 1, without the row of names.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import table_file
-from pipeline.data.columns import Column, distinct, raw_columns, texts
-from pipeline.data.spec import DataOptions, DataSpec, Samples, Source
+from pipeline.data.columns import Column, coded, distinct, each, raw_columns, texts
+from pipeline.data.spec import DataOptions, DataSpec, Samples, Source, Texts
 from pipeline.data.table_file import listed
 from pipeline.data.table_notes import duplicates, profiles, told
 from pipeline.data.table_target import Target, find_target
@@ -33,7 +33,6 @@ SUFFIXES = table_file.SUFFIXES
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _UNNAMED = ("", "__index_level_0__")  # the index that pandas writes to CSV, and to Parquet
 USUAL_TARGETS = ("target", "label", "labels", "class", "y")
-_known: dict[tuple[Any, ...], Source] = {}  # the table that was asked for last
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,6 @@ def source(path: Path, options: DataOptions) -> Source:
     `spec.columns` has names and kinds; `spec.sample_shape` is (D,) as all rows together would give it, while the training rows
     alone decide. Raises UserError.
     """
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise UserError(f"dataset={path} cannot be read ({error.strerror}). Give a table that is there.") from error
-    key = (path.resolve(), found.st_mtime_ns, found.st_size, options)
-    if key not in _known:
-        _known.clear()  # one table may fill the memory
-        _known[key] = _source(path, options)
-    return _known[key]
-
-
-def _source(path: Path, options: DataOptions) -> Source:
     what = f"dataset={path}"
     names = table_file.names(path)
     roles = _roles(names, options, what)
@@ -75,7 +62,7 @@ def _source(path: Path, options: DataOptions) -> Source:
     _refuse_nested(table, what)
     target = find_target([table.column(name) for name in roles.targets], roles.targets, options.task)
     columns = [Column(name=name, kind=kind_of(table.schema.field(name).type)) for name in roles.features]
-    raw = raw_columns(table, columns, what=what)
+    raw = _columns(table, columns, what)
     split = _split(table.column(roles.split), roles.split) if roles.split else None
     groups = _groups(table.column(roles.group), roles.group, split) if roles.group else None
     types = {name: str(table.schema.field(name).type) for name in roles.features}
@@ -96,7 +83,11 @@ def _source(path: Path, options: DataOptions) -> Source:
         name=path.stem, task=target.task, classes=target.classes, targets=target.targets, columns=tuple(kept),
         sample_shape=(sum(profile.width for profile in found if not profile.why_left_out),),
     )  # fmt: skip
-    samples = Samples(np.zeros((len(target.y), 0), np.float32), target.y, split=split, groups=groups, raw=raw)
+    arrays = {name: values.array() if isinstance(values, Texts) else values for name, values in raw.items()}
+    texts_of = {name: values for name, values in raw.items() if isinstance(values, Texts)}
+    samples = Samples(
+        np.zeros((len(target.y), 0), np.float32), target.y, split=split, groups=groups, raw=arrays, texts=texts_of
+    )
     there = set() if split is None else set(np.unique(split).tolist())
     return Source(
         summary=f"{len(target.y)} rows, {len(kept)} columns to learn {listed(roles.targets)} from ({path.name})",
@@ -104,6 +95,14 @@ def _source(path: Path, options: DataOptions) -> Source:
         load=partial(_load, samples), files=partial(_files, path), notes=tuple(notes), has_val_set="val" in there,
         has_test_set="test" in there,
     )  # fmt: skip
+
+
+def _columns(table: pa.Table, columns: Sequence[Column], what: str) -> dict[str, Array | Texts]:
+    """Return a table's columns by name, each (N,): float64, or its texts."""
+    numbers = raw_columns(table, [column for column in columns if not column.is_category], what=what)
+    names = [column.name for column in columns if column.is_category]
+    words = dict(zip(names, each(lambda name: coded(table.column(name)), names), strict=True))
+    return {column.name: (words if column.is_category else numbers)[column.name] for column in columns}
 
 
 def _load(samples: Samples, /, data_dir: Path, seed: int) -> Samples:

@@ -63,9 +63,10 @@ def names(path: Path, *, flag: str = "dataset") -> list[str]:
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{what} does not end in one of {', '.join(SUFFIXES)}. Give a table.")
     try:
+        size = path.stat().st_size
         if not path.is_file():
             raise UserError(f"{what} is not a file. Give a table.")
-        if not path.stat().st_size:
+        if not size:
             raise UserError(f"{what} is empty. Give a table with a row of names and a row for each sample.")
         found = _header(path, what) if _is_text(path) else _schema(path, what)
     except OSError as error:
@@ -171,11 +172,12 @@ def _quotes(path: Path) -> tuple[int, bool, bool]:
         while chunk := file.read(_CHUNK):
             if num_quotes or b'"' in chunk:
                 content = np.frombuffer(chunk, np.uint8)
-                quotes = np.flatnonzero(content == ord('"'))
-                ends = np.flatnonzero((content == ord("\n")) | (content == ord("\r")))
-                inside = content[ends[(np.searchsorted(quotes, ends) + num_quotes) % 2 == 1]]
+                low = content[content <= ord('"')]  # quotes, ends of lines, and little else
+                is_quote = low == ord('"')
+                is_open = (np.cumsum(is_quote) + num_quotes) % 2 == 1
+                inside = low[is_open & ((low == ord("\n")) | (low == ord("\r")))]
                 has_long, has_return = has_long or len(inside) > 0, has_return or bool((inside == ord("\r")).any())
-                num_quotes += len(quotes)
+                num_quotes += int(is_quote.sum())
     return num_quotes, has_long, has_return
 
 

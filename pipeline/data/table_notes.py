@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.columns import MAX_CATEGORIES, Column, dictionary, distinct, each, frequent
+from pipeline.data.spec import Texts
 from pipeline.data.table_file import listed
 
 Array = NDArray[Any]
 
 _SAMPLE = 10_000  # rows on which a relation is looked for, before it is looked for on all
+_ROWS = 1 << 14  # that are hashed together, so that they stay in the cache of a core
 _MOST_EQUAL = 0.5  # above this share of rows that equal another, being equal is how these data are
 
 
@@ -35,16 +37,17 @@ class Profile:
 
 
 def profiles(
-    raw: Mapping[str, Array], columns: Sequence[Column], *, types: Mapping[str, str], targets: Mapping[str, Array]
+    raw: Mapping[str, Array | Texts], columns: Sequence[Column], *, types: Mapping[str, str], targets: Mapping[str, Array]
 ) -> list[Profile]:
-    """Return a profile of each column, (N,) float64 or object (str); `types` are their types as pyarrow calls them."""
+    """Return a profile of each column (N,); `types` are theirs as pyarrow calls them, `targets` are float64 or object (str)."""
+    known = {name: dictionary(target) if target.dtype == object else target for name, target in targets.items()}
 
     def profile(column: Column) -> Profile:
         values = raw[column.name]
-        found = _of_text(values, column) if column.is_category else _of_numbers(values, column, types[column.name])
+        found = _of_text(values, column) if isinstance(values, Texts) else _of_numbers(values, column, types[column.name])
         if found.why_left_out:
             return found
-        copied = next((name for name, target in targets.items() if _is_copy(values, target)), "")
+        copied = next((name for name, target in known.items() if _is_copy(values, target)), "")
         return replace(found, copy_of=copied)
 
     return each(profile, columns)
@@ -94,15 +97,15 @@ def _of_large(values: Array, name: str, size: float) -> str:
     )
 
 
-def _of_text(values: Array, column: Column) -> Profile:
-    found, codes = dictionary(values)
+def _of_text(values: Texts, column: Column) -> Profile:
+    found, codes = values
     counts = dict(zip(found, np.bincount(codes, minlength=len(found)).tolist(), strict=True))
     num_missing = counts.pop("", 0)
     kept = frequent(counts)
     width = len(kept) + 1 + (num_missing > 0)
     numbers = {text for text in counts if _is_number(text)}
     notes = []
-    num_present = len(values) - num_missing
+    num_present = len(codes) - num_missing
     if num_present and (num_numbers := sum(counts[text] for text in numbers)) >= num_present / 2:
         others = sorted((text for text in counts if text not in numbers), key=lambda text: (-counts[text], text))
         why = (
@@ -142,21 +145,23 @@ def _is_number(text: str) -> bool:
     return "_" not in text
 
 
-def _is_copy(values: Array, target: Array) -> bool:
+def _is_copy(values: Array | Texts, target: Array | Texts) -> bool:
     """Tell whether each of two columns, both (N,), says what the other is: equal, rising or falling with it, or one to one."""
-    return all(_tell_each_other(values[rows], target[rows]) for rows in (slice(None, _SAMPLE), slice(None)))
+    is_text = isinstance(values, Texts) or isinstance(target, Texts)
+    a, b = (each.codes if isinstance(each, Texts) else each for each in (values, target))
+    return all(_tell_each_other(a[rows], b[rows], is_text=is_text) for rows in (slice(None, _SAMPLE), slice(None)))
 
 
-def _tell_each_other(values: Array, target: Array) -> bool:
-    (found, codes), (target_found, target_codes) = distinct(values), distinct(target)
-    num_values, num_target = len(found), len(target_found)
-    if num_values != num_target or num_values < 2:
+def _tell_each_other(values: Array, target: Array, *, is_text: bool) -> bool:
+    num_values = len(np.unique(values))
+    if num_values < 2 or num_values != len(np.unique(target)):
         return False
-    if len(np.unique(codes * num_target + target_codes)) != num_values:
+    codes, target_codes = (distinct(each)[1] for each in (values, target))
+    if len(np.unique(codes * num_values + target_codes)) != num_values:
         return False
     if num_values <= len(values) / 2:
         return True
-    if values.dtype == object or target.dtype == object:
+    if is_text:
         return False  # all of them differ, so that each tells the other by chance
     steps = np.diff(target[np.argsort(values, kind="stable")])  # only numbers that rise or fall together are one thing
     return bool((steps >= 0).all() or (steps <= 0).all())
@@ -195,16 +200,18 @@ def told(found: Sequence[Profile]) -> list[str]:
     return lines + [note for profile in found for note in profile.notes if note != "seconds"]
 
 
-def duplicates(features: Sequence[Array], groups: Array | None, split: Array | None) -> tuple[Array | None, list[str]]:
+def duplicates(features: Sequence[Array | Texts], groups: Array | None, split: Array | None) -> tuple[Array | None, list[str]]:
     """Return the rows' groups, int64 (N,), in which rows with equal features are together, and sentences that say so.
 
     Rows of one of `groups` stay together too. Where more than half of the rows equal another, equal rows are not kept together,
     as there may be too few different ones to split.
     """
-    _, same, counts = np.unique(_hashes(features), return_inverse=True, return_counts=True)
-    num_equal = len(same) - len(counts)
-    if not num_equal:
+    hashes = _hashes(features)
+    ordered = np.sort(hashes)
+    if not (ordered[1:] == ordered[:-1]).any():
         return groups, []
+    _, same, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    num_equal = len(same) - len(counts)
     crossing = 0
     if split is not None:
         others = np.isin(same, np.unique(same[split == "train"])) & (split != "train")
@@ -230,16 +237,23 @@ def _merged(same: Array, groups: Array | None) -> NDArray[np.int64]:
     return np.asarray(connected_components(links, directed=False)[1][same], np.int64)
 
 
-def _hashes(features: Sequence[Array]) -> NDArray[np.uint64]:
+def _hashes(features: Sequence[Array | Texts]) -> NDArray[np.uint64]:
     """Return a 64-bit hash of each row; a million different rows have two alike with a chance of 3e-8."""
-    total = np.zeros(len(features[0]), np.uint64)
-    for values in features:
-        if values.dtype == object:
-            codes = dictionary(values)[1].astype(np.uint64)
-        else:
-            codes = np.where(np.isnan(values), np.nan, values + 0.0).view(np.uint64)  # one NaN, and no -0
-        total = (total ^ codes) * np.uint64(0x9E3779B97F4A7C15)
-        total ^= total >> np.uint64(29)
-        total *= np.uint64(0xBF58476D1CE4E5B9)
-        total ^= total >> np.uint64(32)
-    return total
+    columns = [values.codes if isinstance(values, Texts) else values for values in features]
+    hashes = np.zeros(len(columns[0]), np.uint64)
+
+    def fill(start: int) -> None:
+        total = hashes[start : start + _ROWS]
+        for values in columns:
+            some = values[start : start + _ROWS]
+            if some.dtype == np.float64:
+                some = some + 0.0  # no -0
+                some[np.isnan(some)] = np.nan  # and one NaN
+            total ^= some.view(np.uint64)
+            total *= np.uint64(0x9E3779B97F4A7C15)
+            total ^= total >> np.uint64(29)
+            total *= np.uint64(0xBF58476D1CE4E5B9)
+            total ^= total >> np.uint64(32)
+
+    each(fill, range(0, len(hashes), _ROWS))
+    return hashes

@@ -48,7 +48,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Told:
     """Return a function that inspects data and returns what it says."""
 
     def inspect(dataset: object, *flags: object, status: int = 0) -> str:
-        data._own.cache_clear()  # other tests have data of the same name
+        data.forget()  # other tests have data of the same name
         assert main(["inspect", "--dataset", str(dataset), *map(str, flags)]) == status
         said = capsys.readouterr()
         assert bool(said.err) == bool(status) and "Traceback" not in said.err, said.err

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.data.columns import MAX_CATEGORIES, Column, encode, feature_names, fit, raw_columns
+from pipeline.data.columns import MAX_CATEGORIES, Column, dictionary, encode, encoded_parts, feature_names, fit, raw_columns
+from pipeline.data.spec import Texts
 from pipeline.errors import UserError
 from tests.conftest import ROOT
 
@@ -91,7 +92,7 @@ def test_one_row_or_column_and_none_are_encoded_too() -> None:
     np.testing.assert_array_equal(encode({"c": np.array([["a"]], object)}, [found]), [[1, 0]])  # as it is fed to onnxruntime
 
 
-def test_encoding_some_rows_gives_the_rows_of_encoding_all() -> None:
+def test_encoding_some_rows_gives_the_rows_of_encoding_all(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     n = 30_000
     raw = {"x": rng.normal(size=n), "c": np.array([*"abcdefg", ""], object)[rng.integers(0, 8, n)]}
@@ -103,6 +104,13 @@ def test_encoding_some_rows_gives_the_rows_of_encoding_all() -> None:
     out = np.full_like(whole, 7)
     assert encode(raw, columns, out=out) is out
     np.testing.assert_array_equal(out, whole)
+    monkeypatch.setattr("pipeline.data.columns._PART", 30_000)
+    coded = raw | {"c": dictionary(raw["c"])}
+    parts = [part.copy() for part in encoded_parts(coded, columns, rows)]
+    assert len(parts) == 2
+    np.testing.assert_array_equal(np.concatenate(parts), whole[rows])
+    some = {name: values.of(rows) if isinstance(values, Texts) else values[rows] for name, values in coded.items()}
+    assert fit(some, columns) == fit({name: values[rows] for name, values in raw.items()}, columns)
     slow = [[(v - columns[0].center) / columns[0].scale, 0] if v == v else [0, 1] for v in raw["x"][:200]]
     seen = whole[:200, :2].copy()
     seen[seen[:, 1] == 1, 0] = 0  # the fill

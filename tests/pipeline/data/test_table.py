@@ -92,17 +92,6 @@ def test_the_same_table_in_every_format_gives_the_same_samples(suffix: str) -> N
     assert found.files is not None and [p.name for p in found.files(Path())] == [f"t{suffix}"] and found.parameters == {}
 
 
-def test_a_table_is_read_once_as_long_as_it_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    path, reads = write(mixed()), []
-    whole = table_file.read
-    monkeypatch.setattr(table_file, "read", lambda *a, **k: (reads.append(1), whole(*a, **k))[1])
-    first = ask(path)
-    assert ask(path) is first and len(reads) == 1
-    assert ask(path, ignore_columns="city") is not first and len(reads) == 2
-    write(mixed(50))
-    assert ask(path).num_train == 50
-
-
 TASKS: dict[str, tuple[Cells, str, str, tuple[str, ...], tuple[str, ...]]] = {
     "text": ({"y": ["b", "a"] * 20}, "y", "binary", ("a", "b"), ()),
     "three texts": ({"y": ["10", "9", "x", "x"] * 10}, "y", "multiclass", ("10", "9", "x"), ()),

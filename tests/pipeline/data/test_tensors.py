@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,34 @@ def test_statistics_of_vectors_are_numpys_in_float64() -> None:
     mean, std = tensors.statistics(x, is_image=False)
     np.testing.assert_allclose(mean, x.astype(np.float64).mean(0), rtol=1e-12)
     np.testing.assert_allclose(std, x.astype(np.float64).std(0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 17, 169, 5000])
+@pytest.mark.parametrize("count", [1, 2, 401, 5003])
+def test_statistics_of_vectors_have_the_bits_that_numpy_gives_all_at_once(count: int, width: int) -> None:
+    source = np.random.default_rng(count + width)
+    x = source.normal(3, 2, (count, width)).astype(np.float32)
+    x[:, ::3] = source.random((count, 1)) < 0.3
+    x[:, -1] = -0.0
+    assert tensors.statistics(x, is_image=False) == (x.mean(0, dtype=np.float64).tolist(), x.std(0, dtype=np.float64).tolist())
+
+
+@pytest.mark.parametrize("sizes", [[], [3], [4, 4, 2]], ids=str)
+def test_an_array_written_in_parts_is_the_file_and_the_entry_of_one_written_at_once(tmp_path: Path, sizes: list[int]) -> None:
+    x = np.arange(5 * sum(sizes), dtype=np.float32).reshape(-1, 5)
+    room = np.empty((2, 4, 5), np.float32)  # which holds the last two parts only
+
+    def parts() -> Iterator[np.ndarray]:
+        for number, end in enumerate(np.cumsum(sizes)):
+            part = room[number % 2, : sizes[number]]
+            part[:] = x[end - sizes[number] : end]
+            yield part
+
+    once, in_parts = tmp_path / "once" / "x.npy", tmp_path / "parts" / "x.npy"
+    for path in (once, in_parts):
+        path.parent.mkdir()
+    assert tensors.save(once, x) == tensors.save_parts(in_parts, x.shape, parts())
+    assert once.read_bytes() == in_parts.read_bytes()
 
 
 def test_a_table_whose_raw_columns_were_damaged_is_prepared_anew(tmp_path: Path, make_config: Make) -> None:
