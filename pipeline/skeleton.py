@@ -12,6 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.initial import load_initial
 from pipeline.resolve import argument_problems
+from pipeline.task import task
 
 _COPIES = 9  # of the weights: as drawn, gradients, two of the optimizer's, the best, a checkpoint's snapshot of them
 _MARGIN = 20_000_000  # bytes
@@ -84,11 +85,7 @@ def _wrong_loss(config: RunConfig) -> list[str]:
         return [f"loss_args: {problem}" for problem in problems]
     spec = data.source_of(config).spec
     scores = torch.randn(_TRIED, spec.num_outputs, generator=torch.Generator().manual_seed(0))
-    target = torch.arange(_TRIED) % max(2, len(spec.classes))
-    if spec.task == "multilabel":
-        target = (scores.flip(0) > 0).float()
-    elif spec.task == "regression":
-        target = scores.flip(0)
+    target = task(spec.task).some_targets(scores, len(spec.classes))
     problem = losses.wrong_losses(config.loss, config.loss_args, scores, target)
     return [f"loss={config.loss} {problem}"] if problem else []
 

@@ -33,6 +33,7 @@ class Task:
     pictures: tuple[str, ...] = ("curves",)  # of `plots.draw.PICTURES`, in the order in which they are drawn
     has_decisions = True  # whether scores stand for labels
     has_strata = True  # whether each sample is of one class, so that splits can keep the classes' shares
+    has_labels = False  # whether a sample has any number of them, each of which is there or not
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -107,9 +108,19 @@ class Task:
         """Return K, for as many classes or labels, or regression targets."""
         return num_classes
 
+    def takes_classes(self, count: int) -> bool:
+        """Tell whether samples of one of `count` classes each can be told apart by it."""
+        return False
+
     def decide(self, scores: Tensor) -> Tensor:
         """Return the labels that scores (B, K) stand for, int64: (B,), or (B, K) of 0 and 1 for multilabel."""
         raise NotImplementedError
+
+    def some_targets(self, scores: Tensor, num_classes: int) -> Tensor:
+        """Return targets as a data set may have them, for trying a loss on scores (B, K)."""
+        import torch
+
+        return torch.arange(len(scores)) % max(2, num_classes)
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Return the probability of each class or label, (B, C), for scores (B, K)."""
@@ -136,6 +147,9 @@ class _Multiclass(Task):
     name = "multiclass"
     pictures = ("curves", "confusion_matrix", "tsne", "roc_pr", "top_losses", "activations", "scatter", "decision_regions")
 
+    def takes_classes(self, count: int) -> bool:
+        return True
+
     def decide(self, scores: Tensor) -> Tensor:
         return scores.argmax(1)
 
@@ -156,6 +170,10 @@ class _Multilabel(Task):
 
     name = "multilabel"
     has_strata = False
+    has_labels = True
+
+    def some_targets(self, scores: Tensor, num_classes: int) -> Tensor:
+        return (scores.flip(0) > 0).to(scores.dtype)
 
     def decide(self, scores: Tensor) -> Tensor:
         return (scores > 0).long()
@@ -188,6 +206,9 @@ class _Binary(Task):
     name = "binary"
     pictures = _Multiclass.pictures
 
+    def takes_classes(self, count: int) -> bool:
+        return count == 2
+
     def num_outputs(self, num_classes: int, num_targets: int = 1) -> int:
         return 1
 
@@ -218,6 +239,9 @@ class _Regression(Task):
     pictures = ("curves", "fitted_curve")
     has_decisions = has_strata = False
 
+    def some_targets(self, scores: Tensor, num_classes: int) -> Tensor:
+        return scores.flip(0)
+
     def num_outputs(self, num_classes: int, num_targets: int = 1) -> int:
         return num_targets
 
@@ -245,6 +269,11 @@ def task(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"task={name} is not known. Choose one of: {', '.join(TASKS)}.")
     return TASKS[name]
+
+
+def of_classes(count: int) -> str:
+    """Return the name of the usual task for samples of one of `count` classes each."""
+    return _Binary.name if count == 2 else _Multiclass.name
 
 
 @dataclass(frozen=True)

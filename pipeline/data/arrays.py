@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from models.plugin import PluginError, describe, load, parts, source_of
 from pipeline.data.spec import IMAGE_RANGE, SPLITS, DataOptions, DataSpec, Samples, Source
 from pipeline.errors import UserError
-from pipeline.task import TASKS
+from pipeline.task import TASKS, of_classes
 
 Array = NDArray[Any]
 
@@ -203,12 +203,12 @@ def _targets(y: Array, names: list[str], task: str, about: str) -> tuple[Array, 
     if y.ndim not in (1, 2) or y.dtype.kind not in "fiubUS":
         raise UserError(f"dataset={about} has targets of shape {y.shape[1:]} and type {y.dtype}. Give (N,) or (N, K) numbers.")
     kind = TASKS[found]
-    if found == "regression" or not kind.has_strata:
+    if not kind.has_strata:
         if y.dtype.kind in "US":
             raise UserError(f"task={found} needs numbers, and dataset={about} has texts as targets. Leave --task out.")
         values = _float32(y[:, None] if y.ndim == 1 else y)
         numbers = tuple(names) if len(names) == values.shape[1] else tuple(map(str, range(values.shape[1])))
-        return (values, found, (), numbers) if found == "regression" else (values, found, numbers, ())
+        return (values, found, numbers, ()) if kind.has_labels else (values, found, (), numbers)
     if y.ndim != 1 or (y.dtype.kind == "f" and (y != np.round(y)).any()):
         raise UserError(f"task={found} needs one label a sample, and dataset={about} has none such. Leave --task out.")
     values, labels = np.unique(y, return_inverse=True)
@@ -220,8 +220,8 @@ def _targets(y: Array, names: list[str], task: str, about: str) -> tuple[Array, 
         classes = tuple(f"{value:.0f}" if y.dtype.kind == "f" else _text(value) for value in values)
     if len(classes) < 2:
         raise UserError(f"dataset={about} has samples of a single class ({classes[0]}). Add samples of another.")
-    if found == "binary" and len(classes) != 2:
-        raise UserError(f"task=binary needs two classes, and dataset={about} has {len(classes)}. Leave --task out.")
+    if not kind.takes_classes(len(classes)):
+        raise UserError(f"task={found} needs two classes, and dataset={about} has {len(classes)}. Leave --task out.")
     return labels.astype(np.int64), found, classes, ()
 
 
@@ -230,8 +230,8 @@ def _task_of(y: Array) -> str:
     if y.ndim == 2:
         return "multilabel" if y.dtype.kind in "iub" and ((y == 0) | (y == 1)).all() else "regression"
     if y.dtype.kind in "US" or y.dtype.kind == "b":
-        return "binary" if len(np.unique(y)) == 2 else "multiclass"
+        return of_classes(len(np.unique(y)))
     count = len(np.unique(y))
     if y.dtype.kind in "iu" and count <= min(_MOST_CLASSES, max(2, len(y) // 2)):
-        return "binary" if count == 2 else "multiclass"
+        return of_classes(count)
     return "regression"

@@ -31,6 +31,7 @@ from pipeline.data.layout import Place, find, refuse_empty
 from pipeline.data.spec import IMAGE_RANGE, DataOptions, DataSpec, Samples, Source
 from pipeline.errors import UserError
 from pipeline.output import say
+from pipeline.task import TASKS, of_classes
 
 _RANKS = {"": 0, "train": 0, "val": 1, "test": 2}  # of equal files, those in the highest stay
 _MOST = 8  # sizes or files that a note names
@@ -66,8 +67,8 @@ def source(path: Path, options: DataOptions) -> Source:
     if problems:
         raise UserError(*problems)
     found = scan(path, skip_bad=options.skip_bad)
-    task = options.task or ("binary" if len(found.classes) == 2 else "multiclass")
-    if task not in ("multiclass", "binary") or (task == "binary" and len(found.classes) != 2):
+    task = options.task or of_classes(len(found.classes))
+    if not TASKS[task].takes_classes(len(found.classes)):
         raise UserError(
             f"task={task} does not fit dataset={path}, whose folders name {len(found.classes)} classes. Use --task "
             "multiclass, or leave it out."

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipeline.data.images import BadImage, decode_into, header
 from pipeline.data.spec import IMAGE_RANGE, DataOptions, DataSpec, Samples, Source
 from pipeline.errors import UserError
+from pipeline.task import TASKS, of_classes
 
 Array = NDArray[Any]
 
@@ -162,8 +163,8 @@ def source(path: Path, options: DataOptions) -> Source:
             skipped=tuple(f"row {row}" for row in sorted(skipped)),
         )  # fmt: skip
 
-    task = ("binary" if len(classes) == 2 else "multiclass") if not options.task else options.task
-    if task not in ("multiclass", "binary") or (task == "binary" and len(classes) != 2):
+    task = options.task or of_classes(len(classes))
+    if not TASKS[task].takes_classes(len(classes)):
         raise UserError(f"task={task} does not fit dataset={path}, which has {len(classes)} classes. Leave --task out.")
     spec = DataSpec(
         name=path.stem, task=task, sample_shape=(channels, side, side), dtype="uint8", value_range=IMAGE_RANGE,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.data.columns import Column, distinct, raw_column, texts
 from pipeline.data.table_file import listed
 from pipeline.errors import UserError
+from pipeline.task import TASKS, of_classes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,21 +75,23 @@ def _single(values: Array, name: str, task: str, *, is_bool: bool) -> Target:
     given = f"task={task}: target={name}" if task else f"target={name}"
     if len(found) == 1:
         raise UserError(f"target={name} is {_named(found[0])!r} in all {len(values)} rows: there is nothing to learn.")
-    if task == "multilabel":
+    kind = TASKS[task] if task else None
+    if kind and kind.has_labels:
         raise UserError(f"{given} is one column, and multilabel needs one for each label, of 0 and 1. Give --target a,b.")
     is_text = values.dtype == object
     is_whole = not is_text and all(value == round(value) and abs(value) < 2**53 for value in found)
     notes = []
-    if not task:
+    is_numbers = kind is not None and not kind.has_decisions
+    if not kind:
         few = is_whole and len(found) <= MAX_WHOLE_NUMBERS
-        task = "classes" if is_text or is_bool or (few and counts.min() > 1) else "regression"
-        if few and task == "regression":
+        is_numbers = not (is_text or is_bool or (few and counts.min() > 1))
+        if few and is_numbers:
             notes.append(f"{name} is taken as numbers, as {_named(found[int(counts.argmin())])} is there once only.")
-        if few and not is_bool and task == "classes" and found != [0, 1]:
+        if few and not is_bool and not is_numbers and found != [0, 1]:
             notes.append(
                 f"{name} has {len(found)} whole numbers, which are taken as classes; --task regression takes them as numbers."
             )
-    if task == "regression":
+    if is_numbers:
         if is_text:
             raise UserError(
                 f"{given} is text ({listed([repr(text) for text in found], 3)}), and regression needs numbers. Leave --task "
@@ -101,8 +104,8 @@ def _single(values: Array, name: str, task: str, *, is_bool: bool) -> Target:
         classes = tuple(_named(value) for value in found)
     else:
         raise UserError(f"{given} holds fractions, which are no classes. Use --task regression.")
-    if task == "binary" and len(classes) != 2:
-        raise UserError(f"{given} has {len(classes)} classes, and binary is of two. Use --task multiclass.")
+    if kind and not kind.takes_classes(len(classes)):
+        raise UserError(f"{given} has {len(classes)} classes, and {task} is of two. Use --task multiclass.")
     if len(classes) > _MAX_CLASSES or (len(values) > 20 and len(classes) > len(values) / 2):
         is_number = is_text and sum(_reads_as_number(text) for text in classes) > len(classes) / 2
         hint = (
@@ -115,20 +118,20 @@ def _single(values: Array, name: str, task: str, *, is_bool: bool) -> Target:
         notes.append(
             f"{listed([repr(text) for text in odd])} is a class of {name}: in a column of text only an empty field is missing."
         )
-    task = task if task != "classes" else ("binary" if len(classes) == 2 else "multiclass")
-    return Target(task, codes, (values,), classes=classes, notes=tuple(notes))
+    return Target(task or of_classes(len(classes)), codes, (values,), classes=classes, notes=tuple(notes))
 
 
 def _several(values: Sequence[Array], names: Sequence[str], task: str) -> Target:
     given = f"target={','.join(names)}"
-    if task in ("binary", "multiclass"):
+    kind = TASKS[task] if task else None
+    if kind and kind.has_strata:
         raise UserError(f"task={task}: {given} are {len(names)} columns, and {task} is of one. Give one, or leave --task out.")
     if text := [name for name, each in zip(names, values, strict=True) if each.dtype == object]:
         raise UserError(
             f"{given}: {listed(text)} is text. Several targets are numbers, or labels of 0 and 1; give one target alone."
         )
     wrong = [name for name, each in zip(names, values, strict=True) if not ((each == 0) | (each == 1)).all()]
-    if task == "multilabel" and wrong:
+    if kind and kind.has_labels and wrong:
         raise UserError(
             f"task=multilabel: {given}: {listed(wrong)} holds other values than 0 and 1. Mend it, or leave --task out."
         )
@@ -136,7 +139,7 @@ def _several(values: Sequence[Array], names: Sequence[str], task: str) -> Target
     if len(constant) == len(names):
         raise UserError(f"{given}: each has the same value in all rows: there is nothing to learn.")
     notes = [f"{listed(constant)} has the same value in all rows: there is nothing to learn."] if constant else []
-    if wrong or task == "regression":
+    if wrong or (kind and not kind.has_decisions):
         return _regression(values, names, notes)
     return Target("multilabel", np.stack(values, 1).astype(np.float32), tuple(values), classes=tuple(names), notes=tuple(notes))
 

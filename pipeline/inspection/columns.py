@@ -24,6 +24,7 @@ from pipeline.data.spec import DataOptions, Samples, Source
 from pipeline.data.table import USUAL_TARGETS, kind_of
 from pipeline.errors import UserError
 from pipeline.inspection.report import Found, Part, number
+from pipeline.task import task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -183,7 +184,7 @@ def draw(
 
     spec, y = source.spec, samples.y
     shown = dict(values)
-    if spec.task == "regression" and not targets:
+    if not task(spec.task).has_decisions and not targets:
         names = spec.targets if len(spec.targets) > 1 else [str(k) for k in range(y.shape[1])]
         targets = ["y"] if y.shape[1] == 1 else [f"y {name}" for name in names]
         shown |= dict(zip(targets, y.T.astype(np.float64), strict=False))

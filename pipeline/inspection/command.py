@@ -24,6 +24,7 @@ from pipeline.inspection.report import Found, Part, render
 from pipeline.inspection.targets import Rows
 from pipeline.output import say
 from pipeline.resolve import resolve
+from pipeline.task import task
 
 _LONGEST_NAME = 100  # bytes of the picture's name that are the data's
 
@@ -107,7 +108,7 @@ def _facts(found: Found) -> list[tuple[str, str]]:
     if not found.source:
         return found.facts
     spec = found.source.spec
-    of = f"{len(spec.classes):,} {'labels' if spec.task == 'multilabel' else 'classes'}" if spec.classes else ""
+    of = f"{len(spec.classes):,} {'labels' if task(spec.task).has_labels else 'classes'}" if spec.classes else ""
     if spec.targets:
         of = ", ".join(spec.targets)
     return [("task", f"{spec.task}{' of ' if of else ''}{of}"), *found.facts]

@@ -21,6 +21,7 @@ from models.recipes import RECIPES, recipe
 from pipeline.config import RunConfig
 from pipeline.data.spec import DataSpec, Samples
 from pipeline.flags import program
+from pipeline.task import task
 
 RESNET = "torchvision:resnet18"
 _SMALL = 40  # pixels: the shorter side of images up to which a small network sees all that is in them
@@ -43,7 +44,7 @@ def propose(side: int, *, image_size: int, name: str = "") -> tuple[str, int]:
     """
     if not side:
         made = [model for model in RECIPES if recipe(model, "default")["dataset"] == name]
-        model = next((model for model in made if MODELS[model].tasks == ("regression",)), "mlp")
+        model = next((model for model in made if not any(task(each).has_decisions for each in MODELS[model].tasks)), "mlp")
         return model, image_size  # which is refused by the trainer, as it has no effect
     if image_size in (28, 32):
         return ("cnn" if image_size == 28 else "lenet"), image_size

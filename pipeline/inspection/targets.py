@@ -36,7 +36,7 @@ def targets(spec: DataSpec, samples: Samples, rows: Rows) -> Part:
     """Return the classes or labels with their counts, or the values that are predicted."""
     y = samples.y
     cells: list[tuple[str, ...]]
-    if spec.task == "regression":
+    if not task(spec.task).has_decisions:
         values = y.astype(np.float64)
         cells = [
             (name, *(number(float(f(column))) for f in (np.min, np.median, np.max, np.mean, np.std)))

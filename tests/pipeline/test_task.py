@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from models.two_layer import TwoLayer
 from pipeline.data import find, matching
 from pipeline.losses import LOSSES, MeanLoss, loss_divisor
 from pipeline.task import METRICS, TASKS, flat_metrics, task
+from tests.conftest import ROOT
 
 N = 12
 KINDS = {"multiclass": ("multiclass", 4), "multilabel": ("multilabel", 3), "binary": ("binary", 1),
@@ -285,3 +287,15 @@ def test_the_tasks_are_known_without_torch() -> None:
     code = "import sys, pipeline.task as t; t.task('binary').losses; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert not {"torch", "numpy", "sklearn"} & set(done.stdout.split())
+
+
+def test_no_other_file_asks_which_task_it_is() -> None:
+    """What differs between them stands in task.py: elsewhere nothing is compared with the name of one."""
+    asked = re.compile(r"""\btask (==|!=) |(==|!=|in) \(?["'](""" + "|".join(TASKS) + r""")["']""")
+    files = [path for part in ("pipeline", "export", "models") for path in (ROOT / part).rglob("*.py")]
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in files if path.name != "task.py"
+        for line in path.read_text().splitlines() if asked.search(line)
+    ]  # fmt: skip
+    assert not found and len(files) > 100
