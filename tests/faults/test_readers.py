@@ -86,7 +86,7 @@ def test_a_training_on_a_terminal_that_dies_goes_on(cache_dir: Path, controlling
 @pytest.mark.parametrize("kind", ["pipe", "closed"])
 def test_the_other_commands_go_on_too(trained: Callable[[str], Run], cache_dir: Path, command: str, kind: str) -> None:
     folder = trained("mlp").folder
-    words = [command, "--run", str(folder), "--cache_dir", str(cache_dir)]
+    words = [command, "--run", str(folder), *([] if command == "export" else ["--cache_dir", str(cache_dir)])]
     if command == "run":
         words, folder = [command, *TRAIN, str(cache_dir)], Path("run")
     elif command == "verify":
