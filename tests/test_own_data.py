@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,128 +22,14 @@ from PIL import Image
 
 from export.module import export_module
 from pipeline import data
-from pipeline.cli import main
 from pipeline.data.loader import evaluation_split, open_split
 from pipeline.data.prepare import prepared_folder, read_manifest
 from pipeline.data.split import split
 from pipeline.run import Run
-from tests.conftest import all_runs, read_rows
+from tests.conftest import read_rows
+from tests.own_data import CASES, NETS, N, call, place_of, words_of
 from tests.trainings import CLOCKS, same_weights
 
-N = 72  # samples of each data set
-COLOURS = ("blue", "green", "red")
-
-NETS = """
-import torch
-from torch import nn
-from .blocks import block
-
-
-class Net(nn.Module):
-    def __init__(self, input_shape, num_classes, width=8, dropout=0.2):
-        super().__init__()
-        self.body = nn.Sequential(block(input_shape[0], width), block(width, 2 * width), nn.Dropout(dropout))
-        self.head = nn.Linear(2 * width, num_classes)
-
-    def forward(self, x):
-        return self.head(self.body(x).mean((2, 3)))
-"""
-BLOCKS = """
-from torch import nn
-
-
-def block(channels, width):
-    return nn.Sequential(nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-"""
-
-
-def pixels(number: int, label: int, height: int, width: int) -> np.ndarray:
-    """Return noise (H, W, 3) in which one channel is brighter."""
-    image = np.random.default_rng(number).integers(0, 140, (height, width, 3), dtype=np.uint8)
-    image[..., 2 - label] += 90
-    return image
-
-
-def photos(root: Path) -> Path:
-    """Write JPEGs of mixed sizes, one of them grey, one with an EXIF turn."""
-    for k in range(N):
-        height, width = np.random.default_rng(k).integers(18, 70, 2)
-        path = root / COLOURS[k % 3] / f"{k:02}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        exif = Image.Exif()
-        exif[0x0112] = 6 if k == 4 else 1
-        picture = Image.fromarray(pixels(k, k % 3, int(height), int(width)))
-        (picture.convert("L") if k == 9 else picture).save(path, exif=exif)
-    return root
-
-
-def grey(root: Path) -> Path:
-    """Write grey PNGs of 20 x 20 into splits of their own: bars that lie, and bars that stand."""
-    for k in range(N):
-        image = np.random.default_rng(k).integers(0, 90, (20, 20), dtype=np.uint8)
-        image[::4] += 120
-        path = root / ("train", "train", "val", "test")[k // 2 % 4] / ("lying", "standing")[k % 2] / f"{k}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.T.copy() if k % 2 else image).save(path)
-    return root
-
-
-def houses(root: Path) -> Path:
-    """Write a table with numbers, text that needs quotes, dates, booleans and missing values, and a target of each kind."""
-    source = np.random.default_rng(0)
-    with root.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["area", "rooms", "city", "built", "garden", "kind", "sold", "price", "rent", "a", "b", "c"])
-        for _ in range(3 * N):
-            area, rooms, garden = source.normal(80, 25), int(source.integers(1, 7)), source.choice(["true", "false"])
-            city = source.choice(["Oslo", "Rome", 'a "b", c', ""])
-            built = f"{source.integers(1950, 2020)}-0{source.integers(1, 9)}-11" if source.random() > 0.1 else ""
-            kind = ("flat", "house", "villa, large")[min(2, rooms // 3)]
-            sold = "yes" if area + 10 * rooms > 115 else "no"
-            price, rent = area * 3 + rooms * 20 + source.normal(), area / 10 + rooms
-            writer.writerow(
-                [f"{area:.2f}" if source.random() > 0.1 else "", rooms, city, built, garden, kind, sold, f"{price:.2f}",
-                 f"{rent:.3f}", int(area > 80), int(rooms > 3), int(garden == "true")]
-            )  # fmt: skip
-    return root.with_suffix(".csv")
-
-
-def arrays(root: Path) -> Path:
-    """Write images (N, H, W, C) and their labels."""
-    y = np.arange(N) % 3
-    x = np.stack([pixels(k, int(label), 28, 28) for k, label in enumerate(y)])
-    np.savez(root.with_suffix(".npz"), x=x, y=y, classes=COLOURS)
-    return root.with_suffix(".npz")
-
-
-@dataclass(frozen=True)
-class Case:
-    """How a data set is made, and with which flags it is trained."""
-
-    make: Callable[[Path], Path]
-    flags: Mapping[str, str]
-    target: str = ""
-
-
-def _table(target: str) -> Case:
-    ignored = [name for name in ("kind", "sold", "price", "rent", "a", "b", "c") if name not in target.split(",")]
-    flags = {"model": "mlp", "target": target, "ignore_columns": ",".join(ignored), "epochs": "6"}
-    return Case(houses, flags, target)
-
-
-CASES = {
-    "rgb": Case(photos, {"model": "cnn", "epochs": "2"}),
-    "grey": Case(grey, {"model": "cnn", "epochs": "2"}),
-    "binary": _table("sold"),
-    "multiclass": _table("kind"),
-    "regression": _table("price,rent"),
-    "multilabel": _table("a,b,c"),
-    "npz": Case(arrays, {"model": "cnn", "epochs": "2"}),
-    "module": Case(
-        photos, {"model": "nets.py:Net", "model_args": "width=4", "image_size": "16", "epochs": "4", "batch_size": "8"}
-    ),
-    "resnet18": Case(photos, {"model": "torchvision:resnet18", "image_size": "32", "epochs": "3", "batch_size": "8"}),
-}
 PROVEN = ("rgb", "multiclass")  # by `run` alone; the others are trained and exported, and proven by a run that is resumed
 
 
@@ -173,30 +57,6 @@ class Own:
     @property
     def cache(self) -> list[str]:
         return ["--cache_dir", str(self.place / "cache")]
-
-
-def call(*words: object) -> tuple[int, str, str]:
-    """Run a command as a process of its own would, which has read no data yet; return its status, and what it said."""
-    data.forget()
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        status = main(list(map(str, words)))
-    return status, out.getvalue(), err.getvalue()
-
-
-def words_of(flags: Mapping[str, object]) -> list[str]:
-    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-
-
-def place_of(case: Case, place: Path) -> tuple[Path, dict[str, str]]:
-    """Make the data of a case, and its network; return where the data lies and the flags of its training."""
-    (place / "nets.py").write_text(NETS)
-    (place / "blocks.py").write_text(BLOCKS)
-    dataset = case.make(place / "own")
-    flags = dict(case.flags) | {"dataset": str(dataset), "cache_dir": str(place / "cache"), "precision": "fp32"}
-    if flags["model"].startswith("nets.py"):
-        flags["model"] = f"{place}/{flags['model']}"
-    return dataset, flags
 
 
 @pytest.fixture(scope="module")
@@ -513,81 +373,3 @@ def test_a_training_killed_in_mid_epoch_resumes_bit_for_bit(name: str, tmp_path:
     assert same_weights(Path("run/last.safetensors"), Path("whole/last.safetensors"))
     assert same_weights(Path("run/weights.safetensors"), Path("whole/weights.safetensors"))
     assert _curve(Path("run")) == _curve(Path("whole"))
-
-
-WRONG: dict[str, tuple[str, dict[str, str], str]] = {
-    "a target on a folder": ("rgb", {"target": "a"}, "target=a is for tables"),
-    "groups on a folder": ("rgb", {"group_column": "a"}, "group_column=a is for tables"),
-    "a freeze pattern that matches nothing": ("rgb", {"freeze": "layer9"}, "freeze=layer9"),
-    "one on an own network": ("module", {"freeze": "nothing.*"}, "freeze=nothing.*"),
-    "all that is frozen": ("module", {"freeze": "*"}, "freeze=*"),
-    "a layer that is not there": ("module", {"layer_lr": "tail=1"}, "layer_lr=tail=1"),
-    "weights of another network": ("rgb", {"weights": "other.safetensors"}, "weights="),
-    "a pickle as weights": ("rgb", {"weights": "pickle.pt"}, "weights="),
-    "weights that are not there": ("rgb", {"weights": "none.safetensors"}, "weights="),
-    "pretrained on a built-in": ("rgb", {"pretrained": "true"}, "pretrained=true is for networks of torchvision and timm"),
-    "pretrained on an own network": ("module", {"pretrained": "true"}, "pretrained=true is for networks of"),
-    "its preprocessing on a built-in": ("rgb", {"preprocess": "pretrained"}, "preprocess=pretrained is for networks of"),
-    "a size of images on a table": ("binary", {"image_size": "32"}, "image_size=32 has no effect"),
-    "another size for a network of one": ("rgb", {"image_size": "64"}, "image_size=64: model=cnn takes images of 28 x 28"),
-    "augmentation on a table": ("binary", {"augment_flip": "true"}, "augment_flip=true has no effect"),
-    "skip_bad on a table": ("binary", {"skip_bad": "true"}, "skip_bad=true has no effect"),
-    "a table on an image network": ("binary", {"model": "cnn"}, "model=cnn takes samples of shape (any, 28, 28)"),
-    "images on a table network": ("grey", {"model": "mlp"}, "model=mlp takes samples of shape (any,)"),
-    "columns on arrays": ("npz", {"target": "y"}, "target=y has no effect"),
-    "skip_bad on arrays": ("npz", {"skip_bad": "true"}, "skip_bad=true has no effect"),
-    "arguments of a folder": ("rgb", {"data_args": "size=3"}, "data_args: "),
-    "a folder of downloads": ("rgb", {"data_dir": "raw"}, "data_dir=raw has no effect"),
-    "a task that does not fit": ("rgb", {"task": "regression"}, "task=regression does not fit"),
-    "another one": ("binary", {"task": "multilabel"}, "task=multilabel"),
-    "a loss of another task": ("binary", {"loss": "nll"}, "loss=nll does not fit binary data"),
-    "weights of a class that is not there": ("rgb", {"class_weights": "pink=2"}, "class_weights=pink=2 names pink"),
-    "a target that is not there": ("binary", {"target": "nothing"}, "target=nothing"),
-    "a target that is left out": ("binary", {"ignore_columns": "sold"}, "ignore_columns=sold: sold is the target too"),
-    "no argument of that name": ("module", {"model_args": "widht=3"}, "has no argument widht"),
-    "a network that is no class": ("module", {"model": "nets.py:block"}, "model="),
-    "no sample to train on": ("rgb", {"val_split": "0.5", "test_split": "0.5"}, "val_split=0.5 and test_split=0.5 leave no"),
-    "a share of a split that it has": ("grey", {"test_split": "0.3"}, "test_split=0.3 has no effect"),
-    "an empty folder": ("empty", {}, "dataset="),
-    "code that is not trusted by a training": ("rgb", {"trust_code": "true"}, "trust_code"),
-}
-
-
-@pytest.fixture(scope="module")
-def prepared_places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, str]]]:
-    made: dict[str, tuple[Path, dict[str, str]]] = {}
-
-    def get(name: str) -> tuple[Path, dict[str, str]]:
-        if name not in made:
-            place = tmp_path_factory.mktemp(name)
-            case = CASES.get(name, Case(lambda root: (root.mkdir(), root)[1], {"model": "cnn"}))
-            made[name] = (place, place_of(case, place)[1])
-        return made[name]
-
-    return get
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-def test_what_does_not_go_together_is_one_sentence_and_leaves_nothing(
-    wrong: str, prepared_places: Callable[[str], tuple[Path, dict[str, str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from safetensors.torch import save_file
-
-    name, more, part = WRONG[wrong]
-    place, flags = prepared_places(name)
-    flags = flags | more
-    if flags["model"].startswith("nets.py"):
-        flags["model"] = f"{place}/{flags['model']}"
-    if "weights" in more:
-        save_file({"a.weight": torch.zeros(3, 3), "b": torch.zeros(2)}, tmp_path / "other.safetensors")
-        torch.save({"a": torch.nn.Linear(2, 2)}, tmp_path / "pickle.pt")
-    for word in [name for name, value in CASES["rgb"].flags.items() if name in more and more[name] == value]:
-        del flags[word]
-    before, number = sorted(tmp_path.rglob("*")), len(all_runs())
-    there = sorted(place.rglob("*"))
-    status, _, errors = call("run", *words_of(flags))
-    assert status == 2, errors
-    lines = errors.splitlines()
-    assert len(lines) == 1 and part in lines[0] and lines[0].endswith((".", ")")), errors
-    assert sorted(tmp_path.rglob("*")) == before and len(all_runs()) == number
-    assert [path for path in sorted(place.rglob("*")) if "__pycache__" not in path.parts] == there

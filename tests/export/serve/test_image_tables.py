@@ -9,7 +9,8 @@ import pytest
 from pyarrow import parquet
 
 from tests.export.serve.conftest import MakeOnnx
-from tests.export.serve.test_predict import Said, _predict, _rows, _save, _table, peak_of
+from tests.export.serve.test_predict import Said, _predict, _rows, _save, _table
+from tests.export.serve.test_predict_alone import peak_of
 from tests.pipeline.data.test_image_table import hugging_face, plain
 
 SIZES = [(8, 8), (30, 40), (1, 1), (30, 40), (100, 33), (8, 8), (9, 12)] * 6

@@ -19,7 +19,7 @@ from pipeline.data.prepare import prepare, read_manifest
 from pipeline.data.spec import DataOptions
 from pipeline.errors import UserError
 from pipeline.resolve import resolve
-from tests.pipeline.data.test_folder import filled, load, picture
+from tests.pipeline.data.image_folders import filled, load, picture
 from tests.pipeline.data.test_images import content
 
 N = 30
