@@ -51,6 +51,14 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Have each test draw the same numbers, whichever tests came before it in its process."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def cache_dir(session_folder: Path) -> Path:
     return session_folder / "cache"
