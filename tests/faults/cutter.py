@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -127,7 +128,7 @@ def _forget_what_was_sent(folder: Path) -> None:
 
 
 def cut(base: Path, cache_dir: str, stage: str, signals: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield one row for each write x moment x signal."""
+    """Yield one row for each write x moment x signal; of `run`, whose writes are those of all stages, for a signal in turn."""
     words, before = STAGES[stage]
     (base / "base").mkdir(parents=True)
     os.chdir(base / "base")
@@ -162,9 +163,10 @@ def cut(base: Path, cache_dir: str, stage: str, signals: list[str]) -> Iterator[
         with contextlib.suppress(Exception):  # some are none that can be imported by their name
             importlib.import_module(module)
     places = [(name, k + 1) for name, count in Counter(observed["names"]).items() for k in range(count)]
+    in_turn = itertools.cycle(signals)
     for name, number in places:
         for after in (False, True):
-            for kind in signals:
+            for kind in [next(in_turn)] if stage == "run" else signals:
 
                 def strike(found: str, at: int, now: bool) -> None:
                     if (found, at, now) == (name, number, after):  # noqa: B023

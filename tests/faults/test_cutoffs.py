@@ -24,30 +24,37 @@ from tests.faults.cutter import STAGES, Hook, differences
 Trained = Callable[[str], Run]
 
 
+ENDED = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}  # the exit status that each signal leads to
+
+
 class Cut(BaseException):
     """What nobody catches."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "kinds"), [(stage, kind) for stage in STAGES for kind in (ENDED if stage != "run" else [" ".join(ENDED)])]
+)
 def test_a_stage_cut_off_by_a_signal_at_any_file_write_ends_as_if_it_had_not_been(
-    stage: str, kind: str, tmp_path: Path, cache_dir: Path, capsys: Any
+    stage: str, kinds: str, tmp_path: Path, cache_dir: Path, capsys: Any
 ) -> None:
+    """Each of the stages by each signal at every write; `run`, which is all of them, at every write by one of them in turn."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.cutter", str(tmp_path / "runs"), str(cache_dir), stage, kind],
+        [sys.executable, "-m", "tests.faults.cutter", str(tmp_path / "runs"), str(cache_dir), stage, *kinds.split()],
         capture_output=True, text=True, timeout=7000, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    statuses = Counter(row["status"] for row in rows)
+    ends = Counter((row["signal"], row["status"]) for row in rows)
     with capsys.disabled():
-        print(f"\n{stage}: {len(rows)} {kind}s at a file write, ended with {dict(statuses)}")
+        print(f"\n{stage}: {len(rows)} signals at a file write: {dict(ends)}")
     assert [row for row in rows if row["otherwise"]] == []
-    expected = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}[kind]
-    assert rows and set(statuses) <= {expected, 0}, "0 where the last of a command only closes what is ending anyway"
+    assert {kind for kind, _ in ends} == {*kinds.split()}
+    assert all(status in (ENDED[kind], 0) for kind, status in ends), (
+        "0 where the last of a command only closes what ends anyway"
+    )
     errors = tmp_path / "runs" / "errors"
     assert "Traceback" not in errors.read_text() and "child failed" not in errors.read_text()
 
