@@ -68,6 +68,20 @@ def behavior(
     result: RunResult, comparison: Comparison, *, names: Sequence[str], want: Mapping[str, Sequence[Array]], split: str
 ) -> Iterator[str]:
     """Say which batch sizes fail, and which outputs differ, by how much and where; `split` is `test` or `train`."""
+    yield from batches(result, names=names, want=want, split=split)
+    for index, name in enumerate(names):
+        failing = {c: ds[index] for c, ds in comparison.differences.items() if index < len(ds) and not ds[index].agrees}
+        if failing:
+            yield from _output(name, failing, split)
+    score = comparison.score
+    if score and score.flips:
+        yield f"{score.flips} of {len(want['all'][0])} {split} samples are classified otherwise than by torch"
+    if score and not np.isclose(score.value, score.want, rtol=RTOL, atol=ATOL, equal_nan=True):
+        yield f"the metric over the {SETS[split]} is {score.value:.6g}, torch's is {score.want:.6g}"
+
+
+def batches(result: RunResult, *, names: Sequence[str], want: Mapping[str, Sequence[Array]], split: str) -> Iterator[str]:
+    """Say which batch sizes fail, or give another number of outputs or rows."""
     if result.facts["errors"]:
         yield _failed_batches(result.facts["errors"], split)
     for case, outputs in result.outputs.items():
@@ -78,15 +92,6 @@ def behavior(
         if rows != want[case][0].shape[:1]:
             yield f"the batch is frozen: it gives {rows[0] if rows else 'no'} rows for {_cases([case], split)}"
             break
-    for index, name in enumerate(names):
-        failing = {c: ds[index] for c, ds in comparison.differences.items() if index < len(ds) and not ds[index].agrees}
-        if failing:
-            yield from _output(name, failing, split)
-    score = comparison.score
-    if score and score.flips:
-        yield f"{score.flips} of {len(want['all'][0])} {split} samples are classified otherwise than by torch"
-    if score and not np.isclose(score.value, score.want, rtol=RTOL, atol=ATOL, equal_nan=True):
-        yield f"the metric over the {SETS[split]} is {score.value:.6g}, torch's is {score.want:.6g}"
 
 
 def _failed_batches(errors: Mapping[str, str], split: str) -> str:

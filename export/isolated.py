@@ -4,9 +4,10 @@
 
 Imports nothing of ours but the one file that has the format's loader, and blocks our packages, since an editable install would
 be found even by an isolated interpreter. Imports the runtime, and waits for a line on standard input. Then reads ARTIFACT, and
-in FOLDER `samples.npy`, `request.json` and, of a table, `columns.npz`; writes the outputs (`FORMAT-values.npz`), then what the
-file says of itself (`FORMAT-facts.json`), and waits for another line before it measures the time of a call
-(`FORMAT-latency.json`), so that no other process of ours works meanwhile.
+in FOLDER `samples.npy`, `request.json` and, of a table, `columns.npz`; writes the outputs (`NAME-values.npz`), then what the
+file says of itself (`NAME-facts.json`), and waits for another line before it measures the time of a call
+(`NAME-latency-1.json`), so that no other process of ours works meanwhile; after `again` instead of `measure` it waits for one
+more. NAME is that of ARTIFACT.
 """
 
 from __future__ import annotations
@@ -99,13 +100,20 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def _wait_for_line() -> None:
-    if not sys.stdin.readline():
+def _wait_for_line() -> str:
+    line = sys.stdin.readline()
+    if not line:
         sys.exit("nobody waits for the answer")
+    return line.strip()
+
+
+def _write(path: Path, value: object) -> None:
+    path.with_suffix(".tmp").write_text(json.dumps(value))
+    path.with_suffix(".tmp").rename(path)
 
 
 def main(source: Path, artifact: Path, folder: Path) -> None:
-    name = source.stem
+    name = artifact.stem
     try:
         loader = load_format(source)
         loader.import_runtime()
@@ -126,11 +134,11 @@ def main(source: Path, artifact: Path, folder: Path) -> None:
     arrays: dict[str, Any] = {f"{case}/{i}": a for case, values in outputs.items() for i, a in enumerate(values)}
     arrays |= {f"weights/{key}": a for key, a in weights.items()}
     np.savez(folder / f"{name}-values.npz", **arrays)
-    (folder / f"{name}-facts.tmp").write_text(json.dumps(facts))
-    (folder / f"{name}-facts.tmp").rename(folder / f"{name}-facts.json")
-    _wait_for_line()
-    if "1" in outputs:
-        (folder / f"{name}-latency.json").write_text(json.dumps(latency_ms(call, take(x, slice(0, 1)))))
+    _write(folder / f"{name}-facts.json", facts)
+    word, count = "again", 0
+    while word == "again":
+        word, count = _wait_for_line(), count + 1
+        _write(folder / f"{name}-latency-{count}.json", latency_ms(call, take(x, slice(0, 1))) if "1" in outputs else None)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export import compare
+from export import compare, gates
+from export.gates import Limits
 from pipeline.data.image_table import contents
 from pipeline.data.images import decode
 from pipeline.task import Task
@@ -48,9 +49,13 @@ def answers(content: bytes, files: Sequence[Path | bytes], *, channels: int) -> 
 
 
 def judge(
-    content: bytes, files: Sequence[Path | bytes], *, channels: int, want: Array, labels: Array, task: Task
-) -> tuple[dict[str, Any], list[str]]:
-    """Return what came of it for the report, and what is wrong: a class that is another one, or no answer."""
+    content: bytes, files: Sequence[Path | bytes], *, channels: int, want: Array, labels: Array, task: Task,
+    limits: Limits | None = None,
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    """Return what came of it for the report, and what is wrong: a class that is another one, or no answer.
+
+    A file that may lose something is held to its `limits` instead.
+    """
     try:
         got = answers(content, files, channels=channels)
     except Exception as error:  # onnxruntime has types of its own
@@ -63,6 +68,9 @@ def judge(
         "num_files": len(files), "argmax_flips": score.flips, "metric": score.value,
         "max_abs_diff": float(np.abs(got.astype(np.float64) - want).max()),
     }  # fmt: skip
+    if limits:
+        figures = gates.figures(got, want, labels, task)
+        return found, [f"from the original files, {p}" for p in gates.missed(figures, limits, task=task, split="original")]
     if score.flips:
         return found, [f"{score.flips} of {len(files)} original files are classified otherwise than the prepared images"]
     return found, []

@@ -56,16 +56,16 @@ def metrics(report: Mapping[str, Any], *, prefixes: Mapping[str, str]) -> dict[s
         "metric_diff": f"{report['metric']}_diff",
         "latency_ms_b1": "latency_ms_b1",
     }
-    return {
-        f"{prefixes[kind]}/{name}": float(part[key])
-        for kind, part in report["artifacts"].items()
-        for key, name in names.items()
-        if part[key] is not None
-    } | {
-        f"{prefixes[kind]}/original_files_argmax_flips": part["original_files"]["argmax_flips"]
-        for kind, part in report["artifacts"].items()
-        if "argmax_flips" in part.get("original_files", {})
+    gates = {"metric_drop": f"{report['metric']}_drop"} | {key: key for key in ("agreement", "size_ratio", "speedup")}
+    parts = report["artifacts"] | report.get("rejected", {})
+    found = {(kind, name): part[key] for kind, part in parts.items() for key, name in names.items()}
+    found |= {(kind, name): part["gate"][key] for kind, part in parts.items() if "gate" in part for key, name in gates.items()}
+    found |= {
+        (kind, "original_files_argmax_flips"): part["original_files"].get("argmax_flips")
+        for kind, part in parts.items()
+        if "original_files" in part
     }
+    return {f"{prefixes[kind]}/{name}": float(value) for (kind, name), value in found.items() if value is not None}
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -75,15 +75,26 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     metric, reference, tolerance = report["metric"], report["reference"], report["tolerance"]
-    artifacts: Mapping[str, Mapping[str, Any]] = report["artifacts"]
+    rejected: Mapping[str, Mapping[str, Any]] = report.get("rejected", {})
+    artifacts: Mapping[str, Mapping[str, Any]] = report["artifacts"] | rejected
     yield f"# Parity of {report['model']} on {report['dataset']}"
     yield ""
     good = [kind for kind, part in artifacts.items() if not part["problems"]]
-    if report["passed"]:
-        yield f"**PASSED**: {', '.join(good)} {'predicts' if len(good) == 1 else 'predict'} as the trained model does."
+    exact, smaller = ([kind for kind in good if ("gate" in artifacts[kind]) == has_gate] for has_gate in (False, True))
+    if not report["passed"]:
+        bad = [kind for kind in artifacts if kind not in good and kind not in rejected]
+        yield f"**FAILED**: {', '.join(bad)} must not be used."
+    elif exact:
+        yield f"**PASSED**: {', '.join(exact)} {'predicts' if len(exact) == 1 else 'predict'} as the trained model does."
     else:
-        yield f"**FAILED**: {', '.join(kind for kind in artifacts if kind not in good)} must not be used."
+        yield f"**PASSED**: {', '.join(smaller)} keeps its limits."
     yield ""
+    if exact and smaller:
+        yield f"{', '.join(smaller)} {'keeps its' if len(smaller) == 1 else 'keep their'} limits: see Smaller files."
+        yield ""
+    if rejected:
+        yield f"**REJECTED**, and moved to `rejected/`: {', '.join(rejected)}. The other files are not touched by that."
+        yield ""
     if report["split"] == "train":
         yield "No samples were held out for a test: the files are held against the model on the samples that it was trained on."
         yield ""
@@ -91,6 +102,11 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield "## What differs"
         yield ""
         yield from (f"- {problem}" for problem in report["problems"])
+        yield ""
+    if rejected:
+        yield "## Why files were rejected"
+        yield ""
+        yield from (f"- {part['file']}: {problem}" for part in rejected.values() for problem in part["problems"])
         yield ""
     yield f"## The whole {SETS[report['split']]}"
     yield ""
@@ -115,6 +131,8 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
                 f"{_short(found['metric'], digits=6)}, max abs diff {_short(found['max_abs_diff'])} of the first output."
             )
             yield ""
+    if gates := {kind: part["gate"] for kind, part in artifacts.items() if "gate" in part}:
+        yield from _gates(gates, artifacts, metric)
     yield "## Each batch size"
     yield ""
     yield from _table(
@@ -137,6 +155,49 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         [[part["file"], part["sha256"]] for part in artifacts.values()]
         + [["weights.safetensors", report["weights_sha256"]], ["data", report["data_sha256"]]],
     )
+
+
+def _gates(gates: Mapping[str, Any], artifacts: Mapping[str, Mapping[str, Any]], metric: str) -> Iterator[str]:
+    limits = next(iter(gates.values()))
+    yield "## Smaller files"
+    yield ""
+    header = ["format", "setting", metric, f"{metric} drop", "agreement", "flips", "size", "speed", "loses most"]
+    yield from _table(
+        header,
+        [
+            [
+                kind, _setting(gate), _short(artifacts[kind]["metric"], digits=6), _short(gate["metric_drop"]),
+                "-" if gate["agreement"] is None else f"{gate['agreement']:.3%}", _short(gate["argmax_flips"]),
+                *(f"{gate[key]:.2f} x" if gate[key] else "-" for key in ("size_ratio", "speedup")), _worst(gate),
+            ]
+            for kind, gate in gates.items()
+        ],
+    )  # fmt: skip
+    yield ""
+    speed = f", and at least {limits['min_speedup']:g} times its speed" if limits["min_speedup"] else ""
+    yield (
+        f"Allowed: a drop of {limits['max_metric_drop']:g}{' (as a share)' if metric == 'rmse' else ''}; where there are "
+        f"decisions, {limits['min_agreement']:.1%} of them are torch's{speed}. Size and speed are those of model.onnx; times "
+        "were taken in turns, batch 1."
+    )
+    yield ""
+
+
+def _setting(gate: Mapping[str, Any]) -> str:
+    """Return which layers a file leaves in float, as it says itself."""
+    setting = gate["setting"] or {}
+    if "float_layers" not in setting:
+        return "-"
+    layers = f"in float: {', '.join(setting['float_layers'])}" if setting["float_layers"] else "all layers"
+    return layers + (", weights of 7 bits" if setting.get("reduce_range") else "")
+
+
+def _worst(gate: Mapping[str, Any]) -> str:
+    worst = (gate["setting"] or {}).get("worst_layer")
+    if not worst:
+        return "-"
+    alone, of_all = ("not finite" if v is None else f"{100 * v:.2g} %" for v in (worst["error"], worst["error_of_all"]))
+    return f"{worst['layer']} (error alone {alone}, of all {of_all})"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> Iterator[str]:

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from export import compare, explain, originals, report
-from export.artifacts import FILES, FOLDER, METRICS
+from export import compare, explain, gates, originals, rejected, report
+from export.artifacts import FOLDER, METRICS
 from export.explain import Input
 from export.formats import FORMATS
 from export.formats import onnx as onnx_format
+from export.gates import Limits
 from export.isolated import NUM_THREADS
 from export.module import INPUT, ExportModule, export_module, input_shape, metadata
 from export.runner import BATCH_SIZES, CHUNK, RunResult, ready
@@ -40,10 +41,14 @@ Outputs = dict[str, list[Array]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """`problems` are sentences that name what differs; `metrics` are for MLflow; `report` is parity.json."""
+    """`problems` are sentences that name what differs; `metrics` are for MLflow; `report` is parity.json.
+
+    `passed` speaks of the exact files; `rejected` says which derived ones missed their gate, and why.
+    """
 
     passed: bool
     problems: list[str]
+    rejected: list[str]
     metrics: dict[str, float]
     report: dict[str, Any]
 
@@ -60,18 +65,22 @@ class _Expected:
     metadata: dict[str, Any]
     outputs: Outputs
     complete: bool  # an export of ours, which carries all metadata
+    limits: Limits
 
 
-def verify_run(run: Run, *, data: Path, onnx: Path | None = None, dataset: str = "") -> Verdict:
+def verify_run(
+    run: Run, *, data: Path, onnx: Path | None = None, kind: str = "onnx", limits: Limits | None = None, dataset: str = ""
+) -> Verdict:
     """Hold a run's exported files, or another .onnx file, against its model on the test split of a prepared folder (or,
     where none was held out, on its training samples: the report says so). `dataset` is where own data lies now, if not where it
-    lay in training.
+    lay in training. `kind` is the format that the other file is judged as. Derived files are held to `limits` (default: those
+    that the run was exported with), and moved to `rejected/` where they miss one.
 
     Writes `export/parity.json` and `.md`, or `export/parity-<name>` where `onnx` is given; its metrics are then under
     that name too, so that neither hides the run's own. The report is left unsealed. Raises UserError where a file is missing or
     is no ONNX file.
     """
-    contents = _read(run, onnx)
+    contents, places = _read(run, onnx, kind)
     name, module = evaluation_split(data), export_module(run)
     split = open_split(data, name)
     with ready(contents) as runner:
@@ -80,24 +89,33 @@ def verify_run(run: Run, *, data: Path, onnx: Path | None = None, dataset: str =
             outputs = _eager_outputs(module, split.x)
         expected = _Expected(
             run=run, task=run.task, split_name=name, split=split, module=module, metadata=metadata(run), outputs=outputs,
-            complete=onnx is None,
+            complete=onnx is None, limits=limits or rejected.limits(run),
         )  # fmt: skip
         results = runner.results()
     parts: dict[str, dict[str, Any]] = {}
-    for kind, content in contents.items():
-        parts[kind] = {"file": onnx.name if onnx else FILES[kind], "sha256": hashlib.sha256(content).hexdigest()}
-        parts[kind] |= _judge(results[kind], expected)
-        if kind == "onnx" and run.data.any_size and not results[kind].failure:
-            _judge_originals(parts[kind], content, expected, read_manifest(data)["names"], Path(dataset or run.config.dataset))
+    for each in places:
+        parts[each] = {"file": onnx.name if onnx else Path(places[each]).name}
+        parts[each] |= {"sha256": hashlib.sha256(contents[each]).hexdigest()}
+        if base := FORMATS[each].base:
+            found = _compared(results, contents, each, base)
+            parts[each] |= _judge_derived(results[each], expected, each, found)
+        else:
+            parts[each] |= _judge(results[each], expected)
+        if "onnx" in (each, base) and run.data.any_size and not results[each].failure:
+            names = read_manifest(data)["names"]
+            _judge_originals(parts[each], contents[each], expected, names, Path(dataset or run.config.dataset))
     values = _report(parts, expected, data_sha256=read_spec(data).sha256)
     as_json, as_text = report_files(onnx)
-    manifest.unseal(run.folder, run.mlflow_run_id, as_json, as_text)
+    manifest.unseal(run.folder, run.mlflow_run_id, *((as_json, as_text) if onnx else manifest.FILES["verify"]))
+    if not onnx:
+        rejected.settle(run, {each: part for each, part in parts.items() if FORMATS[each].base})
     files.write_json(run.folder / as_json, values)
     with files.atomic(run.folder / as_text) as temporary:
         temporary.write_text(report.markdown(values))
     stem = re.sub("[^A-Za-z0-9_.-]", "_", f"parity-{onnx.stem}") if onnx else ""
-    prefixes = {kind: f"{METRICS}/{stem or kind}" for kind in parts}
-    return Verdict(values["passed"], values["problems"], report.metrics(values, prefixes=prefixes), values)
+    prefixes = {each: f"{METRICS}/{stem or each}" for each in parts}
+    missed = [f"{part['file']}: {problem}" for part in values.get("rejected", {}).values() for problem in part["problems"]]
+    return Verdict(values["passed"], values["problems"], missed, report.metrics(values, prefixes=prefixes), values)
 
 
 def report_files(onnx: Path | None) -> tuple[str, str]:
@@ -117,18 +135,28 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _read(run: Run, onnx: Path | None) -> dict[str, bytes]:
-    """Return the files' bytes by format. Raises UserError."""
+def _read(run: Run, onnx: Path | None, kind: str) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Return the files' bytes by format, and those that are judged with the name of each file. Raises UserError.
+
+    Beside another file of a derived format, the run's own ONNX file is read too, against which size and speed are told.
+    """
+    places = rejected.exported(run)
     if onnx:
-        return {"onnx": _read_onnx(onnx, what=f"onnx={onnx}")}
-    paths = {kind: run.folder / FOLDER / FILES[kind] for kind in FORMATS}
+        contents = {kind: _read_onnx(onnx, what=f"onnx={onnx}")}
+        base = FORMATS[kind].base
+        if base and (run.folder / places[base]).is_file():
+            contents[base] = (run.folder / places[base]).read_bytes()
+        return contents, {kind: str(onnx)}
+    paths = {name: run.folder / place for name, place in places.items()}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
         raise UserError(
             f"run={run.folder} has no {', '.join(missing)} in its {FOLDER}/. "
             f"Make it: python -m pipeline export --run {run.folder}"
         )
-    return {name: _read_onnx(path, what=str(path)) if name == "onnx" else path.read_bytes() for name, path in paths.items()}
+    is_onnx = {name: "onnx" in (name, FORMATS[name].base) for name in paths}
+    contents = {n: _read_onnx(path, what=str(path)) if is_onnx[n] else path.read_bytes() for n, path in paths.items()}
+    return contents, places
 
 
 def _read_onnx(path: Path, *, what: str) -> bytes:
@@ -169,6 +197,34 @@ def _judge(result: RunResult, expected: _Expected) -> dict[str, Any]:
     return report.artifact(result, comparison, problems=problems)
 
 
+def _compared(results: Mapping[str, RunResult], contents: Mapping[str, bytes], name: str, base: str) -> dict[str, Any]:
+    """Return how large and how fast a derived file is, compared with the file that it was made from, where that is there."""
+    if base not in results:
+        return {}
+    slow, fast = results[base].latency_ms, results[name].latency_ms
+    return {"size_ratio": len(contents[name]) / len(contents[base]), "speedup": slow / fast if slow and fast else None}
+
+
+def _judge_derived(result: RunResult, expected: _Expected, kind: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Return a derived file's part of the report: it is held to what it decides, not to each number."""
+    names, want, task, split = expected.module.outputs, expected.outputs, expected.task, expected.split_name
+    if result.failure:
+        gate = gates.part(found, limits=expected.limits, metadata={})
+        return report.artifact(result, compare.Comparison(), problems=[result.failure]) | {"gate": gate}
+    problems = [*gates.is_what_it_is_called(result.facts, kind)]
+    problems += explain.interface(result.facts, names=names, inputs=_inputs(expected.run))
+    _order_by_name(result, names)
+    problems += explain.origin(result.facts["metadata"], expected.metadata, complete=expected.complete)
+    problems += gates.behavior(result, names=names, want=want, task=task, split=split)
+    labels = expected.split.y.numpy()
+    comparison = compare.compare(result.outputs, want, names=names, labels=labels, task=task)
+    if comparison.score:
+        found |= gates.figures(result.outputs["all"][0], want["all"][0], labels, task)
+        problems += gates.missed(found, expected.limits, task=task, split=split)
+    gate = gates.part(found, limits=expected.limits, metadata=result.facts["metadata"])
+    return report.artifact(result, comparison, problems=problems) | {"gate": gate}
+
+
 def _judge_originals(
     part: dict[str, Any], content: bytes, expected: _Expected, names: Mapping[str, list[str]], root: Path
 ) -> None:
@@ -176,7 +232,7 @@ def _judge_originals(
     part["original_files"], problems = originals.judge(
         content, originals.read(root, names[expected.split_name]),
         channels=expected.run.data.sample_shape[0], want=expected.outputs["all"][0], labels=expected.split.y.numpy(),
-        task=expected.task,
+        task=expected.task, limits=expected.limits if "gate" in part else None,
     )  # fmt: skip
     part["problems"] += problems
 
@@ -217,7 +273,9 @@ def _outputs_for_raw_input(expected: _Expected) -> Outputs:
 
 def _report(parts: Mapping[str, dict[str, Any]], expected: _Expected, *, data_sha256: str) -> dict[str, Any]:
     run, split = expected.run, expected.split
-    problems = [f"{part['file']}: {problem}" for part in parts.values() for problem in part["problems"]]
+    missed = {name: part for name, part in parts.items() if expected.complete and "gate" in part and part["problems"]}
+    kept = {name: part for name, part in parts.items() if name not in missed}
+    problems = [f"{part['file']}: {problem}" for part in kept.values() for problem in part["problems"]]
     own = expected.outputs["all"][0]
     reference = {
         "runtime": "torch eager, float32, CPU",
@@ -231,5 +289,6 @@ def _report(parts: Mapping[str, dict[str, Any]], expected: _Expected, *, data_sh
         "data_sha256": data_sha256, "weights_sha256": expected.metadata["weights_sha256"], "reference": reference,
         "tolerance": {"rtol": compare.RTOL, "atol": compare.ATOL, "argmax_flips": 0},
         "batch_sizes": list(BATCH_SIZES), "num_threads": NUM_THREADS,
-        "artifacts": dict(parts),
+        "artifacts": kept,
+        **({"rejected": missed} if missed else {}),
     }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from models import ModelSpec
 from pipeline import data
+from pipeline.config import lossy_formats
 from pipeline.data.spec import DataSpec, Source
 from pipeline.losses import has_weights, is_own, named_weights
 from pipeline.recipe import held_out, num_epochs
@@ -167,13 +168,16 @@ def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[s
     is_idle(not num_val, "without validation samples (val_split=0)", "val_split", "early_stopping", "monitor")
     is_idle(not c.epochs, "while max_steps decides", "max_steps", "epochs")
     is_idle(not c.max_steps, "while epochs decide", "epochs", "max_steps")
+    exact = not lossy_formats(c.formats)
+    is_idle(exact, f"on formats={c.formats}, which are exact", "formats", "max_metric_drop", "min_speedup")
     return idle
 
 
 _USE = {"momentum": "use --optimizer sgd or rmsprop", "nesterov": "use --optimizer sgd --momentum 0.9",
         "label_smoothing": "use --loss cross_entropy", "class_weights": "use --loss cross_entropy, bce or focal",
         "step_size": "use --scheduler step", "gamma": "use --scheduler step",
-        "early_stopping": "use --val_split 0.1", "monitor": "use --val_split 0.1"}  # fmt: skip
+        "early_stopping": "use --val_split 0.1", "monitor": "use --val_split 0.1",
+        "max_metric_drop": "use --formats onnx,onnx-int8", "min_speedup": "use --formats onnx,onnx-int8"}  # fmt: skip
 
 
 def _instead(name: str) -> str:

@@ -18,11 +18,11 @@ from typing import Any
 from pipeline import __version__, environment, output, places
 from pipeline.config import (
     EvaluateConfig,
+    ExportConfig,
     InspectConfig,
     PlotConfig,
     PredictConfig,
     RunConfig,
-    StageConfig,
     SyncConfig,
     VerifyConfig,
 )
@@ -226,7 +226,7 @@ def _export(call: Call) -> int:
     from pipeline import commands
     from pipeline.tracking.fetch import find_run
 
-    commands.export(find_run(call.config.run, stage="export", trust_code=call.config.trust_code))
+    commands.export(call.config, find_run(call.config.run, stage="export", trust_code=call.config.trust_code))
     return 0
 
 
@@ -292,7 +292,7 @@ COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
     "prepare": (RunConfig, "convert the data set to tensors on disk", _prepare),
     "train": (RunConfig, "prepare what is missing, train and evaluate", _train),
     "evaluate": (EvaluateConfig, "evaluate a run's best weights on its test split", _evaluate),
-    "export": (StageConfig, "write a run's model as ONNX, TorchScript, .pt2 and safetensors", _export),
+    "export": (ExportConfig, "write a run's model as ONNX, TorchScript, .pt2, int8, fp16 and safetensors", _export),
     "verify": (VerifyConfig, "prove that a run's artifacts predict as its model does", _verify),
     "predict": (PredictConfig, "ask an exported ONNX file about images, tables or arrays; needs no torch", _predict),
     "sync": (SyncConfig, "send MLflow what it did not take while a run was going on", _sync),

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import models
 from pipeline import data, distributed, files, manifest, start
 from pipeline.checkpoint import newest_checkpoint
-from pipeline.config import DataStageConfig, EvaluateConfig, RunConfig, VerifyConfig
+from pipeline.config import DataStageConfig, EvaluateConfig, ExportConfig, RunConfig, VerifyConfig, format_names, lossy_formats
 from pipeline.data.loader import evaluation_split, open_split
 from pipeline.data.prepare import read_raw, read_spec
 from pipeline.distributed import Ranks
@@ -24,6 +25,8 @@ from pipeline.signals import Interrupted
 from pipeline.tracking import registry
 from pipeline.tracking import tracker as tracking
 from pipeline.tracking.tracker import HostTracker, NullTracker, Tracker
+
+_TITLES = {"onnx": "ONNX", "torchscript": "TorchScript", "pt2": ".pt2", "onnx-int8": "int8", "onnx-fp16": "fp16"}
 
 
 def train_on_this_rank(flags: Mapping[str, str], *, export: bool, config: RunConfig | None = None) -> int:
@@ -60,13 +63,15 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
         if ranks.is_main and "verify" in missing:
             from export import runner
 
-            stack.enter_context(runner.warm())  # the processes that verify needs import their runtimes meanwhile
+            stack.enter_context(
+                runner.warm(format_names(config.formats))
+            )  # the processes that verify needs import their runtimes meanwhile
         evaluation = _evaluate(run, ranks, tracker, folder) if "evaluate" in missing else None
         if not isinstance(tracker, Tracker):
             return
         try:  # the proof comes before the pictures, as it is what is waited for
             if "export" in missing:
-                _export(run, tracker)
+                _export(run, tracker, folder)
             if "verify" in missing:
                 _verify(run, tracker, folder)
         except Failure:
@@ -90,27 +95,61 @@ def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
             _say_where(run, attached)
 
 
-def export(run: Run) -> None:
-    """Write the artifacts of a run, and their sizes into its MLflow run."""
+def export(config: ExportConfig, run: Run) -> None:
+    """Write the artifacts of a run, and their sizes into its MLflow run. What the flags say of formats counts for them."""
+    given = {"formats": config.formats, "max_metric_drop": config.max_metric_drop, "min_speedup": config.min_speedup}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value not in ("", "auto")}
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, **asked))
+    is_lossy, defaults = bool(lossy_formats(run.config.formats)), ExportConfig()
+    only_for_lossy = ("dataset", "data_dir", "cache_dir", "max_metric_drop", "min_speedup")
+    idle = [name for name in only_for_lossy if getattr(config, name) != getattr(defaults, name)]
+    if idle and not is_lossy:
+        raise UserError(
+            f"{idle[0]}={getattr(config, idle[0])} has no effect on formats={run.config.formats}, which are made without "
+            f"samples and exact. Leave --{idle[0]} out, or use --formats onnx,onnx-int8."
+        )
+    folder = _data_of(run, config, distributed.single_process())[0] if is_lossy else None
     with tracking.attached(run) as tracker:
         log_to(run.folder / manifest.LOG)
-        _export(run, tracker)
+        _export(run, tracker, folder)
     say(f"next: python -m pipeline verify --run {run.folder}")
 
 
 def verify(config: VerifyConfig, run: Run) -> None:
     """Hold a run's artifacts, or another .onnx file, against its model. Raises Failure where they disagree."""
+    from export.rejected import exported
+
     onnx = Path(config.onnx) if config.onnx else None
     if onnx and not onnx.is_file():
         raise UserError(f"onnx={onnx} is not a file. Give the path of an .onnx file.")
+    if config.as_ and not onnx:
+        raise UserError(
+            f"as={config.as_} says what another file is, and none was given. Add --onnx FILE, or leave --as out: a run's own "
+            "files are what their names say."
+        )
+    limited = [n for n in ("max_metric_drop", "min_speedup") if getattr(config, n) != "auto"]
+    if limited and onnx and not config.as_:
+        raise UserError(
+            f"{limited[0]}={getattr(config, limited[0])} has no effect on onnx={onnx}, which is held to each number. Add "
+            f"--as int8 or --as fp16, or leave --{limited[0]} out."
+        )
     if onnx:  # somebody else's file: nothing of it belongs into the run that is tracked
         with tracking.beside(run):
             log_to(run.folder / manifest.LOG)
-            return _verify(run, None, *_data_of(run, config, distributed.single_process()), onnx=onnx)
+            kind = f"onnx-{config.as_}" if config.as_ else "onnx"
+            limits = {name: getattr(config, name) for name in limited}
+            return _verify(run, None, *_data_of(run, config, distributed.single_process()), limits, onnx=onnx, kind=kind)
     with tracking.attached(run) as tracker:
         manifest.need(run.folder, "export")
+        if limited and not any(lossy_formats(name) for name in exported(run)):
+            raise UserError(
+                f"{limited[0]}={getattr(config, limited[0])} has no effect on the files of run={run.folder}, which are exact. "
+                f"Leave --{limited[0]} out, or make others: python -m pipeline export --run {run.folder} "
+                "--formats onnx,onnx-int8"
+            )
         log_to(run.folder / manifest.LOG)
-        _verify(run, tracker, *_data_of(run, config, distributed.single_process()))
+        limits = {name: getattr(config, name) for name in limited}
+        _verify(run, tracker, *_data_of(run, config, distributed.single_process()), limits)
         _say_where_served(tracker)
 
 
@@ -223,24 +262,35 @@ def _draw(run: Run, tracker: Tracker, evaluation: Evaluation | None) -> None:
     tracker.upload()
 
 
-def _export(run: Run, tracker: Tracker) -> None:
-    from export.artifacts import FILES, export_run
+def _export(run: Run, tracker: Tracker, folder: Path | None) -> None:
+    from export.artifacts import export_run, written_files
 
-    say("exporting to ONNX, TorchScript and .pt2 ...")
-    sizes = export_run(run)
-    names = sorted(FILES.values())
+    *first, last = [_TITLES.get(name, name) for name in format_names(run.config.formats)]
+    say(f"exporting to {', '.join(first)}{' and ' * bool(first)}{last} ...")
+    sizes = export_run(run, data=folder)
+    names = written_files(run)
     _log(run, tracker, sizes)  # before the seal: what is sealed is not done again
     manifest.seal(run.folder, run.mlflow_run_id, *(f"export/{name}" for name in names))
     tracker.upload()
     say(f"exported to {run.folder / 'export'}: {', '.join(names)}")
 
 
-def _verify(run: Run, tracker: Tracker | None, folder: Path, dataset: str = "", *, onnx: Path | None = None) -> None:
-    """Prove the files, say how it ended, and log the ONNX file as an MLflow model. Raises Failure where they disagree."""
+def _verify(
+    run: Run, tracker: Tracker | None, folder: Path, dataset: str = "", limits: Mapping[str, float] | None = None, *,
+    onnx: Path | None = None, kind: str = "onnx",
+) -> None:  # fmt: skip
+    """Prove the files, say how it ended, and log the ONNX file as an MLflow model. Raises Failure where one disagrees.
+
+    A file that misses its gate hinders the others in nothing. `limits` are those that are given otherwise than at the export.
+    """
+    from export import rejected
     from export.verify import report_files, verify_run
 
     say("verifying each file in a process of its own ...")
-    verdict = verify_run(run, data=folder, onnx=onnx, dataset=dataset)
+    verdict = verify_run(
+        run, data=folder, onnx=onnx, kind=kind, dataset=dataset,
+        limits=dataclasses.replace(rejected.limits(run), **(limits or {})),
+    )  # fmt: skip
     written = report_files(onnx)
     report = run.folder / written[1]
     metrics, problems = dict(verdict.metrics), list(verdict.problems)
@@ -259,10 +309,13 @@ def _verify(run: Run, tracker: Tracker | None, folder: Path, dataset: str = "", 
             )
         tracker.set_tags({"parity": "failed" if problems else "passed"})
         _log(run, tracker, metrics)
-        manifest.seal(run.folder, run.mlflow_run_id, *written)  # a report of somebody else's file is no part of the run
+        manifest.seal(run.folder, run.mlflow_run_id, *manifest.FILES["verify"])  # none of somebody else's file
         tracker.upload()
     if problems:
-        raise Failure("\n".join(["exported files disagree with the model:", *problems, f"See {report}."]))
+        raise Failure("\n".join(["exported files disagree with the model:", *problems, *verdict.rejected, f"See {report}."]))
+    if verdict.rejected:
+        where = run.folder / rejected.REJECTED
+        raise Failure("\n".join([f"moved to {where}, as a gate was missed:", *verdict.rejected, f"See {report}."]))
 
 
 def _log_model(run: Run, tracker: Tracker, folder: Path) -> float:

@@ -17,6 +17,8 @@ from pipeline.errors import UserError
 from pipeline.task import LOSSES, TASKS
 from pipeline.values import Args, Field, convert, field_types
 
+FORMATS = ("onnx", "torchscript", "pt2", "onnx-int8", "onnx-fp16")
+"""What a model can be exported to, in the order of the reports; `export/formats/` has a module for each."""
 _LARGEST_SEED = 2**32 - 1  # of numpy's generators, and what torch's tell apart
 
 
@@ -160,6 +162,17 @@ class RunConfig:
         10, "optimizer steps that one point of train/loss stands for, also across the end of an epoch",
         ge=1, le=1_000_000,
     )  # fmt: skip
+    formats: str = Field(
+        "onnx,torchscript,pt2", f"files that are exported, as a,b, onnx among them: {', '.join(FORMATS)}",
+        choices=FORMATS, several=("onnx",),
+    )  # fmt: skip
+    max_metric_drop: float = Field(
+        0.005, "how much accuracy a file of 8 or 16 bits may lose on the test set; of RMSE, the share by which it may be worse",
+        ge=0, le=1,
+    )  # fmt: skip
+    min_speedup: float = Field(
+        0.0, "how many times as fast as model.onnx such a file must be at batch 1, on one thread; 0: it need not", ge=0, le=1000
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +208,38 @@ class EvaluateConfig(DataStageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig(DataStageConfig):
+    """Parameters of `export`; the data is read for files of 8 or 16 bits only."""
+
+    formats: str = Field(
+        "", f"files to export, as a,b, onnx among them: {', '.join(FORMATS)}; empty: as the run was trained with",
+        choices=FORMATS, several=("onnx",),
+    )  # fmt: skip
+    max_metric_drop: float | Literal["auto"] = Field(
+        "auto", "how much accuracy a file of 8 or 16 bits may lose (of RMSE, which share); auto: as the run was trained with",
+        ge=0, le=1,
+    )  # fmt: skip
+    min_speedup: float | Literal["auto"] = Field(
+        "auto", "how many times as fast as model.onnx such a file must be; auto: as the run was trained with", ge=0, le=1000
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyConfig(DataStageConfig):
     """Parameters of `verify`."""
 
     onnx: str = Field("", "another .onnx file to hold against the run's model; empty: the run's own artifacts")
+    as_: str = Field(
+        "", "what the other file is: int8 or fp16 is held to the metric and the decisions, not to each number; empty: exact",
+        choices=("", "int8", "fp16"),
+    )  # fmt: skip
+    max_metric_drop: float | Literal["auto"] = Field(
+        "auto", "how much accuracy a file of 8 or 16 bits may lose (of RMSE, which share); auto: as it was exported with",
+        ge=0, le=1,
+    )  # fmt: skip
+    min_speedup: float | Literal["auto"] = Field(
+        "auto", "how many times as fast as model.onnx such a file must be; auto: as it was exported with", ge=0, le=1000
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +301,17 @@ RUNTIME_FIELDS = frozenset(
     ["data_dir", "cache_dir", "output_dir", "resume", "device", "nproc", "max_restarts", "collective_timeout", "num_workers"]
 ) | {"upload_checkpoints", "strict_tracking", "cuda_graph"}
 """Fields that say where and how a run is computed, not what: they may change when it is resumed."""
+
+
+def format_names(text: str) -> tuple[str, ...]:
+    """Return the names of a checked `formats` text, in the order of the reports."""
+    names = text.split(",")
+    return tuple(sorted(names, key=lambda name: FORMATS.index(name) if name in FORMATS else -1))
+
+
+def lossy_formats(text: str) -> tuple[str, ...]:
+    """Return those of a checked `formats` text whose files are derived from another one, and lose something."""
+    return tuple(name for name in format_names(text) if "-" in name)
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pipeline import data
 from pipeline.config import RENAMED, RunConfig
 from pipeline.errors import UserError
 from pipeline.recipe import text_of
-from pipeline.values import convert, shown, texts
+from pipeline.values import convert, flag_name, shown, texts
 
 _METAVARS = {
     "int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT", "output_dir": "FOLDER", "run": "RUN",
@@ -33,7 +33,8 @@ def read_flags(words: Sequence[str], cls: type) -> dict[str, str]:
 
     Not by argparse, which takes `--flag=--` and `--flag -1e-3` for something else. Raises UserError with every problem.
     """
-    names = {field.name for field in dataclasses.fields(cls)} | ({"config"} if cls is RunConfig else set())
+    names = {flag_name(field.name): field.name for field in dataclasses.fields(cls)}
+    names |= {"config": "config"} if cls is RunConfig else {}
     lists = {field.name for field in dataclasses.fields(cls) if field.type == "tuple[str, ...]"}
     flags: dict[str, str] = {}
     problems: list[str] = []
@@ -46,7 +47,9 @@ def read_flags(words: Sequence[str], cls: type) -> dict[str, str]:
             problems.append(_unknown_flag(flag, cls))
             if flag.startswith("--") and follows:
                 rest.popleft()
-        elif name in lists and (equals or follows):
+            continue
+        name = names[name]
+        if name in lists and (equals or follows):
             several = texts(flags[name]) if name in flags else []
             several.append(text if equals else rest.popleft())
             while rest and not equals and not rest[0].startswith("--"):
@@ -65,7 +68,7 @@ def _unknown_flag(word: str, cls: type) -> str:
     name = word[:100].lstrip("-")
     if name in RENAMED:
         return f"--{name} is given otherwise now: {RENAMED[name]}."
-    fields = [field.name for field in dataclasses.fields(cls)]
+    fields = [flag_name(field.name) for field in dataclasses.fields(cls)]
     near = get_close_matches(word[:100].lower().lstrip("-").replace("-", "_"), fields, n=1)
     if not word.startswith("-"):
         hint = f"A value stands behind its flag, as in --{fields[0]} VALUE."
@@ -89,13 +92,13 @@ def help_text(command: str, summary: str, cls: type) -> str:
         what = "JSON or TOML file of such fields, beneath the flags; a run's own config.json repeats or varies that run"
         parser.add_argument("--config", metavar="FILE", help=f"{what} (default: empty)")
     for field in dataclasses.fields(cls):
-        choices = field.metadata["choices"]
+        choices = [choice for choice in field.metadata["choices"] if choice]
         own = field.default if field.default is not dataclasses.MISSING else ""
         default = "from the recipe" if cls is RunConfig and field.name in by_recipe else text_of(own)
         note = "required" if field.metadata["is_required"] else f"default: {default or 'empty'}"
         parser.add_argument(
-            f"--{field.name}",
-            metavar="|".join(choices)
+            f"--{flag_name(field.name)}",
+            metavar=("NAME,..." if field.metadata["several"] else "|".join(choices))
             or ("FILE" if field.metadata["is_file"] else _METAVARS.get(field.name))
             or _METAVARS.get(str(field.type), "auto|N"),
             help=f"{field.metadata['description']} ({note})".replace("%", "%%"),

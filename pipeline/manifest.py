@@ -31,11 +31,13 @@ LOCK = ".lock"
 CODE: Mapping[str, str] = {"model": "code", "loss": "loss_code"}  # the folder of each field that may be own code
 _SOURCES = tuple(f"{folder}/{name}" for folder in CODE.values() for name in ("*.py", "*/*.py"))
 
+REPORTS = ("export/parity.json", "export/parity.md")
+
 FILES: Mapping[str, tuple[str, ...]] = {
     "train": ("config.json", "parameters.md", WEIGHTS, LAST_WEIGHTS, *_SOURCES),
     "evaluate": (*EVALUATIONS, FORMULA, "plots/*.png"),
-    "export": ("export/config.json", "export/model.*"),  # a file of each format, all sealed at once
-    "verify": ("export/parity.json", "export/parity.md"),
+    "export": ("export/config.json", "export/model.*", "rejected/model.*.onnx"),  # a file of each format, all sealed at once
+    "verify": (*REPORTS, "rejected/*.json"),
 }
 """What each stage makes: names, and patterns of names within one folder."""
 REPLACES: Mapping[str, tuple[str, ...]] = {
@@ -45,7 +47,7 @@ REPLACES: Mapping[str, tuple[str, ...]] = {
     "verify": FILES["verify"],
 }
 """What no longer holds when a stage begins to write: its own files, and those that speak of them."""
-_OPTIONAL = (*EVALUATIONS, FORMULA, *_SOURCES)  # some runs have none
+_OPTIONAL = (*EVALUATIONS, FORMULA, *_SOURCES, "rejected/model.*.onnx", "rejected/*.json")  # some runs have none
 _UNSEALED = (MANIFEST, TRACKING, LOG, *JOURNALS, LOCK, "checkpoints/step-*.pt", "checkpoints/step-*.json",
              "export/parity-*.json", "export/parity-*.md")  # the last two: of somebody else's file  # fmt: skip
 _KNOWN = (*sum(FILES.values(), ()), *_UNSEALED)
@@ -94,6 +96,17 @@ def unseal(folder: Path, run_id: str, *patterns: str) -> None:
     kept = {name: digest for name, digest in digests.items() if not matches(name, patterns)}
     if kept != digests:
         _write(folder, run_id, kept)
+
+
+def move(folder: Path, run_id: str, name: str, to: str) -> None:
+    """Move a file of a run into another folder of it; cut off anywhere, the manifest names one that is there and whole."""
+    (folder / to).parent.mkdir(exist_ok=True)
+    with files.atomic(folder / to) as temporary:
+        temporary.write_bytes((folder / name).read_bytes())
+    digests = read(folder)[1]
+    if name in digests:
+        _write(folder, run_id, {k: d for k, d in digests.items() if k != name} | {to: digests[name]})
+    (folder / name).unlink()
 
 
 def _write(folder: Path, run_id: str, digests: Mapping[str, str]) -> None:

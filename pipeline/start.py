@@ -34,7 +34,7 @@ def missing_stages(run: Run, *, export: bool) -> list[str]:
         return list(wanted)
     if export and "verify" not in missing:
         report = json.loads((run.folder / manifest.FILES["verify"][0]).read_text())
-        missing += [] if report["passed"] else ["verify"]
+        missing += [] if report["passed"] and not report.get("rejected") else ["verify"]
     if "export" in missing and "verify" not in missing:
         missing.append("verify")
     return missing

@@ -31,13 +31,15 @@ def Field(
     is_required: bool = False,
     is_file: bool = False,
     takes_own: bool = False,
+    several: Iterable[str] = (),
 ) -> Any:
     """Declare a field with its description and the values that it may take; the bounds are called as elsewhere in the field.
 
-    `is_file` says that a command writes a file of that name, `takes_own` that beside the choices it takes `file.py:function`.
+    `is_file` says that a command writes a file of that name, `takes_own` that beside the choices it takes `file.py:function`,
+    and `several` that it takes a list of choices, as a,b, and which of them have to be in it.
     """
     bounds = {"gt": gt, "ge": ge, "lt": lt, "le": le}
-    flags = {"is_required": is_required, "is_file": is_file, "takes_own": takes_own}
+    flags = {"is_required": is_required, "is_file": is_file, "takes_own": takes_own, "several": tuple(several)}
     metadata = {"description": description, "choices": tuple(choices), "bounds": bounds, **flags}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -48,6 +50,11 @@ Args = Mapping[str, Any]
 """Arguments of a constructor or a loader, by name: what JSON can hold."""
 
 _NOW = {"seed": "reference", "patches": "pca"}  # values of earlier versions
+
+
+def flag_name(name: str) -> str:
+    """Return what a field is called on the command line: one that Python keeps for itself has an underscore behind it."""
+    return name.rstrip("_")
 
 
 def field_types(cls: type) -> dict[str, Any]:
@@ -62,7 +69,7 @@ def shown(text: str) -> str:
 
 def _convert(spec: dataclasses.Field[Any], kind: Any, text: str) -> object:
     """Return the value that `text` stands for. Raises ValueError with the end of a sentence that begins `name=text `."""
-    flag = f"--{spec.name}"
+    flag = f"--{flag_name(spec.name)}"
     if kind == Args:
         return _args(text)
     if "auto" in typing.get_args(typing.get_args(kind)[1] if typing.get_args(kind) else None):
@@ -92,13 +99,32 @@ def _convert(spec: dataclasses.Field[Any], kind: Any, text: str) -> object:
     if spec.name in PLACES and text not in ("", str(spec.default)):  # a default with `~` is good on every machine
         text = expanded(text)
     is_own = spec.metadata["takes_own"] and ":" in text
+    if spec.metadata["several"]:
+        return text if text == spec.default else _several(spec, text)
     if spec.metadata["choices"] and text not in spec.metadata["choices"] and not is_own:
         near = [_NOW[text]] if text in _NOW else get_close_matches(text, spec.metadata["choices"], n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"is not known.{hint} Choose one of: {', '.join(spec.metadata['choices'])}.")
+        raise ValueError(f"is not known.{hint} Choose one of: {', '.join(filter(None, spec.metadata['choices']))}.")
     if kind is Path and not text:
         raise ValueError(f"is empty. Give a folder, as in {flag} {spec.default}.")
     return Path(text) if kind is Path else text
+
+
+def _several(spec: dataclasses.Field[Any], text: str) -> str:
+    """Return a list of choices as `a,b`, in the order of the choices. Raises ValueError."""
+    choices, needed = spec.metadata["choices"], spec.metadata["several"]
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in choices:
+            near = get_close_matches(name, choices, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"has {shown(name)!r}, which is not known.{hint} Choose some of: {', '.join(choices)}.")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"has {twice[0]} twice. Name each once.")
+    if lacking := [name for name in needed if name not in names]:
+        whole = ",".join([*lacking, *names])
+        raise ValueError(f"has no {lacking[0]}, which the others are held against. Write --{spec.name} {whole}.")
+    return ",".join(name for name in choices if name in names)
 
 
 def _args(text: str) -> dict[str, Any]:
@@ -175,7 +201,7 @@ def convert(cls: type, flags: Mapping[str, str]) -> tuple[dict[str, Any], dict[s
                 else:
                     values[spec.name] = _convert(spec, kinds[spec.name], text)
             except ValueError as error:
-                problems[spec.name] = f"{spec.name}={shown(text)} {error}"
+                problems[spec.name] = f"{flag_name(spec.name)}={shown(text)} {error}"
     return values, problems
 
 

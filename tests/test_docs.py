@@ -1,4 +1,4 @@
-"""README's first page, docs/your-data.md and docs/your-model.md are true: their commands are run, and each flag is there.
+"""README's first page and docs/ are true: their commands are run, and each flag is there.
 
 A line of a ```bash block that begins with `python -m pipeline` is run as it stands, one after the other, in a folder with
 the data of tests/docs_data.py. Two rules: `--epochs 2` is added to a training that says nothing of epochs, and of a line with
@@ -25,7 +25,7 @@ from pipeline.config import RunConfig
 from pipeline.data.spec import DataOptions
 from pipeline.flags import read_flags
 from pipeline.resolve import resolve
-from pipeline.values import convert
+from pipeline.values import convert, flag_name
 from tests.conftest import ROOT
 from tests.docs_data import PAGES, make
 from tests.test_layers import LAYERS
@@ -47,6 +47,7 @@ OUTCOMES = {  # what has to be there in the end
     "README.md": ["runs/photos/export/parity.json", "answers.csv", "runs/plots/inspect-photos.png"],
     "your-data.md": ["runs/photos/export/parity.json", "runs/houses/export/parity.json", "answers.csv", "answers.jsonl",
                      "answers.parquet", "prices.parquet", "runs/plots/inspect-houses.png"],
+    "deploy.md": ["runs/small/export/parity.json", "runs/small/export/parity-model.fp16.md"],
     "your-model.md": ["runs/net/export/parity.json", "runs/net/code/mynets.py", "runs/resnet/weights.safetensors"],
 }  # fmt: skip
 
@@ -110,7 +111,7 @@ def test_the_command_line_takes_each_command_of_a_page(line: str, tmp_path: Path
 
 
 def test_each_flag_that_a_page_names_is_there() -> None:
-    known = {field.name for cls, *_ in COMMANDS.values() for field in dataclasses.fields(cls)}
+    known = {flag_name(field.name) for cls, *_ in COMMANDS.values() for field in dataclasses.fields(cls)}
     known |= {"extra", "no-deps"}  # of uv and pip
     for name, text in TEXTS.items():
         assert set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", text)) <= known, name

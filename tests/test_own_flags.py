@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 import models
-from pipeline import files
+from pipeline import commands, files
 from pipeline.baseline import baselines
 from pipeline.cli import main
-from pipeline.config import to_json
+from pipeline.config import ExportConfig, to_json
 from pipeline.data.prepare import prepare, read_spec
 from pipeline.errors import UserError
 from pipeline.resolve import resolve
@@ -115,9 +115,14 @@ def test_a_baseline_that_cannot_be_fitted_ends_no_run(place: Path, capsys: Any) 
 
 
 @pytest.mark.parametrize("flag", ["dataset", "data_dir", "cache_dir"])
-def test_export_reads_no_data_and_takes_no_flag_for_it(flag: str, capsys: Any) -> None:
-    assert main(["export", "--run", "run", f"--{flag}", "x"]) == 2
-    assert f"--{flag} is not a flag of this command" in capsys.readouterr().err
+def test_export_reads_no_data_for_exact_formats_and_says_so_of_a_flag_for_it(flag: str, place: Path, capsys: Any) -> None:
+    run, _ = _run(place, _table("kind"))
+    Run.create(place / "run", config=run.config, mlflow_run_id="a" * 32, git_commit="", data=run.data)
+    files.write_json(place / "run" / "manifest.json", {"mlflow_run_id": "a" * 32, "sha256": {}})
+    with pytest.raises(
+        UserError, match=f"^{flag}=.*x has no effect on formats=onnx,torchscript,pt2, which are made without samples and exact."
+    ):
+        commands.export(ExportConfig(run="run", **{flag: Path("x") if "dir" in flag else "x"}), Run.open(place / "run"))
 
 
 @pytest.mark.parametrize("written", [0, 1])

@@ -164,6 +164,9 @@ def load(path: Path, *, num_threads: int) -> tuple[Callable[[Array], list[Array]
     name, dtype = inputs[0].name, _TYPES.get(inputs[0].type[len("tensor(") : -1], "")
     model = onnx.load_model_from_string(content)
     facts = {
+        "weight_types": sorted(
+            {onnx.TensorProto.DataType.Name(tensor.data_type).lower() for tensor in model.graph.initializer}
+        ),
         "runtime": "onnxruntime",
         "version": onnxruntime.__version__,
         "opset": max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0),

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,18 @@ def _send_artifacts(client: Any, outbox: Outbox, _: Any) -> None:
     for name in [*manifest.read(folder)[1], manifest.MANIFEST]:
         parent = Path(name).parent.as_posix()
         client.log_artifact(outbox.run_id, str(folder / name), None if parent == "." else parent)
+        if parent == "rejected":
+            _take_back(client, outbox.run_id, f"export/{Path(name).name}")
+
+
+def _take_back(client: Any, run_id: str, name: str) -> None:
+    """Remove a file that was sent before it was rejected, where the store can: the manifest names it no more in any case."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    if name in {item.path for item in client.list_artifacts(run_id, "export")}:
+        with suppress(MlflowException, NotImplementedError):
+            get_artifact_repository(client.get_run(run_id).info.artifact_uri).delete_artifacts(name)
 
 
 def _upload_journals(client: Any, outbox: Outbox) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from export.artifacts import export_run
+from export.formats import FORMATS
 from models import MODELS
 from pipeline import manifest
 from pipeline import run as run_folder
@@ -18,6 +19,7 @@ from pipeline.run import Run
 
 GRADIENTS = ("manual", "autograd", "linear")
 VARIANTS = [*(m for m in MODELS if m != "polynomial"), *(f"polynomial-{gradient}" for gradient in GRADIENTS)]
+EXACT = [name for name, each in FORMATS.items() if each.build]  # what a run is exported to unless asked otherwise
 ONE_EACH = list({variant.partition("-")[0]: variant for variant in VARIANTS}.values())
 
 

@@ -15,15 +15,18 @@ import pytest
 
 from export import isolated
 from export.formats import FORMATS
+from pipeline import config
 from tests.conftest import ROOT
-from tests.export.conftest import Trained
+from tests.export.conftest import EXACT, Trained
 
 
 def test_formats_are_the_modules_of_their_folder_onnx_first() -> None:
     folder = ROOT / "export" / "formats"
-    assert set(FORMATS) == {path.stem for path in folder.glob("*.py")} - {"__init__"}
-    assert next(iter(FORMATS)) == "onnx"
-    assert all(each.source == folder / f"{name}.py" and each.file.startswith("model.") for name, each in FORMATS.items())
+    assert {name.rpartition("-")[2] for name in FORMATS} == {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert tuple(FORMATS) == config.FORMATS and config.FORMATS[0] == "onnx", "the command line knows them all"
+    for name, each in FORMATS.items():
+        assert each.source == folder / f"{each.base or name}.py" and each.file.startswith("model.")
+        assert bool(each.base) == bool(each.derivation) == (each.build is None) == name.startswith(f"{each.base}-")
 
 
 def test_a_new_format_is_one_new_file(exports: Callable[[str], Trained], tmp_path: Path) -> None:
@@ -35,9 +38,10 @@ def test_a_new_format_is_one_new_file(exports: Callable[[str], Trained], tmp_pat
     (tmp_path / "export" / "formats" / "new.py").write_text(new)
     shutil.copytree(trained.run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
     script = (
-        "import json, sys; from pathlib import Path; from pipeline.run import Run; from pipeline import manifest\n"
+        "import dataclasses, json, sys; from pathlib import Path; from pipeline.run import Run; from pipeline import manifest\n"
         "from export.artifacts import export_run; from export.verify import verify_run\n"
         "run = Run.open(Path('run'), check=False)\n"
+        "run = dataclasses.replace(run, config=dataclasses.replace(run.config, formats='new,onnx,torchscript,pt2'))\n"
         "before = manifest.is_sealed(run.folder, 'export'); sizes = export_run(run)\n"
         "between = manifest.is_sealed(run.folder, 'export'); run.seal('export')\n"
         "verdict = verify_run(run, data=Path(sys.argv[1]))\n"
@@ -51,14 +55,14 @@ def test_a_new_format_is_one_new_file(exports: Callable[[str], Trained], tmp_pat
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     passed, artifacts, states, sealed, sizes = json.loads(ended.stdout.splitlines()[-1])
-    assert passed and artifacts == ["new", *FORMATS] and states == [False, False, True]
-    assert set(sealed) == {f"export/{each.file}" for each in FORMATS.values()} | {
+    assert passed and artifacts == ["new", *EXACT] and states == [False, False, True]
+    assert set(sealed) == {f"export/{FORMATS[name].file}" for name in EXACT} | {
         "export/model.new", "export/model.safetensors", "export/config.json"
     }  # fmt: skip
     assert "verify/new/size_bytes" in sizes
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", EXACT)
 def test_a_formats_file_needs_nothing_of_ours_and_no_other_formats_library(name: str) -> None:
     script = (
         f"import json, runpy, sys; from pathlib import Path; sys.path.insert(0, {str(ROOT)!r})\n"

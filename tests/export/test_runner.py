@@ -18,7 +18,7 @@ from export.artifacts import FILES, FOLDER
 from export.formats import FORMATS
 from export.runner import Runner
 from export.verify import verify_run
-from tests.export.conftest import Trained
+from tests.export.conftest import EXACT, Trained
 
 Exports = Callable[[str], Trained]
 
@@ -49,7 +49,7 @@ def test_an_isolated_process_cannot_import_the_project(name: str) -> None:
     assert f"ImportError: {name} is blocked" in ended.stderr
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", EXACT)
 def test_an_isolated_process_ends_when_nobody_gives_it_a_file(kind: str, tmp_path: Path) -> None:
     command = [sys.executable, "-I", isolated.__file__, FORMATS[kind].source, "no.artifact", str(tmp_path)]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
@@ -60,7 +60,7 @@ def test_latency_is_measured_when_the_other_processes_are_idle_and_nothing_of_ou
     exports: Exports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, events, tell, compute = exports("mlp"), [], Runner._tell, verify._eager_outputs
-    names = list(FORMATS)
+    names = EXACT
 
     def note_and_tell(self: Runner, kind: str, line: str) -> None:
         if line == "measure\n":
@@ -78,16 +78,16 @@ def test_latency_is_measured_when_the_other_processes_are_idle_and_nothing_of_ou
 
     monkeypatch.setattr(Runner, "_tell", note_and_tell)
     monkeypatch.setattr(verify, "_eager_outputs", note_and_compute)
-    with runner.warm():  # all can wait for their files before these are there
-        started = runner._warm[:]
+    with runner.warm(EXACT):  # all can wait for their files before these are there
+        started = [each for _, each in runner._warm]
         verdict = verify_run(trained.run, data=trained.data)
         assert not runner._warm and len(started) == 1, "the processes that were warm are those that were used"
-    assert verdict.passed and set(verdict.report["artifacts"]) == set(FORMATS)
-    work = [*(f"load {k}" for k in FORMATS), "torch begins", "torch ends"]
-    assert events == [*work, *(f"measure {k}" for k in FORMATS)]
+    assert verdict.passed and list(verdict.report["artifacts"]) == EXACT
+    work = [*(f"load {k}" for k in EXACT), "torch begins", "torch ends"]
+    assert events == [*work, *(f"measure {k}" for k in EXACT)]
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", EXACT)
 def test_an_isolated_process_computes_on_one_thread_as_two_would_wait_for_each_other(kind: str, exports: Exports) -> None:
     path = str(exports("cnn").run.folder / FOLDER / FILES[kind])
     script = (

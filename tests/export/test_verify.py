@@ -18,15 +18,15 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from export.artifacts import FILES, FOLDER
-from export.formats import FORMATS, pt2, torchscript
 from export.formats import onnx as onnx_format
+from export.formats import pt2, torchscript
 from export.module import ExportModule, example_input, export_module, metadata
 from export.verify import Verdict, verify_run
 from pipeline import manifest
 from pipeline import run as run_folder
 from pipeline.errors import UserError
 from pipeline.run import Run
-from tests.export.conftest import ONE_EACH, VARIANTS, Trained
+from tests.export.conftest import EXACT, ONE_EACH, VARIANTS, Trained
 
 Exports = Callable[[str], Trained]
 FIGURES = {"max_abs_diff", "mean_abs_diff", "latency_ms_b1"}
@@ -50,11 +50,11 @@ def verdicts(exports: Exports) -> Callable[[str], Verdict]:
 def test_every_format_agrees_with_torch_in_a_fresh_process(verdicts: Callable[[str], Verdict], variant: str) -> None:
     verdict = verdicts(variant)
     assert verdict.passed, verdict.problems
-    assert set(verdict.report["artifacts"]) == set(FORMATS)
+    assert set(verdict.report["artifacts"]) == set(EXACT)
     classifies = verdict.report["metric"] == "accuracy"
     names = FIGURES | ({"argmax_flips", "accuracy_diff"} if classifies else {"rmse_diff"})
-    assert set(verdict.metrics) == {f"verify/{kind}/{name}" for kind in FORMATS for name in names}
-    for kind in FORMATS:
+    assert set(verdict.metrics) == {f"verify/{kind}/{name}" for kind in EXACT for name in names}
+    for kind in EXACT:
         assert verdict.metrics[f"verify/{kind}/max_abs_diff"] < 1e-5
         assert verdict.metrics[f"verify/{kind}/latency_ms_b1"] > 0
         assert list(verdict.report["artifacts"][kind]["cases"]) == ["1", "2", "7", "64", "all"]
@@ -73,7 +73,7 @@ def test_the_report_is_a_table_under_the_verdict(exports: Exports, verdicts: Cal
     assert text.splitlines()[2].startswith("**PASSED**: onnx, torchscript, pt2 ")
     assert "| format | runtime | max abs diff | mean abs diff | argmax flips (n = 359) | accuracy |" in text
     assert "| onnx | onnxruntime " in text
-    for kind in FORMATS:
+    for kind in EXACT:
         assert all(f"| {kind} | {case} | " in text for case in (1, 2, 7, 64, "all"))
     assert json.loads((exports("cnn").run.folder / FOLDER / "parity.json").read_text()) == verdict.report
 

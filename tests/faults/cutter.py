@@ -79,15 +79,21 @@ class Hook:
 def rows(folder: Path) -> Counter[tuple[Any, ...]]:
     """Return each figure of a run's journal with how often it stands there, without what a clock says."""
     found = run_folder.parse_rows((folder / manifest.METRICS).read_bytes(), folder / manifest.METRICS)
-    figures = [(row["step"], k, v) for row in found for k, v in row.items() if k not in CLOCKS and "latency" not in k]
+    figures = [
+        (row["step"], k, v)
+        for row in found
+        for k, v in row.items()
+        if k not in CLOCKS and "latency" not in k and "speedup" not in k
+    ]
     return Counter(figure for figure in figures if figure[1] not in ("step", "epoch"))
 
 
 def _report(folder: Path) -> Any:
     path = folder / "export" / "parity.json"
     values = json.loads(path.read_text()) if path.exists() else {}
-    for part in values.get("artifacts", {}).values():
+    for part in (values.get("artifacts", {}) | values.get("rejected", {})).values():
         part.pop("latency_ms_b1")
+        part.get("gate", {}).pop("speedup", None)
     return values
 
 

@@ -15,7 +15,7 @@ import yaml
 from pipeline import __version__
 from pipeline.cli import COMMANDS, main
 from pipeline.config import RunConfig
-from pipeline.values import convert
+from pipeline.values import convert, flag_name
 from tests.conftest import ROOT
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -30,7 +30,7 @@ def test_help_lists_every_field_with_meaning_and_default(name: str, capsys: pyte
     assert main([name, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for field in dataclasses.fields(COMMANDS[name][0]):
-        assert f"--{field.name} " in text
+        assert f"--{flag_name(field.name)} " in text
         assert field.metadata["description"] in text
     assert text.count("(default:") + text.count("(required)") >= len(dataclasses.fields(COMMANDS[name][0]))
 
@@ -126,6 +126,20 @@ def test_a_process_ends_without_tear_down_but_does_all_that_is_asked_for_at_exit
         (["train", "--data_dir", "/dev/null"], "data_dir=/dev/null is a file, not a folder"),
         (["train", "--output_dir", "~nobody-of-that-name/x"], "begins with ~, which is no home folder here"),
         (["export", "--run", "/dev/null"], "run=/dev/null is a file, not a folder"),
+        (["run", "--formats", "onnx,int8"], "formats=onnx,int8 has 'int8', which is not known. Did you mean onnx-int8?"),
+        (
+            ["export", "--run", "x", "--formats", "pt2"],
+            "has no onnx, which the others are held against. Write --formats onnx,pt2.",
+        ),
+        (["run", "--formats", "onnx,pt2,onnx"], "formats=onnx,pt2,onnx has onnx twice. Name each once."),
+        (["run", "--formats", ""], "formats= has '', which is not known. Choose some of: onnx, torchscript, pt2, onnx-int8"),
+        (["run", "--formats", "onnx,"], "formats=onnx, has '', which is not known"),
+        (["run", "--max_metric_drop", "0.01"], "has no effect on formats=onnx,torchscript,pt2, which are exact. Leave"),
+        (["run", "--max_metric_drop", "2"], "max_metric_drop=2 is out of range. Give a value at least 0 and at most 1"),
+        (["export", "--run", "x", "--min_speedup", "-1"], "min_speedup=-1 is out of range"),
+        (["verify", "--run", "x", "--as", "int4"], "as=int4 is not known. Did you mean int8? Choose one of: int8, fp16."),
+        (["verify", "--run", "x", "--as"], "--as was given without a value"),
+        (["verify", "--run", "x", "--as_", "int8"], "--as_ is not a flag of this command. Did you mean --as?"),
         (["sync", "--run", "/dev/null/x"], "run=/dev/null/x lies in a file"),
         (["evaluate", "--run", f"x/{'y' * 256}"], "is longer than a file system takes"),
         (["plot", "--output", "/proc/nowhere/x"], "output=/proc/nowhere/x cannot be written"),
