@@ -96,7 +96,9 @@ def _exported(folder: Path, cache_dir: str) -> Path:
     export_run(training.run)
     file = folder / "run" / "export" / "model.onnx"
     signature = infer_signature({"input": np.zeros((2, 1, 28, 28), np.uint8)}, {"logits": np.zeros((2, 10), np.float32)})
-    mlflow.onnx.save_model(onnx.load(file), folder / "saved", signature=signature, save_as_external_data=False)
+    mlflow.onnx.save_model(
+        onnx.load(file), folder / "saved", signature=signature, pip_requirements=["onnxruntime"], save_as_external_data=False
+    )
     return file
 
 

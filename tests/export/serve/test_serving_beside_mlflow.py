@@ -71,7 +71,9 @@ def test_both_servers_answer_the_whole_test_set_of_the_digits_alike(
     test = open_split(prepare(make_config(model="cnn")), "test")
     x, y = test.x.numpy(), test.y.numpy()
     signature = infer_signature({"input": x[:2]}, {"logits": np.zeros((2, 10), np.float32)})
-    mlflow.onnx.save_model(onnx.load(file), tmp_path / "saved", signature=signature, save_as_external_data=False)
+    mlflow.onnx.save_model(
+        onnx.load(file), tmp_path / "saved", signature=signature, pip_requirements=["onnxruntime"], save_as_external_data=False
+    )
     ours, theirs, names = list[list[float]](), list[list[float]](), list[str]()
     with served(file) as server, mlflow_serving(tmp_path / "saved", tmp_path) as uri:
         for start in range(0, len(x), STEP):
