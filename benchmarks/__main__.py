@@ -13,7 +13,21 @@ from pathlib import Path
 
 from benchmarks.report import Row, options, table
 
-SCRIPTS = ("accuracy", "peers", "step", "scaling", "tiny", "command", "memory", "latency", "decode", "images", "tables", "gpu")
+SCRIPTS = (
+    "accuracy",
+    "peers",
+    "step",
+    "scaling",
+    "tiny",
+    "command",
+    "memory",
+    "latency",
+    "decode",
+    "images",
+    "tables",
+    "serving",
+    "gpu",
+)
 
 
 def main() -> int:

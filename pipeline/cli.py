@@ -29,6 +29,7 @@ from pipeline.config import (
 from pipeline.errors import Failure, UserError
 from pipeline.flags import help_text, overview, read_flags
 from pipeline.output import say
+from pipeline.release import ServeConfig
 from pipeline.resolve import describe, resolve, with_file
 from pipeline.signals import Interrupted
 from pipeline.values import convert, shown
@@ -271,6 +272,19 @@ def _predict(call: Call) -> int:
     return predict.predict(call.config, given=call.flags)
 
 
+def _serve(call: Call) -> int:
+    if not call.config.onnx:
+        raise UserError("onnx: nothing was given. Add --onnx FILE, or --onnx models:/NAME@ALIAS.")
+    from export.serve import server
+
+    def fetch(address: str) -> server.Found:
+        from pipeline.tracking import served
+
+        return server.Found(*served.fetch(address))
+
+    return server.serve(call.config, fetch=fetch, server=__version__)
+
+
 def _inspect(call: Call) -> int:
     if not call.config.dataset:
         raise UserError("dataset: nothing was given. Add --dataset NAME, FOLDER, FILE or file.py:function.")
@@ -295,6 +309,7 @@ COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
     "export": (ExportConfig, "write a run's model as ONNX, TorchScript, .pt2, int8, fp16 and safetensors", _export),
     "verify": (VerifyConfig, "prove that a run's artifacts predict as its model does", _verify),
     "predict": (PredictConfig, "ask an exported ONNX file about images, tables or arrays; needs no torch", _predict),
+    "serve": (ServeConfig, "answer over HTTP from an exported ONNX file; needs no torch", _serve),
     "sync": (SyncConfig, "send MLflow what it did not take while a run was going on", _sync),
     "plot": (PlotConfig, "draw a picture that needs no run", _plot),
 }

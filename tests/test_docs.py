@@ -53,7 +53,9 @@ OUTCOMES = {  # what has to be there in the end
 
 
 def _needs_more_than_is_here(line: str) -> bool:
-    return "timm:" in line or "--pretrained" in line
+    return (
+        "timm:" in line or "--pretrained" in line or line.startswith("serve ")
+    )  # tests/export/serve/test_serving_page.py asks it
 
 
 def _run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -112,7 +114,7 @@ def test_the_command_line_takes_each_command_of_a_page(line: str, tmp_path: Path
 
 def test_each_flag_that_a_page_names_is_there() -> None:
     known = {flag_name(field.name) for cls, *_ in COMMANDS.values() for field in dataclasses.fields(cls)}
-    known |= {"extra", "no-deps"}  # of uv and pip
+    known |= {"extra", "no-deps", "env-manager", "rm"}  # of uv, pip, mlflow and docker
     for name, text in TEXTS.items():
         assert set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", text)) <= known, name
 

@@ -135,7 +135,7 @@ def place(tmp_path: Path, trained: Callable[[str], Run], monkeypatch: pytest.Mon
 @pytest.fixture
 def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every piece of work raise Opened instead, once the run of `place` is trained."""
-    from export.serve import predict
+    from export.serve import predict, server
     from pipeline import commands, distributed
     from pipeline.data import prepare
     from pipeline.distributed import Ranks, single_process
@@ -157,6 +157,7 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         *((commands, name) for name in ("train", "evaluate", "export", "verify")),
         (prepare, "prepare"), (distributed, "launch"), (tracker, "send"), (predict, "predict"), (command, "inspect"),
+        (server, "serve"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, opened)
     monkeypatch.setattr(distributed, "process_group", alone)

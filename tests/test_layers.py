@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 LAYERS = [  # a module may import its own layer and those before it
     {"models", "pipeline", "pipeline.errors", "pipeline.files", "pipeline.output", "pipeline.signals", "pipeline.losses",
      "pipeline.task"},
-    {"pipeline.config", "pipeline.values", "pipeline.environment", "pipeline.places"},
+    {"pipeline.config", "pipeline.release", "pipeline.values", "pipeline.environment", "pipeline.places"},
     {"pipeline.data", "pipeline.distributed", "pipeline.manifest", *(f"pipeline.data.{name}" for name in (
         "spec", "builtin", "mnist", "images", "decoding", "layout", "folder", "columns", "table_file", "table_target",
         "table_notes", "table", "arrays", "image_table", "tensors", "split", "prepare", "spill", "augment", "mix", "loader"))},
@@ -21,7 +21,7 @@ LAYERS = [  # a module may import its own layer and those before it
         "cuda_graph", "precision", "baseline")},
     {"pipeline.checkpoint", "pipeline.tracking", "pipeline.tracking.connection", "pipeline.tracking.journal",
      "pipeline.tracking.monitor", "pipeline.tracking.registry", "pipeline.tracking.runs", "pipeline.tracking.sender",
-     "pipeline.tracking.fetch", "pipeline.tracking.tracker"},
+     "pipeline.tracking.fetch", "pipeline.tracking.served", "pipeline.tracking.tracker"},
     {"pipeline.evaluate", "pipeline.resume", "export"},
     {"pipeline.plots", "pipeline.plots.style", "pipeline.plots.evaluation", "pipeline.plots.curves", "pipeline.plots.draw",
      "pipeline.plots.standalone", "pipeline.plots.data", "pipeline.train"},

@@ -75,30 +75,46 @@ class Model:
         """Whether an answer is a class or labels, and no number."""
         return self.task in _DECIDE
 
+    @property
+    def decisive(self) -> tuple[str, ...]:
+        """The outputs from which answers are read."""
+        return _OUTPUTS[self.task]
+
     def answer(self, inputs: Sequence[Array]) -> Answers:
         """Answer a batch: the one input (B, ...), or one (B, 1) for each of the columns. Raises Unanswered."""
+        return self.read(self.run(self.decisive, inputs), len(inputs[0]))
+
+    def run(self, outputs: Sequence[str], inputs: Sequence[Array]) -> list[Array]:
+        """Return these outputs for a batch as `answer` takes it. Raises Unanswered."""
         names = [value.name for value in self.session.get_inputs()]
         try:
-            outputs = self.session.run(_OUTPUTS[self.task], dict(zip(names, inputs, strict=True)))
+            return self.session.run(outputs, dict(zip(names, inputs, strict=True)))
         except Exception as error:  # onnxruntime's errors have no base class
             raise Unanswered(_first_line(error)) from error
+
+    def read(self, outputs: Sequence[Array], count: int) -> Answers:
+        """Return what the outputs of `decisive` say of `count` samples. Raises Unanswered."""
         scores, values = outputs[0], outputs[-1]
         wanted = len(self.names) or values.shape[-1]
-        if values.ndim != 2 or values.shape != (len(inputs[0]), wanted):
-            raise Unanswered(f"it gives {values.shape} for {len(inputs[0])} samples, not {wanted} values for each")
-        is_finite = np.isfinite(values).all(axis=1) & np.isfinite(scores).reshape(len(scores), -1).all(axis=1)
+        if values.ndim != 2 or values.shape != (count, wanted):
+            raise Unanswered(f"it gives {values.shape} for {count} samples, not {wanted} values for each")
+        finite = np.isfinite(values).all(axis=1) & np.isfinite(scores).reshape(len(scores), -1).all(axis=1)
+        is_finite: Array = np.asarray(finite)
         decide = _DECIDE.get(self.task)
         decided = decide(scores) if decide else None
         return Answers(values=values, decided=decided, is_finite=is_finite)
 
 
-def load(path: Path) -> Model:
-    """Return the model that an exported file holds. Raises UserError for one that is none, or does not say what it is."""
+def load(path: Path, *, threads: int = 0) -> Model:
+    """Return the model that an exported file holds; it computes a batch on `threads`, or on all cores (0).
+
+    Raises UserError for a file that is none, or does not say what it is.
+    """
     what = f"onnx={shown(str(path))}"
     if not path.is_file():
         raise UserError(f"{what} is not a file. Give the path of an .onnx file.")
-    session = _session(path, what)
-    found = {key: _value(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    session = _session(path, what, threads)
+    found = metadata(session)
     if lacking := [key for key in _NEEDED if key not in found]:
         raise UserError(f"{what} does not say of itself what it is: its metadata lacks {', '.join(lacking)}. {_REMEDY}")
     wrong = [key for key, kind in _NEEDED.items() if not isinstance(found[key], kind)]
@@ -115,10 +131,16 @@ def load(path: Path) -> Model:
     return model
 
 
-def _session(path: Path, what: str) -> Any:
+def metadata(session: Any) -> dict[str, Any]:
+    """Return what a loaded file says of itself, by name."""
+    return {key: _value(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+
+
+def _session(path: Path, what: str, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what goes wrong is told by ourselves
     # Its arena stays on: it keeps the memory of the largest batch, but without it glibc before 2.38 does not reuse the aligned
     # blocks that are freed, and memory grows with each image.

@@ -64,12 +64,13 @@ def check(path: Path, model: Model) -> str:
             )
         return ""
     if missing:
-        raise UserError(*(_missing(what, name, [n for n in names if n not in wanted]) for name in missing[:_NAMED]))
+        raise UserError(*(missing_column(what, name, [n for n in names if n not in wanted]) for name in missing[:_NAMED]))
     others = [name for name in names if name not in wanted]
     return f"{what}: {len(others)} columns that the model does not take are passed over ({listed(others)})" if others else ""
 
 
-def _missing(what: str, name: str, others: Sequence[str]) -> str:
+def missing_column(what: str, name: str, others: Sequence[str]) -> str:
+    """Return what to tell of a column that is not there, where those of the names `others` are not wanted."""
     by_letters = {other.lower().strip(): other for other in others}
     near = get_close_matches(name.lower().strip(), by_letters, n=1)
     hint = (

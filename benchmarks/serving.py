@@ -1,0 +1,170 @@
+"""Rows 21 and 22: requests to `serve`, beside `mlflow models serve` and LitServe. `uv run python -m benchmarks.serving`
+
+All serve the same ONNX file of the CNN on one image a request, each in processes of its own, in turns; the client is a process
+of its own, too, with 32 connections that are kept and never wait (row 21). Row 22 sends ours 70 % of that at an even pace, and
+compares p99 with p50. LitServe is measured where it is installed (`uv pip install litserve`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Row, pairs, row, run
+
+ROOT = Path(__file__).resolve().parents[1]
+CONNECTIONS = 32
+LITSERVE = """
+import sys, litserve, numpy as np, onnxruntime
+class Cnn(litserve.LitAPI):
+    def setup(self, device): self.session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+    def decode_request(self, request): return np.array(request["inputs"]["input"], np.uint8)
+    def predict(self, x): return self.session.run(["logits", "probabilities", "features"], {"input": x})
+    def encode_response(self, found): return {k: v.tolist() for k, v in zip(("logits", "probabilities", "features"), found)}
+litserve.LitServer(Cnn(), accelerator="cpu").run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False)
+"""
+
+
+@contextmanager
+def _running(words: list[str], ready: str) -> Iterator[None]:
+    """Run a server until it answers at `ready`, and end it and its children afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=ROOT
+    )
+    try:
+        end = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(ready, timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < end, f"{words} does not answer"
+                time.sleep(0.1)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _load(port: int, path: str, body: Path, *, seconds: float, rate: float = 0) -> dict[str, Any]:
+    """Return what a client process saw: answers a second, their p50 and p99 in ms, and how many were no 200."""
+    words = [str(port), path, str(body), str(CONNECTIONS), str(seconds), str(rate)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.http_load", *words], capture_output=True, text=True, cwd=ROOT, check=True,
+        timeout=seconds + 60,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict) and not found["failed"], found
+    return found
+
+
+def _exported(folder: Path, cache_dir: str) -> Path:
+    """Return the ONNX file of a CNN, and save it for MLflow beside it."""
+    import mlflow.onnx
+    import numpy as np
+    import onnx
+    from mlflow.models import infer_signature
+
+    from benchmarks.training import build
+    from export.artifacts import export_run
+    from pipeline import manifest
+    from pipeline import run as run_folder
+
+    training = build({"model": "cnn", "cache_dir": cache_dir}, folder / "run", saves=False)
+    run_folder.save_weights(folder / "run" / manifest.WEIGHTS, training.model.state_dict(), run_id="")
+    export_run(training.run)
+    file = folder / "run" / "export" / "model.onnx"
+    signature = infer_signature({"input": np.zeros((2, 1, 28, 28), np.uint8)}, {"logits": np.zeros((2, 10), np.float32)})
+    mlflow.onnx.save_model(
+        onnx.load(file), folder / "saved", signature=signature, pip_requirements=["onnxruntime"], save_as_external_data=False
+    )
+    return file
+
+
+def measure(given: argparse.Namespace) -> list[Row]:
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as base, ExitStack() as stack:
+        folder = Path(base)
+        file = _exported(folder, given.cache_dir)
+        x = np.random.default_rng(0).integers(0, 256, (1, 1, 28, 28), dtype=np.uint8)
+        tensor = {"name": "input", "datatype": "UINT8", "shape": list(x.shape), "data": x.ravel().tolist()}
+        (folder / "v2.json").write_text(json.dumps({"inputs": [tensor]}))
+        (folder / "mlflow.json").write_text(json.dumps({"inputs": {"input": x.tolist()}}))
+        ports = {name: _free_port() for name in ("ours", "mlflow", "litserve")}
+        at = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+
+        def start(name: str, words: list[str], ready: str) -> None:
+            stack.enter_context(_running(words, at[name] + ready))
+
+        def asked(name: str, path: str, body: str, **more: float) -> dict[str, Any]:
+            return _load(ports[name], path, folder / body, seconds=given.seconds, **more)
+
+        start("ours", ["-m", "pipeline", "serve", "--onnx", str(file), "--port", str(ports["ours"])], "/v2/health/ready")
+        words = [
+            "-m",
+            "mlflow",
+            "models",
+            "serve",
+            "-m",
+            str(folder / "saved"),
+            "--env-manager",
+            "local",
+            "-p",
+            str(ports["mlflow"]),
+        ]
+        start("mlflow", words, "/ping")
+        others: dict[str, tuple[str, float]] = {"mlflow": ("/invocations", 4.0)}
+        if importlib.util.find_spec("litserve"):
+            (folder / "lit.py").write_text(LITSERVE)
+            start("litserve", [str(folder / "lit.py"), str(file), str(ports["litserve"])], "/health")
+            others["litserve"] = ("/predict", 2.0)
+
+        def ours() -> float:
+            return float(asked("ours", "/v2/models/cnn/infer", "v2.json")["rate"])
+
+        def theirs(name: str, path: str) -> Callable[[], float]:
+            return lambda: float(asked(name, path, "mlflow.json")["rate"])
+
+        rows = []
+        for name, (path, target) in others.items():
+            seen = pairs(ours, theirs(name, path), given.pairs)
+            rows.append(
+                row(21, f"one image a request, serve and {name}", "requests/s", seen, lambda a, b: a / b, at_least=target)
+            )
+        rate = 0.7 * statistics.median(rows[0].ours)
+        paced = [asked("ours", "/v2/models/cnn/infer", "v2.json", rate=rate) for _ in range(given.pairs)]
+        p50, p99 = ([each[name] for each in paced] for name in ("p50", "p99"))
+        note = f"at {rate:.0f} requests/s"
+        rows.append(Row(22, "p99 and p50 at 70 % load", "ms", p99, p50, [a / b for a, b in zip(p99, p50, strict=True)],
+                        at_most=2.0, note=note))  # fmt: skip
+    return rows
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+
+
+if __name__ == "__main__":
+    run(measure, __doc__, flags=_flags)
