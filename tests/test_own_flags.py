@@ -115,14 +115,12 @@ def test_a_baseline_that_cannot_be_fitted_ends_no_run(place: Path, capsys: Any) 
 
 
 @pytest.mark.parametrize("flag", ["dataset", "data_dir", "cache_dir"])
-def test_export_reads_no_data_for_exact_formats_and_says_so_of_a_flag_for_it(flag: str, place: Path, capsys: Any) -> None:
+def test_export_reads_no_data_for_exact_formats_and_says_so_of_a_flag_for_it(flag: str, place: Path) -> None:
     run, _ = _run(place, _table("kind"))
-    Run.create(place / "run", config=run.config, mlflow_run_id="a" * 32, git_commit="", data=run.data)
-    files.write_json(place / "run" / "manifest.json", {"mlflow_run_id": "a" * 32, "sha256": {}})
     with pytest.raises(
         UserError, match=f"^{flag}=.*x has no effect on formats=onnx,torchscript,pt2, which are made without samples and exact."
     ):
-        commands.export(ExportConfig(run="run", **{flag: Path("x") if "dir" in flag else "x"}), Run.open(place / "run"))
+        commands.export(ExportConfig(run="run", **{flag: Path("x") if "dir" in flag else "x"}), run)
 
 
 @pytest.mark.parametrize("written", [0, 1])

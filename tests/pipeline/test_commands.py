@@ -123,8 +123,8 @@ def test_the_last_line_is_a_command_that_works(trained: Trained, cache_dir: Path
 def test_files_that_answer_otherwise_cost_no_picture_and_are_told_first(
     cache_dir: Path, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoil(run: Run) -> dict[str, object]:
-        figures = export_run(run)
+    def spoil(run: Run, **data: Any) -> dict[str, object]:
+        figures = export_run(run, **data)
         path = run.folder / "export" / "model.onnx"
         model = onnx.load(path)
         first = model.graph.initializer[0]
@@ -147,7 +147,7 @@ def test_files_that_answer_otherwise_cost_no_picture_and_are_told_first(
 def test_an_export_that_fails_costs_neither_the_pictures_nor_a_process(
     cache_dir: Path, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_run: Run) -> None:
+    def fail(_run: Run, **_: Any) -> None:
         raise ExportError("onnx: no such operator")
 
     started: list[Runner] = []
