@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from export import derive
+from export import derive, temperature
 from export.columns import with_columns
 from export.formats import FORMATS, pt2
 from export.gates import Limits
-from export.module import ExportError, configuration, example_input, export_module, metadata
+from export.module import ExportError, ExportModule, configuration, example_input, export_module, metadata
 from pipeline import files, manifest
 from pipeline.config import format_names
 from pipeline.run import Run
@@ -26,14 +26,21 @@ FILES = {name: each.file for name, each in FORMATS.items()} | {"safetensors": "m
 def export_run(run: Run, *, data: Path | None = None) -> dict[str, float]:
     """Write a run's `export/` folder and return the size of each file, named as MLflow metrics.
 
-    The formats are those of the run's configuration, which `export/config.json` keeps; a derived one needs `data`, the prepared
-    folder. Exported again from the same run, every file has the same bytes; a parity report goes, as it is of the files that
-    are replaced, and so does the file of a format that is no more, or that was rejected. The files are not sealed. Raises
-    ExportError where a format has no way to express the model, and UserError where the run's weights do not fit it.
+    The formats are those of the run's configuration, which `export/config.json` keeps; a derived one, and a calibrated model,
+    need `data`, the prepared folder. Exported again from
+    the same run, every file has the same bytes; a parity report goes, as it is of the files that are replaced, and so does the
+    file of a format that is no more, or that was rejected. The files are not sealed. Raises ExportError where a format has no
+    way to express the model, Failure where no temperature fits it, and UserError where the run's weights do not fit it.
     """
-    contents = _build(run, data)
+    module, calibrated = export_module(run), {}
+    if run.config.calibrate != "none":
+        temperature.refuse(run)
+        assert data, "a temperature is fitted to samples"
+        calibrated = {"calibration": temperature.fit(module, data, has_labels=run.task.has_labels)}
+        module.temperature = calibrated["calibration"][temperature.KEY]
+    contents = _build(run, module, data)
     contents["safetensors"] = (run.folder / manifest.WEIGHTS).read_bytes()
-    contents["config"] = (json.dumps(configuration(run), indent=1) + "\n").encode()
+    contents["config"] = (json.dumps(configuration(run) | calibrated, indent=1) + "\n").encode()
     written = {f"{FOLDER}/{FILES[name]}": content for name, content in contents.items()}
     replaced = {name for name in manifest.read(run.folder)[1] if manifest.matches(name, manifest.REPLACES["export"])}
     replaced |= {f"{folder}/{each.file}" for each in FORMATS.values() for folder in (FOLDER, REJECTED)}
@@ -57,9 +64,9 @@ def written_files(run: Run) -> list[str]:
     return sorted(FILES[name] for name in (*format_names(run.config.formats), "safetensors", "config"))
 
 
-def _build(run: Run, data: Path | None) -> dict[str, bytes]:
+def _build(run: Run, module: ExportModule, data: Path | None) -> dict[str, bytes]:
     """Return the bytes of the file of each format, by its name. Raises ExportError."""
-    module, example, properties = export_module(run), example_input(run), metadata(run)
+    example, properties = example_input(run), metadata(run, temperature=module.temperature)
     wanted = format_names(run.config.formats)
     name, contents = "pt2", {}
     try:

@@ -81,9 +81,18 @@ def is_what_it_is_called(facts: Mapping[str, Any], kind: str) -> Iterator[str]:
 
 
 def behavior(
-    result: RunResult, *, names: Sequence[str], want: Mapping[str, Sequence[Array]], task: Task, split: str
+    result: RunResult,
+    *,
+    names: Sequence[str],
+    want: Mapping[str, Sequence[Array]],
+    task: Task,
+    split: str,
+    temperature: float = 1.0,
 ) -> Iterator[str]:
-    """Say where a file does not behave as a model, whatever its figures: batches, shapes, numbers that are none."""
+    """Say where a file does not behave as a model, whatever its figures: batches, shapes, numbers that are none.
+
+    Its probabilities have to be those of its logits / `temperature`.
+    """
     wrong = [*batches(result, names=names, want=want, split=split)]
     yield from wrong
     for index, name in enumerate(names):
@@ -97,7 +106,7 @@ def behavior(
             return
         yield from _depends_on_batch(name, outputs, want["all"][index])
     if "probabilities" in names and "all" in result.outputs and len(result.outputs["all"]) == len(names):
-        scores = torch.from_numpy(result.outputs["all"][0].astype(np.float32))
+        scores = torch.from_numpy(result.outputs["all"][0].astype(np.float32)) / temperature
         gap = np.abs(result.outputs["all"][names.index("probabilities")] - task.probabilities(scores).numpy()).max()
         if gap > _CLOSE:
             yield f"its probabilities are not those of its logits: they differ by up to {gap:.2g}"

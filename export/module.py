@@ -39,7 +39,7 @@ class ExportModule(nn.Module):
     (B, 2) with one column a class, features (B, F). regression: prediction (B, K).
 
     With a `side`, images (B, C, H, W) of any size are first resized to it. `outputs` are the names of what it gives: `features`
-    only where the network has any of its own.
+    only where the network has any of its own. Probabilities are those of logits / `temperature`, which may be set later.
     """
 
     def __init__(self, model: Model, *, task: Task, side: int = 0) -> None:
@@ -47,12 +47,14 @@ class ExportModule(nn.Module):
         self.model = model
         self.task = task
         self.side = side
+        self.temperature = 1.0
         self.outputs = tuple(name for name in task.outputs if name != "features" or model.has_features)
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         if self.side:
             input = resize(input, self.side)
-        return self.task.export_outputs(*self.model(input))[: len(self.outputs)]  # features come last
+        outputs = self.task.export_outputs(*self.model(input), temperature=self.temperature)
+        return outputs[: len(self.outputs)]  # features come last
 
 
 def export_module(run: Run) -> ExportModule:
@@ -75,8 +77,8 @@ def example_input(run: Run) -> Tensor:
     return torch.zeros(2, *shape, dtype=getattr(torch, run.data.dtype))
 
 
-def metadata(run: Run) -> dict[str, object]:
-    """Return what an artifact tells of its origin, as JSON values."""
+def metadata(run: Run, *, temperature: float = 1.0) -> dict[str, object]:
+    """Return what an artifact tells of its origin, as JSON values, and of the temperature of its probabilities, if not 1."""
     return {
         "model": Path(run.config.model).name,  # of a user's file, no folders: what is handed over names no machine
         "task": run.data.task,
@@ -92,6 +94,7 @@ def metadata(run: Run) -> dict[str, object]:
         **({"targets": list(run.data.targets)} if run.data.targets else {}),
         **({"any_size": True} if run.data.any_size else {}),
         **({"columns": [column.to_json() for column in run.data.columns]} if run.data.columns else {}),
+        **({"temperature": temperature} if temperature != 1 else {}),
     }
 
 

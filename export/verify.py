@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from export import compare, explain, gates, originals, rejected, report
+from export import compare, explain, gates, originals, rejected, report, temperature
 from export.artifacts import FOLDER, METRICS
 from export.explain import Input
 from export.formats import FORMATS
@@ -82,13 +82,15 @@ def verify_run(
     """
     contents, places = _read(run, onnx, kind)
     name, module = evaluation_split(data), export_module(run)
+    module.temperature = temperature.kept(run).get(temperature.KEY, 1.0)
     split = open_split(data, name)
     with ready(contents) as runner:
         runner.load(contents, split.x.numpy(), columns=_columns(run, data))
         with _threads(NUM_THREADS):  # the order in which numbers are added up depends on it
             outputs = _eager_outputs(module, split.x)
         expected = _Expected(
-            run=run, task=run.task, split_name=name, split=split, module=module, metadata=metadata(run), outputs=outputs,
+            run=run, task=run.task, split_name=name, split=split, module=module, outputs=outputs,
+            metadata=metadata(run, temperature=module.temperature),
             complete=onnx is None, limits=limits or rejected.limits(run),
         )  # fmt: skip
         results = runner.results()
@@ -106,8 +108,8 @@ def verify_run(
             _judge_originals(parts[each], contents[each], expected, names, Path(dataset or run.config.dataset))
     values = _report(parts, expected, data_sha256=read_spec(data).sha256)
     as_json, as_text = report_files(onnx)
-    manifest.unseal(run.folder, run.mlflow_run_id, *((as_json, as_text) if onnx else manifest.FILES["verify"]))
     if not onnx:
+        run.unseal("verify")
         rejected.settle(run, {each: part for each, part in parts.items() if FORMATS[each].base})
     files.write_json(run.folder / as_json, values)
     with files.atomic(run.folder / as_text) as temporary:
@@ -187,6 +189,7 @@ def _judge(result: RunResult, expected: _Expected) -> dict[str, Any]:
         problems += explain.interface(result.facts, names=names, inputs=_inputs(expected.run))
         _order_by_name(result, names)
     problems += explain.origin(result.facts["metadata"], expected.metadata, complete=expected.complete)
+    problems += temperature.wrong(result.facts["metadata"], expected.module.temperature)
     labels = expected.split.y.numpy()
     comparison = compare.compare(result.outputs, want, names=names, labels=labels, task=expected.task)
     if not comparison.agrees:
@@ -215,7 +218,9 @@ def _judge_derived(result: RunResult, expected: _Expected, kind: str, found: dic
     problems += explain.interface(result.facts, names=names, inputs=_inputs(expected.run))
     _order_by_name(result, names)
     problems += explain.origin(result.facts["metadata"], expected.metadata, complete=expected.complete)
-    problems += gates.behavior(result, names=names, want=want, task=task, split=split)
+    problems += temperature.wrong(result.facts["metadata"], expected.module.temperature)
+    heat = temperature.said(result.facts["metadata"], expected.module.temperature)
+    problems += gates.behavior(result, names=names, want=want, task=task, split=split, temperature=heat)
     labels = expected.split.y.numpy()
     comparison = compare.compare(result.outputs, want, names=names, labels=labels, task=task)
     if comparison.score:

@@ -156,7 +156,7 @@ def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[s
     augmenting = ("augment_shift", "augment_affine", "augment_crop", "augment_flip", "augment_color", "cutmix")
     is_idle(not source.spec.is_image, no_images, "dataset", *augmenting, "init", "image_size")
     no_classes = f"on dataset={c.dataset}, which has no classes or labels"
-    is_idle(not task(source.spec.task).has_decisions, no_classes, "dataset", "mixup", "cutmix")
+    is_idle(not task(source.spec.task).has_decisions, no_classes, "dataset", "mixup", "cutmix", "calibrate")
     is_random = source.is_random or num_val > 0 or num_test > 0
     is_idle(not is_random, f"on dataset={c.dataset}, which is not split at random", "val_split", "split_seed")
     is_idle(c.optimizer not in ("sgd", "rmsprop"), f"on optimizer={c.optimizer}", "optimizer", "momentum")
@@ -166,6 +166,7 @@ def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[s
     is_idle(not has_weights(c.loss), f"on loss={c.loss}", "loss", "class_weights")
     is_idle(c.scheduler != "step", f"on scheduler={c.scheduler}", "scheduler", "step_size", "gamma")
     is_idle(not num_val, "without validation samples (val_split=0)", "val_split", "early_stopping", "monitor")
+    is_idle(not num_val and not source.has_val_set, "without validation samples (val_split=0)", "val_split", "calibrate")
     is_idle(not c.epochs, "while max_steps decides", "max_steps", "epochs")
     is_idle(not c.max_steps, "while epochs decide", "epochs", "max_steps")
     exact = not lossy_formats(c.formats)
@@ -176,7 +177,7 @@ def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[s
 _USE = {"momentum": "use --optimizer sgd or rmsprop", "nesterov": "use --optimizer sgd --momentum 0.9",
         "label_smoothing": "use --loss cross_entropy", "class_weights": "use --loss cross_entropy, bce or focal",
         "step_size": "use --scheduler step", "gamma": "use --scheduler step",
-        "early_stopping": "use --val_split 0.1", "monitor": "use --val_split 0.1",
+        "early_stopping": "use --val_split 0.1", "monitor": "use --val_split 0.1", "calibrate": "use --val_split 0.1",
         "max_metric_drop": "use --formats onnx,onnx-int8", "min_speedup": "use --formats onnx,onnx-int8"}  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from pipeline.config import (
 from pipeline.errors import Failure, UserError
 from pipeline.flags import help_text, overview, read_flags
 from pipeline.output import say
-from pipeline.release import ServeConfig
+from pipeline.release import CompareConfig, ReportConfig, ServeConfig
 from pipeline.resolve import describe, resolve, with_file
 from pipeline.signals import Interrupted
 from pipeline.values import convert, shown
@@ -240,6 +240,23 @@ def _verify(call: Call) -> int:
     return 0
 
 
+def _report(call: Call) -> int:
+    _announce_run(call)
+    from pipeline import commands
+    from pipeline.tracking.fetch import find_run
+
+    commands.report(call.config, find_run(call.config.run, stage="report", trust_code=True))  # none of it is run
+    return 0
+
+
+def _compare(call: Call) -> int:
+    if not call.config.runs:
+        raise UserError("runs: nothing was given. Add --runs FOLDER FOLDER, or MLflow run ids.")
+    from pipeline.pages import comparison
+
+    return comparison.main(call.config)
+
+
 def _sync(call: Call) -> int:
     _announce_run(call)
     from pipeline.tracking import tracker
@@ -308,6 +325,8 @@ COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
     "evaluate": (EvaluateConfig, "evaluate a run's best weights on its test split", _evaluate),
     "export": (ExportConfig, "write a run's model as ONNX, TorchScript, .pt2, int8, fp16 and safetensors", _export),
     "verify": (VerifyConfig, "prove that a run's artifacts predict as its model does", _verify),
+    "report": (ReportConfig, "write all that is known of a run on one page, report.html", _report),
+    "compare": (CompareConfig, "say which of several runs is better, and whether by more than noise", _compare),
     "predict": (PredictConfig, "ask an exported ONNX file about images, tables or arrays; needs no torch", _predict),
     "serve": (ServeConfig, "answer over HTTP from an exported ONNX file; needs no torch", _serve),
     "sync": (SyncConfig, "send MLflow what it did not take while a run was going on", _sync),

@@ -19,6 +19,7 @@ from pipeline.errors import Failure, UserError
 from pipeline.evaluate import Evaluation, evaluate_run
 from pipeline.initial import initial_state
 from pipeline.output import log_to, say
+from pipeline.release import ReportConfig
 from pipeline.resume import config_before_init, resolve_device, resolve_run, with_local_overrides
 from pipeline.run import Run
 from pipeline.signals import Interrupted
@@ -75,9 +76,14 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
             if "verify" in missing:
                 _verify(run, tracker, folder)
         except Failure:
-            _draw(run, tracker, evaluation)
+            _draw(run, evaluation)
+            _report(run, tracker, folder)
             raise
-        _draw(run, tracker, evaluation)
+        _draw(run, evaluation)
+        if "report" in missing:
+            _report(run, tracker, folder)
+        else:
+            tracker.upload()
         _say_where(run, tracker)
         say(f"next: {'mlflow ui' if export else f'python -m pipeline export --run {run.folder}'}")
 
@@ -91,24 +97,31 @@ def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
             log_to(run.folder / manifest.LOG)
         evaluation = _evaluate(run, ranks, attached or NullTracker(), folder)
         if attached:
-            _draw(run, attached, evaluation)
+            _draw(run, evaluation)
+            attached.upload()
             _say_where(run, attached)
 
 
 def export(config: ExportConfig, run: Run) -> None:
     """Write the artifacts of a run, and their sizes into its MLflow run. What the flags say of formats counts for them."""
-    given = {"formats": config.formats, "max_metric_drop": config.max_metric_drop, "min_speedup": config.min_speedup}
+    given = {name: getattr(config, name) for name in ("formats", "max_metric_drop", "min_speedup", "calibrate")}
     asked: dict[str, Any] = {name: value for name, value in given.items() if value not in ("", "auto")}
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, **asked))
     is_lossy, defaults = bool(lossy_formats(run.config.formats)), ExportConfig()
-    only_for_lossy = ("dataset", "data_dir", "cache_dir", "max_metric_drop", "min_speedup")
-    idle = [name for name in only_for_lossy if getattr(config, name) != getattr(defaults, name)]
-    if idle and not is_lossy:
+    places, limits = ("dataset", "data_dir", "cache_dir"), ("max_metric_drop", "min_speedup")
+    needs_data = is_lossy or run.config.calibrate != "none"
+    only = (() if needs_data else places) + (() if is_lossy else limits)
+    idle = [name for name in only if getattr(config, name) != getattr(defaults, name)]
+    if run.config.calibrate != "none":
+        from export import temperature
+
+        temperature.refuse(run)
+    if idle:
         raise UserError(
             f"{idle[0]}={getattr(config, idle[0])} has no effect on formats={run.config.formats}, which are made without "
             f"samples and exact. Leave --{idle[0]} out, or use --formats onnx,onnx-int8."
         )
-    folder = _data_of(run, config, distributed.single_process())[0] if is_lossy else None
+    folder = _data_of(run, config, distributed.single_process())[0] if needs_data else None
     with tracking.attached(run) as tracker:
         log_to(run.folder / manifest.LOG)
         _export(run, tracker, folder)
@@ -151,6 +164,15 @@ def verify(config: VerifyConfig, run: Run) -> None:
         limits = {name: getattr(config, name) for name in limited}
         _verify(run, tracker, *_data_of(run, config, distributed.single_process()), limits)
         _say_where_served(tracker)
+    say(f"next: python -m pipeline report --run {run.folder}")
+
+
+def report(config: ReportConfig, run: Run) -> None:
+    """Write report.html of what the stages of a run have left, and put it among the files of its MLflow run."""
+    manifest.need(run.folder, "evaluate")
+    with tracking.attached(run) as tracker:
+        log_to(run.folder / manifest.LOG)
+        _report(run, tracker, _data_of(run, config, distributed.single_process())[0])
 
 
 def _try(config: RunConfig, ranks: Ranks, folder: Path) -> None:
@@ -175,7 +197,7 @@ def _try(config: RunConfig, ranks: Ranks, folder: Path) -> None:
         say(note)
 
 
-def _data_of(run: Run, config: DataStageConfig, ranks: Ranks) -> tuple[Path, str]:
+def _data_of(run: Run, config: DataStageConfig | ReportConfig, ranks: Ranks) -> tuple[Path, str]:
     """Prepare the data that a run was trained on; return the folder, and where the data lies here. Raises UserError."""
     dataset = run.config.dataset
     is_own = dataset not in data.matching()
@@ -251,15 +273,24 @@ def _evaluate(run: Run, ranks: Ranks, tracker: NullTracker, folder: Path) -> Eva
     return evaluation
 
 
-def _draw(run: Run, tracker: Tracker, evaluation: Evaluation | None) -> None:
-    """Draw the pictures of an evaluation, if there was one, and send all files of the run."""
+def _draw(run: Run, evaluation: Evaluation | None) -> None:
+    """Draw the pictures of an evaluation, if there was one."""
     if evaluation:
         from pipeline.plots.draw import draw
 
         say("drawing the pictures ...")
         draw(evaluation)
         run.seal("evaluate")
+
+
+def _report(run: Run, tracker: Tracker, folder: Path) -> None:
+    """Write the page that tells all of a run, and send all files of the run."""
+    from pipeline.pages.report import write
+
+    page = write(run, folder)
+    run.seal("report")
     tracker.upload()
+    say(f"report of the run: {page}")
 
 
 def _export(run: Run, tracker: Tracker, folder: Path | None) -> None:

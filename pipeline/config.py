@@ -170,6 +170,10 @@ class RunConfig:
         0.005, "how much accuracy a file of 8 or 16 bits may lose on the test set; of RMSE, the share by which it may be worse",
         ge=0, le=1,
     )  # fmt: skip
+    calibrate: str = Field(
+        "none", "what exported probabilities are: as trained, or of logits / T, with T fitted on the validation samples",
+        choices=("none", "temperature"),
+    )  # fmt: skip
     min_speedup: float = Field(
         0.0, "how many times as fast as model.onnx such a file must be at batch 1, on one thread; 0: it need not", ge=0, le=1000
     )
@@ -209,7 +213,7 @@ class EvaluateConfig(DataStageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(DataStageConfig):
-    """Parameters of `export`; the data is read for files of 8 or 16 bits only."""
+    """Parameters of `export`; the data is read for files of 8 or 16 bits and for a temperature only."""
 
     formats: str = Field(
         "", f"files to export, as a,b, onnx among them: {', '.join(FORMATS)}; empty: as the run was trained with",
@@ -218,6 +222,10 @@ class ExportConfig(DataStageConfig):
     max_metric_drop: float | Literal["auto"] = Field(
         "auto", "how much accuracy a file of 8 or 16 bits may lose (of RMSE, which share); auto: as the run was trained with",
         ge=0, le=1,
+    )  # fmt: skip
+    calibrate: str = Field(
+        "", "what exported probabilities are: as trained, or of logits / T, with T fitted on the validation samples; empty: as "
+        "the run was trained with", choices=("", "none", "temperature"),
     )  # fmt: skip
     min_speedup: float | Literal["auto"] = Field(
         "auto", "how many times as fast as model.onnx such a file must be; auto: as the run was trained with", ge=0, le=1000

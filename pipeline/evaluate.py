@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.wrapper import Model
-from pipeline import distributed, files, manifest
+from pipeline import answers, distributed, files, manifest
 from pipeline.config import RunConfig
 from pipeline.data.loader import Split, evaluation_split, open_split, shard_slice
 from pipeline.distributed import Ranks
@@ -93,7 +93,7 @@ class Evaluation:
 
 
 def evaluate_run(run: Run, ranks: Ranks, data: Path) -> Evaluation:
-    """Evaluate the best weights; rank 0 writes test.json.
+    """Evaluate the best weights; rank 0 writes test.json, and what the model gave for each sample.
 
     `data` is the prepared folder. Without a test split there the samples are those of the training: the file is train.json,
     and the metrics are `train/final/...`. Every rank must call it; the weights are read by rank 0 and sent to the others.
@@ -118,6 +118,8 @@ def evaluate_run(run: Run, ranks: Ranks, data: Path) -> Evaluation:
     formula = _formula(model.cpu())
     if ranks.is_main:
         files.write_json(run.folder / f"{name}.json", report)
+        kept = {"scores": scores, "target": split.y} | ({"decided": task.decide(scores)} if task.has_decisions else {})
+        answers.keep(run, {name: values.numpy() for name, values in kept.items()}, data=data, split=name)
         if formula:
             with files.atomic(run.folder / manifest.FORMULA) as path:
                 path.write_text(formula + "\n")

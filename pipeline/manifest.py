@@ -25,6 +25,8 @@ TRACKING = "tracking.json"
 EVALUATIONS = ("test.json", "train.json")  # of a split each
 LOG = "run.log"  # what the run has said; it grows too
 FORMULA = "formula.txt"
+ANSWERS = "answers.safetensors"  # what the model gave for each sample of its evaluation
+PAGE = "report.html"
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 
@@ -35,16 +37,18 @@ REPORTS = ("export/parity.json", "export/parity.md")
 
 FILES: Mapping[str, tuple[str, ...]] = {
     "train": ("config.json", "parameters.md", WEIGHTS, LAST_WEIGHTS, *_SOURCES),
-    "evaluate": (*EVALUATIONS, FORMULA, "plots/*.png"),
+    "evaluate": (*EVALUATIONS, ANSWERS, FORMULA, "plots/*.png"),
     "export": ("export/config.json", "export/model.*", "rejected/model.*.onnx"),  # a file of each format, all sealed at once
     "verify": (*REPORTS, "rejected/*.json"),
+    "report": (PAGE,),
 }
 """What each stage makes: names, and patterns of names within one folder."""
 REPLACES: Mapping[str, tuple[str, ...]] = {
     "train": sum(FILES.values(), ()),
-    "evaluate": FILES["evaluate"],
-    "export": FILES["export"] + FILES["verify"],
-    "verify": FILES["verify"],
+    "evaluate": FILES["evaluate"] + FILES["report"],
+    "export": FILES["export"] + FILES["verify"] + FILES["report"],
+    "verify": FILES["verify"] + FILES["report"],
+    "report": FILES["report"],
 }
 """What no longer holds when a stage begins to write: its own files, and those that speak of them."""
 _OPTIONAL = (*EVALUATIONS, FORMULA, *_SOURCES, "rejected/model.*.onnx", "rejected/*.json")  # some runs have none

@@ -3,8 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.values import Field
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Parameters of `compare`, which runs no code of a run and reads no data."""
+
+    runs: tuple[str, ...] = Field((), "two runs or more: MLflow run ids or run folders, as A B or A,B", is_required=True)
+    output: str = Field("", "file for the page, .html; empty: the terminal alone", is_file=True)
+    overwrite: bool = Field(False, "replace an output file that is there already")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Parameters of `report`, which runs no code of a model."""
+
+    run: str = Field("", "MLflow run id or run folder", is_required=True)
+    dataset: str = Field("", "where the run's own data lies on this machine; empty: where it lay in training")
+    data_dir: Path = Field(Path("data"), "folder with (or for) downloaded raw files")
+    cache_dir: Path = Field(Path("~/.cache/trainyard"), "folder for prepared tensors")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -172,8 +172,9 @@ class Run:
         manifest.seal(self.folder, self.mlflow_run_id, *manifest.FILES[stage])
 
     def unseal(self, stage: str) -> None:
-        """Take what no longer holds out of the manifest: `stage` is about to write."""
+        """Take what no longer holds out of the manifest: `stage` is about to write. A page that speaks of all of it goes."""
         manifest.unseal(self.folder, self.mlflow_run_id, *manifest.REPLACES[stage])
+        (self.folder / manifest.PAGE).unlink(missing_ok=True)
 
     def load_model(self, weights: str = WEIGHTS) -> Model:
         """Return the trained model in evaluation mode, float32, on the CPU.

@@ -28,7 +28,7 @@ from pipeline.tracking.tracker import Tracker
 
 def missing_stages(run: Run, *, export: bool) -> list[str]:
     """Return the stages that a run has not done yet, of those that its command does; a proof that failed is none."""
-    wanted = ("train", "evaluate", *(("export", "verify") if export else ()))
+    wanted = ("train", "evaluate", *(("export", "verify", "report") if export else ()))
     missing = [stage for stage in wanted if not manifest.is_whole(run.folder, stage)]
     if "train" in missing:  # whatever stands on other weights
         return list(wanted)
@@ -37,6 +37,8 @@ def missing_stages(run: Run, *, export: bool) -> list[str]:
         missing += [] if report["passed"] and not report.get("rejected") else ["verify"]
     if "export" in missing and "verify" not in missing:
         missing.append("verify")
+    if export and missing and "report" not in missing:
+        missing.append("report")
     return missing
 
 

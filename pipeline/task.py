@@ -100,9 +100,12 @@ class Task:
         fitting = {name: metric.compute(found) for name, metric in METRICS.items() if self.name in metric.tasks}
         return {name: value for name, value in fitting.items() if value is not None}
 
-    def export_outputs(self, scores: Tensor, features: Tensor) -> tuple[Tensor, ...]:
-        """Return what an exported model gives, in the order of `outputs`; torch.export can trace it."""
-        return scores, self.probabilities(scores), features
+    def export_outputs(self, scores: Tensor, features: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, ...]:
+        """Return what an exported model gives, in the order of `outputs`; torch.export can trace it.
+
+        Probabilities are those of scores / temperature.
+        """
+        return scores, self.probabilities(scores if temperature == 1 else scores / temperature), features
 
     def num_outputs(self, num_classes: int, num_targets: int = 1) -> int:
         """Return K, for as many classes or labels, or regression targets."""
@@ -251,7 +254,7 @@ class _Regression(Task):
     def metric_value(self, total: float, count: int) -> float:
         return (total / count) ** 0.5
 
-    def export_outputs(self, scores: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+    def export_outputs(self, scores: Tensor, features: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, ...]:
         return (scores,)
 
     def like_scores(self, scores: Tensor, target: Tensor) -> Tensor:
