@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import files, manifest
-from pipeline.data.prepare import read_manifest
+from pipeline.data.prepare import split_digest
 from pipeline.errors import UserError
 from pipeline.run import Run
 
@@ -42,7 +42,7 @@ def keep(run: Run, arrays: Mapping[str, Array], *, data: Path, split: str) -> No
     """Write the `scores`, `target` and, where there are any, `decided` of a split of the prepared folder `data`."""
     from safetensors.numpy import save
 
-    about = {"mlflow_run_id": run.mlflow_run_id, "split": split, "split_sha256": split_sha256(data, split)}
+    about = {"mlflow_run_id": run.mlflow_run_id, "split": split, "split_sha256": split_digest(data, split)}
     with files.atomic(run.folder / manifest.ANSWERS) as path:  # one entry, as several have no order of their own
         path.write_bytes(save({k: a.copy() for k, a in arrays.items()}, {"about": json.dumps(about)}))
 
@@ -72,9 +72,3 @@ def read(run: Run) -> Answers:
             "file back that was there."
         )
     return found
-
-
-def split_sha256(data: Path, split: str) -> str:
-    """Return the SHA-256 that stands for the samples and targets of one split of a prepared folder, in their order."""
-    parts = read_manifest(data)["splits"][split]
-    return files.digest_of({axis: parts[axis]["sha256"] for axis in ("x", "y")})

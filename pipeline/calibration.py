@@ -82,7 +82,7 @@ def fit_temperature(scores: Array, target: Array) -> float:
         return float(negative_log_likelihood(scores, target, temperature=float(np.exp(logarithm))).mean())
 
     found = float(minimize_scalar(cost, bounds=(low, high), method="bounded", options={"xatol": 1e-8}).x)
-    if min(found - low, high - found) < 0.05:
+    if cost(low) <= cost(found) or cost(high) <= cost(found) or min(found - low, high - found) < 0.05:
         what = "all of them are decided right, so that no probability is too large" if found < 0 else "the scores say nothing"
         raise ValueError(f"no temperature fits the {len(scores)} validation samples best: {what}")
     return float(f"{np.exp(found):.{_DIGITS}g}")

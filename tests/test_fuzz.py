@@ -62,6 +62,8 @@ def _value(source: random.Random, field: dataclasses.Field[Any], folder: Path) -
         return source.choice(OTHERS)
     if kind < 0.3:
         return source.choice(NUMBERS + PLACES + LISTS)
+    if field.name == "runs":
+        return f"{folder},{source.choice([str(folder), '0' * 32, *PLACES])}"
     if field.name == "run" or (field.name == "output_dir" and kind < 0.5):
         return str(folder) if kind < 0.6 else source.choice([str(folder), "0" * 32, "x" * 32, *PLACES])
     if field.name.startswith("layer_"):
@@ -140,6 +142,7 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.data import prepare
     from pipeline.distributed import Ranks, single_process
     from pipeline.inspection import command
+    from pipeline.pages import comparison
     from pipeline.plots import standalone
     from pipeline.tracking import tracker
 
@@ -155,9 +158,9 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         yield Ranks(worker.rank, worker.local_rank, worker.world_size, single_process().device)
 
     for module, name in (
-        *((commands, name) for name in ("train", "evaluate", "export", "verify")),
+        *((commands, name) for name in ("train", "evaluate", "export", "verify", "report")),
         (prepare, "prepare"), (distributed, "launch"), (tracker, "send"), (predict, "predict"), (command, "inspect"),
-        (server, "serve"),
+        (server, "serve"), (comparison, "compare"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, opened)
     monkeypatch.setattr(distributed, "process_group", alone)

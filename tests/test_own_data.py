@@ -21,13 +21,14 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from export.module import export_module
-from pipeline import data
+from pipeline import data, manifest
 from pipeline.data.loader import evaluation_split, open_split
 from pipeline.data.prepare import prepared_folder, read_manifest
 from pipeline.data.split import split
 from pipeline.run import Run
 from tests.conftest import read_rows
 from tests.own_data import CASES, NETS, N, call, place_of, words_of
+from tests.pipeline.pages.test_report import run_snippets
 from tests.trainings import CLOCKS, same_weights
 
 PROVEN = ("rgb", "multiclass")  # by `run` alone; the others are trained and exported, and proven by a run that is resumed
@@ -113,6 +114,8 @@ def test_a_run_ends_with_its_proof(own: Callable[[str], Own], name: str, tmp_pat
     assert report["passed"] and set(report["artifacts"]) == {"onnx", "torchscript", "pt2"}
     for part in report["artifacts"].values():
         assert part["argmax_flips"] == (0 if run.task.has_decisions else None)
+    assert manifest.is_whole(folder, "report")
+    assert {f"export/model.{end}" for end in ("onnx", "pt2", "safetensors", "torchscript.pt")} == {*run_snippets(folder)}
     if run.data.any_size:
         found = report["artifacts"]["onnx"]["original_files"]
         assert found["argmax_flips"] == 0 and found["num_files"] == report["num_samples"] == run.data.counts["test"]

@@ -64,8 +64,10 @@ def metric(means: Array, found: Answers) -> Array:
 
 
 def losses(found: Answers) -> Array:
-    """Return by what samples are ranked, (N,) float64: the negative log-likelihood, or the mean squared error."""
-    return per_sample(found) if found.decided is None else calibration.negative_log_likelihood(found.scores, found.target)
+    """Return by what samples are ranked, (N,) float64: the negative log-likelihood, or the root of the mean squared error."""
+    return (
+        np.sqrt(per_sample(found)) if found.decided is None else calibration.negative_log_likelihood(found.scores, found.target)
+    )
 
 
 def _classes(found: Answers, *, has_labels: bool) -> tuple[Any, dict[str, Read]]:

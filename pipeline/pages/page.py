@@ -32,10 +32,11 @@ def render(template: str, **values: object) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Return a number as it reads well, and a dash for none."""
+    """Return a number as it reads well, and a dash for none; a large one is whole."""
     if value is None or not math.isfinite(value):
         return "-"
-    return thousands(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:.{digits}g}"
+    is_whole = float(value).is_integer() or abs(value) >= 10**digits
+    return thousands(round(value)) if is_whole and abs(value) < 1e15 else f"{value:.{digits}g}"
 
 
 def thousands(count: int) -> str:

@@ -65,8 +65,9 @@ def examples(run: Run, data: Path, split: str) -> dict[str, Any]:
         return {"images": images, "of": "training"}
     if run.data.columns:
         raw, y = read_raw(data), open_split(data, split).y.numpy()
-        names = [column.name for column in run.data.columns][:_COLUMNS]
-        rows = [[*(_cell(raw[name][i]) for name in names), _label(run, y[i])] for i in range(min(_ROWS, len(y)))]
+        shown = run.data.columns[:_COLUMNS]
+        rows = [[*(_cell(raw[c.name][i], c.kind) for c in shown), _label(run, y[i])] for i in range(min(_ROWS, len(y)))]
+        names = [column.name for column in shown]
         return {"header": [*names, "target"], "rows": rows, "of": split, "more": len(run.data.columns) - len(names)}
     features = range(min(_MOST_FEATURES, len(run.data.mean)))
     told = [[f"feature {k}", number(run.data.mean[k]), number(run.data.std[k])] for k in features]
@@ -101,12 +102,14 @@ def top_losses(run: Run, data: Path, found: Answers) -> dict[str, Any]:
             tiles.append({"src": picture(split.x[int(i)].numpy()), "text": text, "wrong": wrong})
         return {"images": tiles}
     raw = read_raw(data) if run.data.columns else {}
-    shown = [column.name for column in run.data.columns][: _COLUMNS // 2]
+    shown = run.data.columns[: _COLUMNS // 2]
     rows = [
-        [str(i), _label(run, found.target[i]), _decided(run, found, i), number(cost[i], 3), *(_cell(raw[n][i]) for n in shown)]
+        [str(i), _label(run, found.target[i]), _decided(run, found, int(i)), number(cost[i], 3),
+         *(_cell(raw[c.name][i], c.kind) for c in shown)]
         for i in order[:_TOP_ROWS]
-    ]
-    return {"header": ["row", "is", "predicted", "loss", *shown], "rows": rows}
+    ]  # fmt: skip
+    what = "error" if found.decided is None else "loss"
+    return {"header": ["row", "is", "predicted", what, *(column.name for column in shown)], "rows": rows}
 
 
 def confusions(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -135,10 +138,15 @@ def _decided(run: Run, found: Answers, i: int) -> str:
     return _label(run, found.decided[i]) + each
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, (float, np.floating)):
-        return number(float(value), 6)
-    return "-" if value is None else str(value)[:60]
+def _cell(value: Any, kind: str) -> str:
+    """Return a value of a table's column as a person reads it: a date, which is days since 1970 there, as a date."""
+    if value is None or value != value:
+        return "-"
+    if kind == "date":
+        return str(np.datetime64(0, "D") + np.timedelta64(int(value), "D"))
+    if kind == "boolean":
+        return "true" if value else "false"
+    return number(float(value), 6) if isinstance(value, (float, np.floating)) else str(value)[:60]
 
 
 def shades(matrix: Sequence[Sequence[int]]) -> list[list[Mapping[str, Any]]]:

@@ -14,6 +14,7 @@ import importlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -40,6 +41,7 @@ STAGES = {  # the command, and the commands that are done before it
     "evaluate": (["evaluate", "--run", "run"], ["train"]),
     "export": (["export", "--run", "run"], ["train", "export", "verify"]),
     "verify": (["verify", "--run", "run"], ["train", "export", "verify"]),
+    "report": (["report", "--run", "run"], ["train", "export", "verify"]),
     "sync": (["sync", "--run", "run"], ["train"]),
 }
 
@@ -97,12 +99,20 @@ def _report(folder: Path) -> Any:
     return values
 
 
+def _page(folder: Path) -> str:
+    """Return a run's report without the times in it, and without the address that MLflow gives a model anew each time."""
+    path = folder / manifest.PAGE
+    return re.sub(r'<span class="varies">.*?</span>', "", path.read_text()) if path.exists() else ""
+
+
 def differences(folder: Path, whole: Path) -> list[str]:
     """Return what of a run is otherwise than in the run that was never cut off."""
     Run.open(folder)
     sealed, expected = (manifest.read(f)[1] for f in (folder, whole))
     found = list(sealed.keys() ^ expected.keys())
-    found += [name for name in sealed.keys() & expected.keys() if "parity" not in name and sealed[name] != expected[name]]
+    found += [name for name in sealed.keys() & expected.keys() if "parity" not in name and name != manifest.PAGE and
+              sealed[name] != expected[name]]  # fmt: skip
+    found += [manifest.PAGE] * (_page(folder) != _page(whole))
     found += ["parity"] * (_report(folder) != _report(whole))
     found += [str(figure) for figure in (rows(folder) - rows(whole)) + (rows(whole) - rows(folder))]
     found += [f"leftover {p.relative_to(folder)}" for p in folder.rglob(".*") if p.name != ".lock"]

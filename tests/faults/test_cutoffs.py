@@ -64,7 +64,7 @@ def proven(trained: Trained, session_folder: Path, cache_dir: Path) -> Path:
     """A small run with its exports and their proof, which nothing has cut off."""
     folder = session_folder / "proven" / "run"  # the pictures tell the name of the folder
     shutil.copytree(trained("polynomial").folder, folder)
-    for command in ("evaluate", "export", "verify"):
+    for command in ("evaluate", "export", "verify", "report"):
         assert _again(command, folder, cache_dir) == 0
     return folder
 

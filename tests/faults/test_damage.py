@@ -45,7 +45,8 @@ def _resumable(folder: Path) -> None:
 
 FILES: dict[str, Callable[[Path], None]] = {
     "config.json": _resumable, "manifest.json": _open, "weights.safetensors": _open, "last.safetensors": _open,
-    "test.json": _open, "export/model.onnx": _open, "export/model.pt2": _open, "export/model.torchscript.pt": _open,
+    "test.json": _open, "answers.safetensors": _open,
+    "export/model.onnx": _open, "export/model.pt2": _open, "export/model.torchscript.pt": _open,
     "export/model.safetensors": _open, "checkpoints/newest.pt": _newest, "checkpoints/newest.json": _newest,
 }  # fmt: skip
 
