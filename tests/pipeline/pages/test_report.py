@@ -159,7 +159,6 @@ def test_no_text_of_a_run_becomes_html(model: str, trained: Callable[[str], Run]
     manifest.unseal(folder, run.mlflow_run_id, *manifest.REPLACES["export"])
     text = report.write(run, data).read_text()
     complete(text)
-    assert html.escape(HOSTILE, quote=False)[:20] in text or html.escape(HOSTILE)[:12] in text
     assert "alert(1)&lt;/script&gt;" in text and "{{ 7*7 }}" in text
     assert "Nothing was exported yet" in text
 
