@@ -123,6 +123,7 @@ def configure(*, check: bool = True) -> None:
     os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # or a logged model would carry uv.lock and its hosts
     os.environ.setdefault("MLFLOW_LOG_UV_FILES", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a file, wherever tqdm is installed
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the last words are ours: what to do next
     os.environ.setdefault("MLFLOW_TRACKING_URI", uri())
     if context := os.environ.get("MLFLOW_RUN_CONTEXT"):  # JSON that MLflow makes tags of, a run's and a model's
