@@ -80,13 +80,11 @@ def test_of_fifty_promotions_at_once_the_best_stays_and_each_is_told(
     assert version(name) == moves[-1].after and values[-1] == max(figures)
     assert num_versions(name) == len(won), "who lost has registered nothing"
     assert not [each for each in MlflowClient().search_registered_models() if each.name.startswith(f"{name}.")]
-    best = next(folder for folder, value in folders.items() if served.fetch(f"models:/{name}@champion")[0].read_bytes() == (
-        Path(folder) / "export/model.onnx").read_bytes())  # fmt: skip
+    content = served.fetch(f"models:/{name}@champion")[0].read_bytes()
+    (best,) = (folder for folder in folders if (Path(folder) / "export/model.onnx").read_bytes() == content)
     assert folders[best] == max(figures)
     with capsys.disabled():
-        print(
-            f"\n{store}: {COUNT} promotions at once, {len(won)} won one after the other, {COUNT - len(won)} were told that they did not"
-        )
+        print(f"\n{store}: {COUNT} at once, {len(won)} won one after the other, {COUNT - len(won)} were told no")
 
 
 def test_a_promotion_that_is_killed_while_it_holds_the_lock_hinders_the_next_for_a_minute_at_most(
