@@ -29,7 +29,7 @@ from pipeline.config import (
 from pipeline.errors import Failure, UserError
 from pipeline.flags import help_text, overview, read_flags
 from pipeline.output import say
-from pipeline.release import ServeConfig
+from pipeline.release import PromoteConfig, ServeConfig, refuse_promotion
 from pipeline.resolve import describe, resolve, with_file
 from pipeline.signals import Interrupted
 from pipeline.values import convert, shown
@@ -147,6 +147,8 @@ def _prepare(call: Call) -> int:
 def _train(call: Call) -> int:
     """Train in this process, or start the workers that do; a mistake is told before any of them."""
     flags = call.flags
+    if flags.get("promote") == "true":
+        _refuse_promotion(call.command)
     if flags.get("resume", "false") == "false":
         resolve(flags, world_size=environment.worker().world_size if environment.is_worker() else None)
         _announce(describe(flags))
@@ -272,6 +274,31 @@ def _predict(call: Call) -> int:
     return predict.predict(call.config, given=call.flags)
 
 
+def _promote(call: Call) -> int:
+    if problems := [*refuse_promotion(call.config, call.flags)]:
+        raise UserError(*problems)
+    _refuse_promotion(call.command)
+    from pipeline.tracking import promotion
+    from pipeline.tracking.fetch import find_run
+
+    if call.config.rollback:
+        promotion.rollback(call.config)
+    else:
+        say(f"promote of {call.config.run}")
+        promotion.promote(find_run(call.config.run, trust_code=True), call.config)  # none of its code is run
+    return 0
+
+
+def _refuse_promotion(command: str) -> None:
+    """Raise UserError where a command does not promote, or MLflow's address says that there is no registry."""
+    if command not in ("run", "promote"):
+        raise UserError(f"promote=true has no effect on `{command}`, which exports nothing. Use `run`, or leave --promote out.")
+    from pipeline.tracking import promotion
+
+    if problem := promotion.refuse_store():
+        raise UserError(problem)
+
+
 def _serve(call: Call) -> int:
     if not call.config.onnx:
         raise UserError("onnx: nothing was given. Add --onnx FILE, or --onnx models:/NAME@ALIAS.")
@@ -308,6 +335,11 @@ COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
     "evaluate": (EvaluateConfig, "evaluate a run's best weights on its test split", _evaluate),
     "export": (ExportConfig, "write a run's model as ONNX, TorchScript, .pt2, int8, fp16 and safetensors", _export),
     "verify": (VerifyConfig, "prove that a run's artifacts predict as its model does", _verify),
+    "promote": (
+        PromoteConfig,
+        "give a run's proven ONNX file an alias in MLflow's registry, if it is better",
+        _promote,
+    ),
     "predict": (PredictConfig, "ask an exported ONNX file about images, tables or arrays; needs no torch", _predict),
     "serve": (ServeConfig, "answer over HTTP from an exported ONNX file; needs no torch", _serve),
     "sync": (SyncConfig, "send MLflow what it did not take while a run was going on", _sync),

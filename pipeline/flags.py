@@ -22,7 +22,7 @@ from pipeline.values import convert, flag_name, shown, texts
 
 _METAVARS = {
     "int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT", "output_dir": "FOLDER", "run": "RUN",
-    "onnx": "FILE", "Args": "NAME=VALUE,...", "tuple[str, ...]": "PATH...",
+    "onnx": "FILE", "force": "REASON", "Args": "NAME=VALUE,...", "tuple[str, ...]": "PATH...",
 }  # fmt: skip
 
 

@@ -2,9 +2,65 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pipeline.values import Field
+from pipeline.values import Field, shown
+
+_NAME = re.compile(r"\w(?:[\w .-]{0,148}[\w-])?")  # no / : @ ? # %, which mean something in models:/NAME@ALIAS
+_ALIAS = re.compile(r"[\w-]{1,50}")
+_RESERVED = re.compile(r"(?i)latest|v\d+")  # of MLflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromoteConfig:
+    """Parameters of `promote`."""
+
+    run: str = Field("", "MLflow run id or run folder; with --rollback there is none")
+    name: str = Field("", "name in MLflow's registry; empty: the run's own, <model>-<data set>")
+    alias: str = Field("champion", "alias of the version that is in use")
+    min_gain: float = Field(
+        0.0, "by how much the champion must be beaten: a difference of accuracy, a share of RMSE; 0: by anything", ge=0, le=1
+    )
+    max_latency_ms: float = Field(
+        0.0, "longest time of model.onnx, as `benchmark` measured it: p95, batch 1, one thread; 0: any", ge=0, le=3_600_000
+    )
+    force: str = Field("", "reason to promote whatever the comparison says; kept as a tag. What is not proven stays refused")
+    rollback: bool = Field(False, "give the alias back to the champion before this one")
+
+
+def refuse_name(name: str) -> str:
+    """Return what is wrong with the name of a registered model, or nothing."""
+    if _NAME.fullmatch(name):
+        return ""
+    return (
+        f"name={shown(name)} cannot be the name of a registered model. Use up to 150 letters, digits, spaces and . _ -, with a "
+        "letter or digit first and last."
+    )
+
+
+def refuse_promotion(config: PromoteConfig, given: Mapping[str, str]) -> Iterator[str]:
+    """Say what is wrong with the flags of `promote`; `given` are those that stand on the command line."""
+    if config.name and (problem := refuse_name(config.name)):
+        yield problem
+    if not _ALIAS.fullmatch(config.alias):
+        yield f"alias={shown(config.alias)} cannot be an alias. Use up to 50 letters, digits, _ and -, as in --alias champion."
+    elif _RESERVED.fullmatch(config.alias):
+        yield f"alias={config.alias} is one that MLflow keeps for itself. Give another, as in --alias champion."
+    if "force" in given and not config.force.strip():
+        yield "force: no reason was given, and it is what is kept. Write --force REASON."
+    if not config.rollback:
+        if not config.run:
+            yield "run: nothing was given. Add --run FOLDER or --run MLFLOW_RUN_ID."
+        if "min_gain" in given and config.force.strip():
+            yield f"min_gain={config.min_gain:g} has no effect with --force, which asks for no gain. Leave one of them out."
+        return
+    if not config.name:
+        yield "name: nothing was given, and no run that could say it. Add --name NAME, as MLflow's registry has it."
+    for flag in ("run", "min_gain", "max_latency_ms", "force"):
+        if flag in given:
+            yield f"{flag}={shown(given[flag])} has no effect with --rollback true. Leave --{flag} out."
 
 
 @dataclass(frozen=True, kw_only=True)

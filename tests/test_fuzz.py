@@ -141,7 +141,7 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.distributed import Ranks, single_process
     from pipeline.inspection import command
     from pipeline.plots import standalone
-    from pipeline.tracking import tracker
+    from pipeline.tracking import promotion, tracker
 
     def opened(*_: object, **__: object) -> NoReturn:
         raise Opened
@@ -157,7 +157,7 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         *((commands, name) for name in ("train", "evaluate", "export", "verify")),
         (prepare, "prepare"), (distributed, "launch"), (tracker, "send"), (predict, "predict"), (command, "inspect"),
-        (server, "serve"),
+        (server, "serve"), (promotion, "promote"), (promotion, "rollback"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, opened)
     monkeypatch.setattr(distributed, "process_group", alone)

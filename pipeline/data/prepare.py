@@ -98,6 +98,18 @@ def read_raw(folder: Path) -> dict[str, Array]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
+def split_digest(folder: Path, name: str) -> str:
+    """Return a SHA-256 of one split of a prepared folder: samples, targets and their names, whatever the other splits are.
+
+    The samples of a table are its raw columns, which are kept of the split that a model is evaluated on: how they are encoded
+    hangs on the training samples.
+    """
+    manifest = read_manifest(folder)
+    entries, spec = manifest["splits"][name], manifest["spec"]
+    samples = [each["sha256"] for each in manifest["raw"]] or [entries["x"]["sha256"]]
+    return digest_of({"samples": samples, "targets": entries["y"]["sha256"], "names": [spec["classes"], spec["targets"]]})
+
+
 def _refuse_other_data(folder: Path, identity: dict[str, Any]) -> None:
     """Raise UserError if a whole manifest says that a folder was prepared from other data, or otherwise."""
     try:
