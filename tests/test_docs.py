@@ -47,8 +47,8 @@ OUTCOMES = {  # what has to be there in the end
     "README.md": ["runs/photos/export/parity.json", "answers.csv", "runs/plots/inspect-photos.png"],
     "your-data.md": ["runs/photos/export/parity.json", "runs/houses/export/parity.json", "answers.csv", "answers.jsonl",
                      "answers.parquet", "prices.parquet", "runs/plots/inspect-houses.png"],
-    "deploy.md": ["runs/small/export/parity.json", "runs/small/export/parity-model.fp16.md", "site/index.html",
-                  "one-page/index.html"],
+    "deploy.md": ["runs/small/export/parity.json", "runs/small/export/parity-model.fp16.md", "runs/site/index.html",
+                  "runs/one-page/index.html"],
     "your-model.md": ["runs/net/export/parity.json", "runs/net/code/mynets.py", "runs/resnet/weights.safetensors"],
 }  # fmt: skip
 

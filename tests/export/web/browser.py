@@ -19,7 +19,7 @@ WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
           "--disable-component-update", "--disable-sync"]  # fmt: skip
-CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
 
 def needed() -> str:
@@ -33,17 +33,27 @@ def needed() -> str:
 
 
 @contextmanager
-def chromium(*flags: str) -> Iterator[Any]:
+def chromium() -> Iterator[Any]:
     """Yield Playwright's browser."""
     path = needed()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=[*_FLAGS, *flags])
+        browser = playwright.chromium.launch(executable_path=path, args=_FLAGS)
         try:
             yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def with_camera(browser: Any) -> Iterator[Any]:
+    """Yield another browser, which has a camera that films a test picture. Playwright itself can be started only once."""
+    other = browser.browser_type.launch(executable_path=needed(), args=[*_FLAGS, *_CAMERA])
+    try:
+        yield other
+    finally:
+        other.close()
 
 
 class _Quiet(SimpleHTTPRequestHandler):

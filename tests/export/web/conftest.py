@@ -32,12 +32,12 @@ def sine(proven: Proven) -> Path:
 
 
 @pytest.fixture
-def make_page(tmp_path: Path, session_folder: Path) -> MakePage:
-    """Return a function that makes the page of a run in a new folder; the runtime is fetched once a machine."""
+def make_page(tmp_path: Path, cache_dir: Path) -> MakePage:
+    """Return a function that makes the page of a run in a new folder; onnxruntime-web is fetched once a session."""
 
     def make(run: Path, *flags: str) -> Path:
         folder = tmp_path / f"page-{len([*tmp_path.glob('page-*')])}"
-        assert main(["web", "--run", str(run), "--output", str(folder), *flags]) == 0
+        assert main(["web", "--run", str(run), "--output", str(folder), "--cache_dir", str(cache_dir), *flags]) == 0
         return folder
 
     return make
