@@ -29,7 +29,7 @@ from pipeline.config import (
 from pipeline.errors import Failure, UserError
 from pipeline.flags import help_text, overview, read_flags
 from pipeline.output import say
-from pipeline.release import PromoteConfig, ServeConfig, refuse_promotion
+from pipeline.release import PromoteConfig, ServeConfig
 from pipeline.resolve import describe, resolve, with_file
 from pipeline.signals import Interrupted
 from pipeline.values import convert, shown
@@ -312,6 +312,17 @@ def _serve(call: Call) -> int:
     return server.serve(call.config, fetch=fetch, server=__version__)
 
 
+def _web(call: Call) -> int:
+    given = {"run": "FOLDER or MLFLOW_RUN_ID", "output": "FOLDER"}
+    if missing := [f"{n}: nothing was given. Add --{n} {what}." for n, what in given.items() if not getattr(call.config, n)]:
+        raise UserError(*missing)
+    from export.web import build
+    from pipeline.tracking.fetch import find_run
+
+    # no code of the run is executed, so none has to be trusted
+    return build.web(call.config, find_run=lambda: find_run(call.config.run, trust_code=True), given=call.flags)
+
+
 def _inspect(call: Call) -> int:
     if not call.config.dataset:
         raise UserError("dataset: nothing was given. Add --dataset NAME, FOLDER, FILE or file.py:function.")
@@ -342,6 +353,7 @@ COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
     ),
     "predict": (PredictConfig, "ask an exported ONNX file about images, tables or arrays; needs no torch", _predict),
     "serve": (ServeConfig, "answer over HTTP from an exported ONNX file; needs no torch", _serve),
+    "web": (WebConfig, "make a web page that answers in the browser, from a run's proven ONNX file", _web),
     "sync": (SyncConfig, "send MLflow what it did not take while a run was going on", _sync),
     "plot": (PlotConfig, "draw a picture that needs no run", _plot),
 }

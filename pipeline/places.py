@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 FOLDERS = {  # fields that name a folder, and what it is for
-    "data_dir": "raw files", "cache_dir": "prepared tensors", "output_dir": "a run", "output": "pictures", "run": "a run",
+    "data_dir": "raw files", "cache_dir": "prepared tensors", "output_dir": "a run", "output": "what is made",
+    "run": "a run", "runtime": "onnxruntime-web",
 }  # fmt: skip
 _WRITTEN = ("cache_dir", "output_dir", "output")
 FIELDS = frozenset(FOLDERS) | {"onnx", "input", "weights"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.values import Field, shown
 
@@ -84,3 +85,15 @@ class ServeConfig:
     timeout_ms: float = Field(10_000.0, "how long an answer may take; then the client gets 504", ge=1, le=3_600_000)
     max_body_mb: float = Field(16.0, "megabytes that a request may have; more gets 413", gt=0, le=4096)
     num_threads: int = Field(0, "threads that compute; 0: one for each core", ge=0, le=1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebConfig:
+    """Parameters of `web`."""
+
+    run: str = Field("", "run folder, or MLflow run id, whose export was verified", is_required=True)
+    output: str = Field("", "folder for the page; it must be new or empty", is_required=True)
+    single_file: bool = Field(False, "make one index.html with everything in it, which opens from disk without a server")
+    format: str = Field("onnx", "which of the run's files the page computes with", choices=("onnx", "onnx-int8", "onnx-fp16"))
+    runtime: str = Field("", "folder with onnxruntime-web that was fetched elsewhere; empty: npm fetches it once")
+    cache_dir: Path = Field(Path("~/.cache/trainyard"), "folder in which the fetched onnxruntime-web is kept")

@@ -47,7 +47,8 @@ OUTCOMES = {  # what has to be there in the end
     "README.md": ["runs/photos/export/parity.json", "answers.csv", "runs/plots/inspect-photos.png"],
     "your-data.md": ["runs/photos/export/parity.json", "runs/houses/export/parity.json", "answers.csv", "answers.jsonl",
                      "answers.parquet", "prices.parquet", "runs/plots/inspect-houses.png"],
-    "deploy.md": ["runs/small/export/parity.json", "runs/small/export/parity-model.fp16.md"],
+    "deploy.md": ["runs/small/export/parity.json", "runs/small/export/parity-model.fp16.md", "runs/site/index.html",
+                  "runs/one-page/index.html"],
     "your-model.md": ["runs/net/export/parity.json", "runs/net/code/mynets.py", "runs/resnet/weights.safetensors"],
 }  # fmt: skip
 
@@ -114,7 +115,7 @@ def test_the_command_line_takes_each_command_of_a_page(line: str, tmp_path: Path
 
 def test_each_flag_that_a_page_names_is_there() -> None:
     known = {flag_name(field.name) for cls, *_ in COMMANDS.values() for field in dataclasses.fields(cls)}
-    known |= {"extra", "no-deps", "env-manager", "rm"}  # of uv, pip, mlflow and docker
+    known |= {"extra", "no-deps", "env-manager", "rm", "directory"}  # of uv, pip, mlflow, docker and http.server
     for name, text in TEXTS.items():
         assert set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", text)) <= known, name
 

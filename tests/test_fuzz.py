@@ -136,6 +136,7 @@ def place(tmp_path: Path, trained: Callable[[str], Run], monkeypatch: pytest.Mon
 def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every piece of work raise Opened instead, once the run of `place` is trained."""
     from export.serve import predict, server
+    from export.web import build
     from pipeline import commands, distributed
     from pipeline.data import prepare
     from pipeline.distributed import Ranks, single_process
@@ -157,7 +158,7 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         *((commands, name) for name in ("train", "evaluate", "export", "verify")),
         (prepare, "prepare"), (distributed, "launch"), (tracker, "send"), (predict, "predict"), (command, "inspect"),
-        (server, "serve"), (promotion, "promote"), (promotion, "rollback"),
+        (server, "serve"), (promotion, "promote"), (promotion, "rollbackbuild, "web"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, opened)
     monkeypatch.setattr(distributed, "process_group", alone)
