@@ -29,7 +29,7 @@ from pipeline.config import (
 from pipeline.errors import Failure, UserError
 from pipeline.flags import help_text, overview, read_flags
 from pipeline.output import say
-from pipeline.release import PromoteConfig, ServeConfig
+from pipeline.release import PromoteConfig, ServeConfig, WebConfig, refuse_promotion
 from pipeline.resolve import describe, resolve, with_file
 from pipeline.signals import Interrupted
 from pipeline.values import convert, shown

@@ -158,7 +158,7 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         *((commands, name) for name in ("train", "evaluate", "export", "verify")),
         (prepare, "prepare"), (distributed, "launch"), (tracker, "send"), (predict, "predict"), (command, "inspect"),
-        (server, "serve"), (promotion, "promote"), (promotion, "rollbackbuild, "web"),
+        (server, "serve"), (promotion, "promote"), (promotion, "rollback"), (build, "web"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, opened)
     monkeypatch.setattr(distributed, "process_group", alone)
