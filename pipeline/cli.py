@@ -29,7 +29,7 @@ from pipeline.config import (
 from pipeline.errors import Failure, UserError
 from pipeline.flags import help_text, overview, read_flags
 from pipeline.output import say
-from pipeline.release import PromoteConfig, ServeConfig, WebConfig, refuse_promotion
+from pipeline.release import BenchmarkConfig, PromoteConfig, ServeConfig, TritonConfig, WebConfig, refuse_promotion
 from pipeline.resolve import describe, resolve, with_file
 from pipeline.signals import Interrupted
 from pipeline.values import convert, shown
@@ -242,6 +242,15 @@ def _verify(call: Call) -> int:
     return 0
 
 
+def _benchmark(call: Call) -> int:
+    _announce_run(call)
+    from pipeline import benchmark
+    from pipeline.tracking.fetch import find_run
+
+    benchmark.benchmark(call.config, find_run(call.config.run, stage="benchmark", trust_code=call.config.trust_code))
+    return 0
+
+
 def _sync(call: Call) -> int:
     _announce_run(call)
     from pipeline.tracking import tracker
@@ -312,6 +321,17 @@ def _serve(call: Call) -> int:
     return server.serve(call.config, fetch=fetch, server=__version__)
 
 
+def _triton(call: Call) -> int:
+    if not call.config.repository:
+        raise UserError("repository: nothing was given. Add --repository FOLDER, which a Triton server reads its models from.")
+    _announce_run(call, slow=False)
+    from export import triton
+    from pipeline.tracking.fetch import find_run
+
+    say(triton.add(call.config, find_run(call.config.run, trust_code=call.config.trust_code)))
+    return 0
+
+
 def _web(call: Call) -> int:
     given = {"run": "FOLDER or MLFLOW_RUN_ID", "output": "FOLDER"}
     if missing := [f"{n}: nothing was given. Add --{n} {what}." for n, what in given.items() if not getattr(call.config, n)]:
@@ -332,10 +352,14 @@ def _inspect(call: Call) -> int:
     return 0
 
 
-def _announce_run(call: Call) -> None:
+def _announce_run(call: Call, *, slow: bool = True) -> None:
     if not call.config.run:
         raise UserError("run: nothing was given. Add --run FOLDER or --run MLFLOW_RUN_ID.")
-    _announce(f"{call.command} of {call.config.run}")
+    what = f"{call.command} of {call.config.run}"
+    if slow:
+        _announce(what)
+    else:
+        say(what)
 
 
 COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
@@ -346,6 +370,11 @@ COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
     "evaluate": (EvaluateConfig, "evaluate a run's best weights on its test split", _evaluate),
     "export": (ExportConfig, "write a run's model as ONNX, TorchScript, .pt2, int8, fp16 and safetensors", _export),
     "verify": (VerifyConfig, "prove that a run's artifacts predict as its model does", _verify),
+    "benchmark": (
+        BenchmarkConfig,
+        "measure how fast a run's model is in each runtime, in turns, alone on the machine",
+        _benchmark,
+    ),
     "promote": (
         PromoteConfig,
         "give a run's proven ONNX file an alias in MLflow's registry, if it is better",
@@ -353,6 +382,7 @@ COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
     ),
     "predict": (PredictConfig, "ask an exported ONNX file about images, tables or arrays; needs no torch", _predict),
     "serve": (ServeConfig, "answer over HTTP from an exported ONNX file; needs no torch", _serve),
+    "triton": (TritonConfig, "add a run's proven ONNX file to a Triton server's model repository", _triton),
     "web": (WebConfig, "make a web page that answers in the browser, from a run's proven ONNX file", _web),
     "sync": (SyncConfig, "send MLflow what it did not take while a run was going on", _sync),
     "plot": (PlotConfig, "draw a picture that needs no run", _plot),

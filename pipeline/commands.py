@@ -90,7 +90,7 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> Path | None:
 
 def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
     """Evaluate a run's best weights on its test split (without one, on its training samples), into its MLflow run."""
-    folder, _ = _data_of(run, config, ranks)
+    folder, _ = data_of(run, config, ranks)
     with ExitStack() as stack:
         attached = distributed.run_on_main(lambda: stack.enter_context(tracking.attached(run)), on=ranks.is_main)
         if attached:
@@ -114,7 +114,7 @@ def export(config: ExportConfig, run: Run) -> None:
             f"{idle[0]}={getattr(config, idle[0])} has no effect on formats={run.config.formats}, which are made without "
             f"samples and exact. Leave --{idle[0]} out, or use --formats onnx,onnx-int8."
         )
-    folder = _data_of(run, config, distributed.single_process())[0] if is_lossy else None
+    folder = data_of(run, config, distributed.single_process())[0] if is_lossy else None
     with tracking.attached(run) as tracker:
         log_to(run.folder / manifest.LOG)
         _export(run, tracker, folder)
@@ -144,7 +144,7 @@ def verify(config: VerifyConfig, run: Run) -> None:
             log_to(run.folder / manifest.LOG)
             kind = f"onnx-{config.as_}" if config.as_ else "onnx"
             limits = {name: getattr(config, name) for name in limited}
-            return _verify(run, None, *_data_of(run, config, distributed.single_process()), limits, onnx=onnx, kind=kind)
+            return _verify(run, None, *data_of(run, config, distributed.single_process()), limits, onnx=onnx, kind=kind)
     with tracking.attached(run) as tracker:
         manifest.need(run.folder, "export")
         if limited and not any(lossy_formats(name) for name in exported(run)):
@@ -155,7 +155,7 @@ def verify(config: VerifyConfig, run: Run) -> None:
             )
         log_to(run.folder / manifest.LOG)
         limits = {name: getattr(config, name) for name in limited}
-        _verify(run, tracker, *_data_of(run, config, distributed.single_process()), limits)
+        _verify(run, tracker, *data_of(run, config, distributed.single_process()), limits)
         _say_where_served(tracker)
 
 
@@ -198,7 +198,7 @@ def _try(config: RunConfig, ranks: Ranks, folder: Path) -> None:
         say(note)
 
 
-def _data_of(run: Run, config: DataStageConfig, ranks: Ranks) -> tuple[Path, str]:
+def data_of(run: Run, config: DataStageConfig, ranks: Ranks) -> tuple[Path, str]:
     """Prepare the data that a run was trained on; return the folder, and where the data lies here. Raises UserError."""
     dataset = run.config.dataset
     is_own = dataset not in data.matching()

@@ -32,13 +32,14 @@ CODE: Mapping[str, str] = {"model": "code", "loss": "loss_code"}  # the folder o
 _SOURCES = tuple(f"{folder}/{name}" for folder in CODE.values() for name in ("*.py", "*/*.py"))
 
 REPORTS = ("export/parity.json", "export/parity.md")
+BENCHMARK = "benchmark/benchmark.json"
 
 FILES: Mapping[str, tuple[str, ...]] = {
     "train": ("config.json", "parameters.md", WEIGHTS, LAST_WEIGHTS, *_SOURCES),
     "evaluate": (*EVALUATIONS, FORMULA, "plots/*.png"),
     "export": ("export/config.json", "export/model.*", "rejected/model.*.onnx"),  # a file of each format, all sealed at once
     "verify": (*REPORTS, "rejected/*.json"),
-    "benchmark": ("benchmark/benchmark.json", "benchmark/benchmark.md", "benchmark/benchmark.png"),
+    "benchmark": (BENCHMARK, "benchmark/benchmark.md", "benchmark/benchmark.png"),
 }
 """What each stage makes: names, and patterns of names within one folder."""
 REPLACES: Mapping[str, tuple[str, ...]] = {

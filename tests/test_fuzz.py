@@ -70,6 +70,8 @@ def _value(source: random.Random, field: dataclasses.Field[Any], folder: Path) -
         return str(source.choice(choices))
     if field.type == "Args":
         return source.choice([*LISTS, *ARGS])
+    if field.type == "tuple[int, ...]":
+        return source.choice([*LISTS, *NUMBERS, "1,32", "1,1", "1,,2", "1,x", "1,-1"])
     if field.type in ("Path", "str", "tuple[str, ...]"):
         return source.choice([*PLACES, str(field.default), "epoch", "500", "10m", "9" * 999 + "m"])
     if field.type == "bool":
@@ -135,9 +137,10 @@ def place(tmp_path: Path, trained: Callable[[str], Run], monkeypatch: pytest.Mon
 @pytest.fixture
 def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every piece of work raise Opened instead, once the run of `place` is trained."""
+    from export import triton
     from export.serve import predict, server
     from export.web import build
-    from pipeline import commands, distributed
+    from pipeline import benchmark, commands, distributed
     from pipeline.data import prepare
     from pipeline.distributed import Ranks, single_process
     from pipeline.inspection import command
@@ -158,7 +161,8 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         *((commands, name) for name in ("train", "evaluate", "export", "verify")),
         (prepare, "prepare"), (distributed, "launch"), (tracker, "send"), (predict, "predict"), (command, "inspect"),
-        (server, "serve"), (promotion, "promote"), (promotion, "rollback"), (build, "web"),
+        (server, "serve"), (promotion, "promote"), (promotion, "rollback"), (build, "web"), (benchmark, "benchmark"),
+        (triton, "add"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, opened)
     monkeypatch.setattr(distributed, "process_group", alone)

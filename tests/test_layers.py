@@ -25,8 +25,8 @@ LAYERS = [  # a module may import its own layer and those before it
      *(f"pipeline.tracking.{name}" for name in ("history", "lease", "proof", "promotion"))},
     {"pipeline.evaluate", "pipeline.resume", "export"},
     {"pipeline.plots", "pipeline.plots.style", "pipeline.plots.evaluation", "pipeline.plots.curves", "pipeline.plots.draw",
-     "pipeline.plots.standalone", "pipeline.plots.data", "pipeline.train"},
-    {"pipeline.start", "pipeline.commands", "pipeline.flags", "pipeline.inspection",
+     "pipeline.plots.standalone", "pipeline.plots.data", "pipeline.plots.benchmark", "pipeline.train"},
+    {"pipeline.start", "pipeline.commands", "pipeline.benchmark", "pipeline.flags", "pipeline.inspection",
      *(f"pipeline.inspection.{name}" for name in ("command", "images", "columns", "arrays", "targets", "costs", "report"))},
     {"pipeline.cli", "pipeline.__main__"},
 ]  # fmt: skip
