@@ -302,9 +302,9 @@ def _refuse_promotion(command: str) -> None:
     """Raise UserError where a command does not promote, or MLflow's address says that there is no registry."""
     if command not in ("run", "promote"):
         raise UserError(f"promote=true has no effect on `{command}`, which exports nothing. Use `run`, or leave --promote out.")
-    from pipeline.tracking import promotion
+    from pipeline.tracking import connection
 
-    if problem := promotion.refuse_store():
+    if problem := connection.refuse_registry():
         raise UserError(problem)
 
 

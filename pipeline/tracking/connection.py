@@ -108,6 +108,22 @@ def ask(question: Callable[[], Answer]) -> Answer:
     return answer[0]
 
 
+def refuse_registry() -> str:
+    """Return what is wrong with where MLflow keeps its registry, as far as its address says it, or nothing."""
+    address, other = uri(), os.environ.get("MLFLOW_REGISTRY_URI", "")
+    if other and other != address:
+        return (
+            f"MLFLOW_REGISTRY_URI={redacted(other)} is another place than MLFLOW_TRACKING_URI={shown()}, "
+            "where the run is. Unset it."
+        )
+    if "://" in address and not address.startswith("file:"):
+        return ""
+    return (
+        f"MLFLOW_TRACKING_URI={shown()} is a folder, in which no two processes can use a registry at once. Give a "
+        "database (sqlite:////folder/mlflow.db) or a server (http://...), or unset the variable to track in ./mlflow.db."
+    )
+
+
 def is_missing(error: Exception) -> bool:
     """Tell whether MLflow says that there is no such run or experiment, or that its id cannot be one."""
     return getattr(error, "error_code", "") in _NOT_THERE

@@ -7,7 +7,6 @@ MLflow cannot tell two who move one alias at once, `lease` lets one after the ot
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,22 +39,6 @@ def ensure_registry() -> None:
 
     connection.configure()
     connection.ask(lambda: MlflowClient().search_registered_models(max_results=1))
-
-
-def refuse_store() -> str:
-    """Return what is wrong with where MLflow keeps its registry, as far as its address says it, or nothing."""
-    address, other = connection.uri(), os.environ.get("MLFLOW_REGISTRY_URI", "")
-    if other and other != address:
-        return (
-            f"MLFLOW_REGISTRY_URI={connection.redacted(other)} is another place than MLFLOW_TRACKING_URI={connection.shown()}, "
-            "where the run is. Unset it."
-        )
-    if "://" in address and not address.startswith("file:"):
-        return ""
-    return (
-        f"MLFLOW_TRACKING_URI={connection.shown()} is a folder, in which no two processes can use a registry at once. Give a "
-        "database (sqlite:////folder/mlflow.db) or a server (http://...), or unset the variable to track in ./mlflow.db."
-    )
 
 
 def promote(run: Run, config: PromoteConfig) -> None:
@@ -138,7 +121,7 @@ def _champion(name: str, alias: str, *, known: Champion | None = None) -> Champi
     try:
         theirs = proof.of_mlflow(found.run_id or "")
     except Failure as error:
-        return Champion(**about, problem=str(error))
+        return Champion(**about, problem=connection.redacted(f"{error}"))
     tagged = found.tags.get("evaluation_sha256")
     if tagged and tagged != theirs.digests[theirs.evaluation]:
         return Champion(**about, problem=f"its {theirs.evaluation} is not the one with which it was promoted")
@@ -216,7 +199,7 @@ def _is_usable(name: str, version: str) -> bool:
             is_same = proof.sha256_of(f"models:/{name}/{version}") == found.tags.get("onnx_sha256")
             problem = "" if is_same else "its file is not the one that was promoted"
         except Failure as error:
-            problem = str(error)
+            problem = connection.redacted(f"{error}")
     if problem:
         say(f"{name} version {version} is passed over: {problem}", error=True)
     return not problem

@@ -69,7 +69,8 @@ def read(folder: Path) -> Proof:
             num_samples=int(report["num_samples"]), samples_sha256=_samples(report), digests=digests,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = str(error) if type(error) is ValueError else f"its files cannot be read ({error!r})"
+        said = connection.first_line(error)
+        what = said if type(error) is ValueError else f"its files cannot be read ({type(error).__name__}: {said})"
         raise Failure(what) from error
 
 
@@ -167,7 +168,7 @@ def of_mlflow(run_id: str) -> Proof:
                 if sha256(fetch(name)) != digests.get(name):
                     raise Failure(f"its {name} is not the file that was sealed")
         except (UserError, Failure) as error:
-            raise Failure(str(error)) from error
+            raise Failure(connection.redacted(f"{error}")) from error
         except Exception as error:  # whatever a server, a proxy or a store raises
             raise Failure(f"its sealed files cannot be fetched ({connection.first_line(error)})") from error
         return read(folder)
@@ -257,7 +258,8 @@ def latency(run: Run, proof: Proof) -> float:
         found = [row for row in rows if (row["format"], row["batch"], row["threads"]) == ("onnx", 1, 1)]
         value = float(found[0]["p95_ms"]) if found else math.nan
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"max_latency_ms: run={run.folder} has a {BENCHMARK} that cannot be read ({error!r}). {how}") from error
+        said = f"{type(error).__name__}: {connection.first_line(error)}"
+        raise UserError(f"max_latency_ms: run={run.folder} has a {BENCHMARK} that cannot be read ({said}). {how}") from error
     if not found:
         raise UserError(f"max_latency_ms: the benchmark of run={run.folder} has no onnx at batch 1 on one thread. {how}")
     if not math.isfinite(value) or value <= 0:

@@ -13,6 +13,6 @@ FLAGS = ["--model", "mlp", "--epochs", "2", "--formats", "onnx", "--promote", "t
 
 @pytest.fixture(scope="session")
 def proven(session_folder: Path, cache_dir: Path) -> Path:
-    folder = session_folder / "proven"
+    folder = session_folder / "promoted" / "run"
     assert main(["run", *FLAGS, "--output_dir", str(folder), "--cache_dir", str(cache_dir)]) == 0
     return folder
