@@ -44,7 +44,8 @@ def export_run(run: Run, *, data: Path | None = None) -> dict[str, float]:
     written = {f"{FOLDER}/{FILES[name]}": content for name, content in contents.items()}
     replaced = {name for name in manifest.read(run.folder)[1] if manifest.matches(name, manifest.REPLACES["export"])}
     replaced |= {f"{folder}/{each.file}" for each in FORMATS.values() for folder in (FOLDER, REJECTED)}
-    replaced |= {rejection(name) for name, each in FORMATS.items() if each.base} | {*manifest.REPORTS}
+    replaced |= {rejection(name) for name, each in FORMATS.items() if each.base}
+    replaced |= {*manifest.REPORTS, *manifest.FILES["benchmark"]}
     run.unseal("export")
     for name in replaced - set(written):
         (run.folder / name).unlink(missing_ok=True)

@@ -111,7 +111,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"## The whole {SETS[report['split']]}"
     yield ""
     header = ["format", "runtime", "max abs diff", "mean abs diff", f"argmax flips (n = {report['num_samples']})"]
-    yield from _table(
+    yield from table(
         [*header, metric, f"{metric} difference", f"latency, batch 1, {report['num_threads']} thread (ms)"],
         [
             [
@@ -135,7 +135,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield from _gates(gates, artifacts, metric)
     yield "## Each batch size"
     yield ""
-    yield from _table(
+    yield from table(
         ["format", "batch", "max abs diff", "mean abs diff"],
         [
             [kind, case, _short(_of(part, case, "max_abs_diff")), _short(_of(part, case, "mean_abs_diff"))]
@@ -150,7 +150,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         f"Allowed: {tolerance['atol']:g} + {tolerance['rtol']:g} x |torch|, no flips, the same {metric}."
     )
     yield ""
-    yield from _table(
+    yield from table(
         ["file", "SHA-256"],
         [[part["file"], part["sha256"]] for part in artifacts.values()]
         + [["weights.safetensors", report["weights_sha256"]], ["data", report["data_sha256"]]],
@@ -162,7 +162,7 @@ def _gates(gates: Mapping[str, Any], artifacts: Mapping[str, Mapping[str, Any]],
     yield "## Smaller files"
     yield ""
     header = ["format", "setting", metric, f"{metric} drop", "agreement", "flips", "size", "speed", "loses most"]
-    yield from _table(
+    yield from table(
         header,
         [
             [
@@ -200,7 +200,8 @@ def _worst(gate: Mapping[str, Any]) -> str:
     return f"{worst['layer']} (error alone {alone}, of all {of_all})"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
+def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """Yield the lines of a table in Markdown."""
     yield f"| {' | '.join(header)} |"
     yield f"|{'---|' * len(header)}"
     for row in rows:

@@ -30,7 +30,7 @@ from export.module import INPUT, ExportModule, export_module, input_shape, metad
 from export.runner import BATCH_SIZES, CHUNK, RunResult, ready
 from pipeline import files, manifest
 from pipeline.data.loader import Split, evaluation_split, open_split
-from pipeline.data.prepare import read_manifest, read_raw, read_spec
+from pipeline.data.prepare import read_manifest, read_raw, read_spec, split_digest
 from pipeline.errors import UserError
 from pipeline.run import Run
 from pipeline.task import Task
@@ -106,7 +106,7 @@ def verify_run(
         if "onnx" in (each, base) and run.data.any_size and not results[each].failure:
             names = read_manifest(data)["names"]
             _judge_originals(parts[each], contents[each], expected, names, Path(dataset or run.config.dataset))
-    values = _report(parts, expected, data_sha256=read_spec(data).sha256)
+    values = _report(parts, expected, data_sha256=read_spec(data).sha256, split_sha256=split_digest(data, name))
     as_json, as_text = report_files(onnx)
     if not onnx:
         run.unseal("verify")
@@ -276,7 +276,7 @@ def _outputs_for_raw_input(expected: _Expected) -> Outputs:
     return _eager_outputs(plain, expected.split.x)
 
 
-def _report(parts: Mapping[str, dict[str, Any]], expected: _Expected, *, data_sha256: str) -> dict[str, Any]:
+def _report(parts: Mapping[str, dict[str, Any]], expected: _Expected, *, data_sha256: str, split_sha256: str) -> dict[str, Any]:
     run, split = expected.run, expected.split
     missed = {name: part for name, part in parts.items() if expected.complete and "gate" in part and part["problems"]}
     kept = {name: part for name, part in parts.items() if name not in missed}
@@ -291,7 +291,8 @@ def _report(parts: Mapping[str, dict[str, Any]], expected: _Expected, *, data_sh
         "passed": not problems, "problems": problems, "model": expected.metadata["model"], "task": run.data.task,
         "dataset": run.data.name, "split": expected.split_name, "num_samples": len(split),
         "metric": expected.task.metric,
-        "data_sha256": data_sha256, "weights_sha256": expected.metadata["weights_sha256"], "reference": reference,
+        "data_sha256": data_sha256, "split_sha256": split_sha256, "weights_sha256": expected.metadata["weights_sha256"],
+        "reference": reference,
         "tolerance": {"rtol": compare.RTOL, "atol": compare.ATOL, "argmax_flips": 0},
         "batch_sizes": list(BATCH_SIZES), "num_threads": NUM_THREADS,
         "artifacts": kept,

@@ -29,7 +29,16 @@ from pipeline.config import (
 from pipeline.errors import Failure, UserError
 from pipeline.flags import help_text, overview, read_flags
 from pipeline.output import say
-from pipeline.release import CompareConfig, ReportConfig, ServeConfig
+from pipeline.release import (
+    BenchmarkConfig,
+    CompareConfig,
+    PromoteConfig,
+    ReportConfig,
+    ServeConfig,
+    TritonConfig,
+    WebConfig,
+    refuse_promotion,
+)
 from pipeline.resolve import describe, resolve, with_file
 from pipeline.signals import Interrupted
 from pipeline.values import convert, shown
@@ -147,6 +156,8 @@ def _prepare(call: Call) -> int:
 def _train(call: Call) -> int:
     """Train in this process, or start the workers that do; a mistake is told before any of them."""
     flags = call.flags
+    if flags.get("promote") == "true":
+        _refuse_promotion(call.command)
     if flags.get("resume", "false") == "false":
         resolve(flags, world_size=environment.worker().world_size if environment.is_worker() else None)
         _announce(describe(flags))
@@ -240,18 +251,25 @@ def _verify(call: Call) -> int:
     return 0
 
 
-def _report(call: Call) -> int:
+def _benchmark(call: Call) -> int:
     _announce_run(call)
-    from pipeline import commands
+    from pipeline import benchmark
     from pipeline.tracking.fetch import find_run
 
-    commands.report(call.config, find_run(call.config.run, stage="report", trust_code=True))  # none of it is run
+    benchmark.benchmark(call.config, find_run(call.config.run, stage="benchmark", trust_code=call.config.trust_code))
+    return 0
+
+
+def _report(call: Call) -> int:
+    _announce_run(call)
+    from pipeline import reporting
+    from pipeline.tracking.fetch import find_run
+
+    reporting.report(call.config, find_run(call.config.run, stage="report", trust_code=True))  # none of it is run
     return 0
 
 
 def _compare(call: Call) -> int:
-    if not call.config.runs:
-        raise UserError("runs: nothing was given. Add --runs FOLDER FOLDER, or MLflow run ids.")
     from pipeline.pages import comparison
 
     return comparison.main(call.config)
@@ -266,17 +284,10 @@ def _sync(call: Call) -> int:
 
 
 def _plot(call: Call) -> int:
-    config = call.config
-    say(f"drawing {config.plot} ...")
-    from pipeline.plots import standalone, style
+    say(f"drawing {call.config.plot} ...")
+    from pipeline.plots import standalone
 
-    path = config.output / f"{config.plot}.png"
-    about, draw = standalone.PICTURES[config.plot]
-    try:
-        style.save(draw(), path, about=about)
-    except OSError as error:
-        raise UserError(f"output={config.output} cannot be written ({error.strerror}). Give another folder.") from error
-    say(str(path))
+    say(str(standalone.write(call.config.plot, call.config.output)))
     return 0
 
 
@@ -287,6 +298,31 @@ def _predict(call: Call) -> int:
     from export.serve import predict
 
     return predict.predict(call.config, given=call.flags)
+
+
+def _promote(call: Call) -> int:
+    if problems := [*refuse_promotion(call.config, call.flags)]:
+        raise UserError(*problems)
+    _refuse_promotion(call.command)
+    from pipeline.tracking import promotion
+    from pipeline.tracking.fetch import find_run
+
+    if call.config.rollback:
+        promotion.rollback(call.config)
+    else:
+        say(f"promote of {call.config.run}")
+        promotion.promote(find_run(call.config.run, trust_code=True), call.config)  # none of its code is run
+    return 0
+
+
+def _refuse_promotion(command: str) -> None:
+    """Raise UserError where a command does not promote, or MLflow's address says that there is no registry."""
+    if command not in ("run", "promote"):
+        raise UserError(f"promote=true has no effect on `{command}`, which exports nothing. Use `run`, or leave --promote out.")
+    from pipeline.tracking import connection
+
+    if problem := connection.refuse_registry():
+        raise UserError(problem)
 
 
 def _serve(call: Call) -> int:
@@ -302,6 +338,28 @@ def _serve(call: Call) -> int:
     return server.serve(call.config, fetch=fetch, server=__version__)
 
 
+def _triton(call: Call) -> int:
+    if not call.config.repository:
+        raise UserError("repository: nothing was given. Add --repository FOLDER, which a Triton server reads its models from.")
+    _announce_run(call, slow=False)
+    from export import triton
+    from pipeline.tracking.fetch import find_run
+
+    say(triton.add(call.config, find_run(call.config.run, trust_code=call.config.trust_code)))
+    return 0
+
+
+def _web(call: Call) -> int:
+    given = {"run": "FOLDER or MLFLOW_RUN_ID", "output": "FOLDER"}
+    if missing := [f"{n}: nothing was given. Add --{n} {what}." for n, what in given.items() if not getattr(call.config, n)]:
+        raise UserError(*missing)
+    from export.web import build
+    from pipeline.tracking.fetch import find_run
+
+    # no code of the run is executed, so none has to be trusted
+    return build.web(call.config, find_run=lambda: find_run(call.config.run, trust_code=True), given=call.flags)
+
+
 def _inspect(call: Call) -> int:
     if not call.config.dataset:
         raise UserError("dataset: nothing was given. Add --dataset NAME, FOLDER, FILE or file.py:function.")
@@ -311,10 +369,14 @@ def _inspect(call: Call) -> int:
     return 0
 
 
-def _announce_run(call: Call) -> None:
+def _announce_run(call: Call, *, slow: bool = True) -> None:
     if not call.config.run:
         raise UserError("run: nothing was given. Add --run FOLDER or --run MLFLOW_RUN_ID.")
-    _announce(f"{call.command} of {call.config.run}")
+    what = f"{call.command} of {call.config.run}"
+    if slow:
+        _announce(what)
+    else:
+        say(what)
 
 
 COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
@@ -325,10 +387,14 @@ COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
     "evaluate": (EvaluateConfig, "evaluate a run's best weights on its test split", _evaluate),
     "export": (ExportConfig, "write a run's model as ONNX, TorchScript, .pt2, int8, fp16 and safetensors", _export),
     "verify": (VerifyConfig, "prove that a run's artifacts predict as its model does", _verify),
+    "benchmark": (BenchmarkConfig, "measure how fast a run's model is in each runtime, in turns", _benchmark),
     "report": (ReportConfig, "write all that is known of a run on one page, report.html", _report),
     "compare": (CompareConfig, "say which of several runs is better, and whether by more than noise", _compare),
+    "promote": (PromoteConfig, "give a run's proven ONNX file an alias in MLflow's registry, if it is better", _promote),
     "predict": (PredictConfig, "ask an exported ONNX file about images, tables or arrays; needs no torch", _predict),
     "serve": (ServeConfig, "answer over HTTP from an exported ONNX file; needs no torch", _serve),
+    "triton": (TritonConfig, "add a run's proven ONNX file to a Triton server's model repository", _triton),
+    "web": (WebConfig, "make a web page that answers in the browser, from a run's proven ONNX file", _web),
     "sync": (SyncConfig, "send MLflow what it did not take while a run was going on", _sync),
     "plot": (PlotConfig, "draw a picture that needs no run", _plot),
 }

@@ -19,11 +19,12 @@ from pipeline.errors import Failure, UserError
 from pipeline.evaluate import Evaluation, evaluate_run
 from pipeline.initial import initial_state
 from pipeline.output import log_to, say
-from pipeline.release import ReportConfig
+from pipeline.pages.report import publish
+from pipeline.release import PromoteConfig, ReportConfig
 from pipeline.resume import config_before_init, resolve_device, resolve_run, with_local_overrides
 from pipeline.run import Run
 from pipeline.signals import Interrupted
-from pipeline.tracking import registry
+from pipeline.tracking import promotion, registry
 from pipeline.tracking import tracker as tracking
 from pipeline.tracking.tracker import HostTracker, NullTracker, Tracker
 
@@ -36,18 +37,22 @@ def train_on_this_rank(flags: Mapping[str, str], *, export: bool, config: RunCon
         if config is None:
             decided = distributed.run_on_main(lambda: resolve_run(flags, world_size=ranks.world_size), on=ranks.is_main)
             config = with_local_overrides(distributed.broadcast(decided), flags)
-        train(config, ranks, export=export)
+        folder = train(config, ranks, export=export)
+    if folder and export and config.promote:  # after the MLflow run has ended: what the gate says does not change how
+        _promote(folder)
     return 0
 
 
-def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
+def train(config: RunConfig, ranks: Ranks, *, export: bool) -> Path | None:
     """Prepare, train and evaluate on all ranks; with `export`, export and verify on rank 0, all in one MLflow run.
 
-    A resumed run does what it has not done yet.
+    A resumed run does what it has not done yet. Returns the run folder on rank 0, and nothing on the others.
     """
     if distributed.broadcast(distributed.run_on_main(lambda: start.is_finished(config, export=export), on=ranks.is_main)):
-        return
+        return Path(config.output_dir) if ranks.is_main else None
     folder = start.prepare_everywhere(config, ranks)
+    if config.promote:
+        distributed.run_on_main(lambda: _ensure_promotable(folder), on=ranks.is_main)
     if config.resume != "true":
         distributed.run_on_main(lambda: _try(config, ranks, folder), on=ranks.is_main)
     with ExitStack() as stack:
@@ -69,7 +74,7 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
             )  # the processes that verify needs import their runtimes meanwhile
         evaluation = _evaluate(run, ranks, tracker, folder) if "evaluate" in missing else None
         if not isinstance(tracker, Tracker):
-            return
+            return None
         try:  # the proof comes before the pictures, as it is what is waited for
             if "export" in missing:
                 _export(run, tracker, folder)
@@ -77,20 +82,21 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> None:
                 _verify(run, tracker, folder)
         except Failure:
             _draw(run, evaluation)
-            _report(run, tracker, folder)
+            publish(run, tracker, folder)
             raise
         _draw(run, evaluation)
         if "report" in missing:
-            _report(run, tracker, folder)
+            publish(run, tracker, folder)
         else:
             tracker.upload()
         _say_where(run, tracker)
         say(f"next: {'mlflow ui' if export else f'python -m pipeline export --run {run.folder}'}")
+        return run.folder
 
 
 def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
     """Evaluate a run's best weights on its test split (without one, on its training samples), into its MLflow run."""
-    folder, _ = _data_of(run, config, ranks)
+    folder, _ = data_of(run, config, ranks)
     with ExitStack() as stack:
         attached = distributed.run_on_main(lambda: stack.enter_context(tracking.attached(run)), on=ranks.is_main)
         if attached:
@@ -121,7 +127,7 @@ def export(config: ExportConfig, run: Run) -> None:
             f"{idle[0]}={getattr(config, idle[0])} has no effect on formats={run.config.formats}, which are made without "
             f"samples and exact. Leave --{idle[0]} out, or use --formats onnx,onnx-int8."
         )
-    folder = _data_of(run, config, distributed.single_process())[0] if needs_data else None
+    folder = data_of(run, config, distributed.single_process())[0] if needs_data else None
     with tracking.attached(run) as tracker:
         log_to(run.folder / manifest.LOG)
         _export(run, tracker, folder)
@@ -151,7 +157,7 @@ def verify(config: VerifyConfig, run: Run) -> None:
             log_to(run.folder / manifest.LOG)
             kind = f"onnx-{config.as_}" if config.as_ else "onnx"
             limits = {name: getattr(config, name) for name in limited}
-            return _verify(run, None, *_data_of(run, config, distributed.single_process()), limits, onnx=onnx, kind=kind)
+            return _verify(run, None, *data_of(run, config, distributed.single_process()), limits, onnx=onnx, kind=kind)
     with tracking.attached(run) as tracker:
         manifest.need(run.folder, "export")
         if limited and not any(lossy_formats(name) for name in exported(run)):
@@ -162,17 +168,26 @@ def verify(config: VerifyConfig, run: Run) -> None:
             )
         log_to(run.folder / manifest.LOG)
         limits = {name: getattr(config, name) for name in limited}
-        _verify(run, tracker, *_data_of(run, config, distributed.single_process()), limits)
+        _verify(run, tracker, *data_of(run, config, distributed.single_process()), limits)
         _say_where_served(tracker)
     say(f"next: python -m pipeline report --run {run.folder}")
 
 
-def report(config: ReportConfig, run: Run) -> None:
-    """Write report.html of what the stages of a run have left, and put it among the files of its MLflow run."""
-    manifest.need(run.folder, "evaluate")
-    with tracking.attached(run) as tracker:
-        log_to(run.folder / manifest.LOG)
-        _report(run, tracker, _data_of(run, config, distributed.single_process())[0])
+def _ensure_promotable(folder: Path) -> None:
+    """Raise UserError where a run on prepared data could not be promoted in the end."""
+    if evaluation_split(folder) != "test":
+        raise UserError(
+            "promote=true needs samples that are held out for a test, as these decide. Leave --test_split 0 out, or --promote."
+        )
+    promotion.ensure_registry()
+
+
+def _promote(folder: Path) -> None:
+    """Promote a run that is done. Raises Failure where it is not: the run stays as it is."""
+    try:
+        promotion.promote(Run.open(folder), PromoteConfig(run=str(folder)))
+    except (Failure, UserError) as error:
+        raise Failure(f"the run {folder} is done; it was not promoted:\n{error}") from error
 
 
 def _try(config: RunConfig, ranks: Ranks, folder: Path) -> None:
@@ -197,7 +212,7 @@ def _try(config: RunConfig, ranks: Ranks, folder: Path) -> None:
         say(note)
 
 
-def _data_of(run: Run, config: DataStageConfig | ReportConfig, ranks: Ranks) -> tuple[Path, str]:
+def data_of(run: Run, config: DataStageConfig | ReportConfig, ranks: Ranks) -> tuple[Path, str]:
     """Prepare the data that a run was trained on; return the folder, and where the data lies here. Raises UserError."""
     dataset = run.config.dataset
     is_own = dataset not in data.matching()
@@ -283,16 +298,6 @@ def _draw(run: Run, evaluation: Evaluation | None) -> None:
         run.seal("evaluate")
 
 
-def _report(run: Run, tracker: Tracker, folder: Path) -> None:
-    """Write the page that tells all of a run, and send all files of the run."""
-    from pipeline.pages.report import write
-
-    page = write(run, folder)
-    run.seal("report")
-    tracker.upload()
-    say(f"report of the run: {page}")
-
-
 def _export(run: Run, tracker: Tracker, folder: Path | None) -> None:
     from export.artifacts import export_run, written_files
 
@@ -355,9 +360,9 @@ def _log_model(run: Run, tracker: Tracker, folder: Path) -> float:
     if run.data.columns:
         raw = read_raw(folder)
         example = {column.input_name: raw[column.name][:7, None] for column in run.data.columns}
-    path, name = run.folder / "export" / "model.onnx", f"{models.label(run.config.model)}-{run.data.name}"
+    path = run.folder / "export" / "model.onnx"
     say("logging the ONNX file as an MLflow model ...")
-    address, difference = registry.log_onnx_model(run.mlflow_run_id, path, example, name=name)
+    address, difference = registry.log_onnx_model(run.mlflow_run_id, path, example, name=registry.model_name(run))
     tracker.set_tags({"model_uri": address})
     say(f"MLflow model logged and loaded back with pyfunc: max abs diff {difference:.1e}")
     return difference

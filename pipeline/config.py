@@ -162,6 +162,7 @@ class RunConfig:
         10, "optimizer steps that one point of train/loss stands for, also across the end of an epoch",
         ge=1, le=1_000_000,
     )  # fmt: skip
+    promote: bool = Field(False, "promote the verified ONNX file to `champion` at the end, as `promote` does (run)")
     formats: str = Field(
         "onnx,torchscript,pt2", f"files that are exported, as a,b, onnx among them: {', '.join(FORMATS)}",
         choices=FORMATS, several=("onnx",),
@@ -307,7 +308,7 @@ RENAMED: Mapping[str, str] = {
 """Flags of earlier versions, and what to write instead."""
 RUNTIME_FIELDS = frozenset(
     ["data_dir", "cache_dir", "output_dir", "resume", "device", "nproc", "max_restarts", "collective_timeout", "num_workers"]
-) | {"upload_checkpoints", "strict_tracking", "cuda_graph"}
+) | {"upload_checkpoints", "strict_tracking", "cuda_graph", "promote"}
 """Fields that say where and how a run is computed, not what: they may change when it is resumed."""
 
 

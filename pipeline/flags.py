@@ -22,7 +22,7 @@ from pipeline.values import convert, flag_name, shown, texts
 
 _METAVARS = {
     "int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT", "output_dir": "FOLDER", "run": "RUN",
-    "onnx": "FILE", "Args": "NAME=VALUE,...", "tuple[str, ...]": "PATH...",
+    "onnx": "FILE", "force": "REASON", "Args": "NAME=VALUE,...", "tuple[str, ...]": "PATH...", "tuple[int, ...]": "N,...",
 }  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def help_text(command: str, summary: str, cls: type) -> str:
         note = "required" if field.metadata["is_required"] else f"default: {default or 'empty'}"
         parser.add_argument(
             f"--{flag_name(field.name)}",
-            metavar=("NAME,..." if field.metadata["several"] else "|".join(choices))
+            metavar=("NAME,..." if field.metadata["several"] is not None else "|".join(choices))
             or ("FILE" if field.metadata["is_file"] else _METAVARS.get(field.name))
             or _METAVARS.get(str(field.type), "auto|N"),
             help=f"{field.metadata['description']} ({note})".replace("%", "%%"),

@@ -34,20 +34,23 @@ CODE: Mapping[str, str] = {"model": "code", "loss": "loss_code"}  # the folder o
 _SOURCES = tuple(f"{folder}/{name}" for folder in CODE.values() for name in ("*.py", "*/*.py"))
 
 REPORTS = ("export/parity.json", "export/parity.md")
+BENCHMARK = "benchmark/benchmark.json"
 
 FILES: Mapping[str, tuple[str, ...]] = {
     "train": ("config.json", "parameters.md", WEIGHTS, LAST_WEIGHTS, *_SOURCES),
     "evaluate": (*EVALUATIONS, ANSWERS, FORMULA, "plots/*.png"),
     "export": ("export/config.json", "export/model.*", "rejected/model.*.onnx"),  # a file of each format, all sealed at once
     "verify": (*REPORTS, "rejected/*.json"),
+    "benchmark": (BENCHMARK, "benchmark/benchmark.md", "benchmark/benchmark.png"),
     "report": (PAGE,),
 }
 """What each stage makes: names, and patterns of names within one folder."""
 REPLACES: Mapping[str, tuple[str, ...]] = {
     "train": sum(FILES.values(), ()),
     "evaluate": FILES["evaluate"] + FILES["report"],
-    "export": FILES["export"] + FILES["verify"] + FILES["report"],
+    "export": FILES["export"] + FILES["verify"] + FILES["benchmark"] + FILES["report"],
     "verify": FILES["verify"] + FILES["report"],
+    "benchmark": FILES["benchmark"] + FILES["report"],
     "report": FILES["report"],
 }
 """What no longer holds when a stage begins to write: its own files, and those that speak of them."""

@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 FOLDERS = {  # fields that name a folder, and what it is for
-    "data_dir": "raw files", "cache_dir": "prepared tensors", "output_dir": "a run", "output": "pictures", "run": "a run",
+    "data_dir": "raw files", "cache_dir": "prepared tensors", "output_dir": "a run", "output": "what is made",
+    "run": "a run", "runtime": "onnxruntime-web", "repository": "models",
 }  # fmt: skip
-_WRITTEN = ("cache_dir", "output_dir", "output")
+_WRITTEN = ("cache_dir", "output_dir", "output", "repository")
 FIELDS = frozenset(FOLDERS) | {"onnx", "input", "weights"}
 _LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes: what Linux takes, less what the pipeline adds
 

@@ -151,4 +151,6 @@ def text_of(value: object) -> str:
     """Return a value as a flag would give it."""
     if isinstance(value, Mapping):
         return ",".join(f"{name}={text_of(each)}" for name, each in value.items())
+    if isinstance(value, tuple):
+        return ",".join(map(text_of, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

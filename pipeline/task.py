@@ -87,6 +87,10 @@ class Task:
         """Turn a sum of `metric_sum` over `count` samples into `metric`."""
         return total / count
 
+    def gain(self, value: float, *, over: float) -> float:
+        """Return by how much one value of `metric` is better than another: the difference; of rmse, the share of the other."""
+        return value - over
+
     def report(
         self, scores: Tensor, target: Tensor, *, classes: Sequence[str] = (), targets: Sequence[str] = ()
     ) -> dict[str, Any]:
@@ -253,6 +257,9 @@ class _Regression(Task):
 
     def metric_value(self, total: float, count: int) -> float:
         return (total / count) ** 0.5
+
+    def gain(self, value: float, *, over: float) -> float:
+        return (over - value) / over if over > 0 else -value
 
     def export_outputs(self, scores: Tensor, features: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, ...]:
         return (scores,)

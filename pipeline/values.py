@@ -31,16 +31,17 @@ def Field(
     is_required: bool = False,
     is_file: bool = False,
     takes_own: bool = False,
-    several: Iterable[str] = (),
+    several: Iterable[str] | None = None,
 ) -> Any:
     """Declare a field with its description and the values that it may take; the bounds are called as elsewhere in the field.
 
     `is_file` says that a command writes a file of that name, `takes_own` that beside the choices it takes `file.py:function`,
-    and `several` that it takes a list of choices, as a,b, and which of them have to be in it.
+    and `several` that it takes a list of choices, as a,b, and which of them have to be in it (perhaps none).
     """
     bounds = {"gt": gt, "ge": ge, "lt": lt, "le": le}
-    flags = {"is_required": is_required, "is_file": is_file, "takes_own": takes_own, "several": tuple(several)}
-    metadata = {"description": description, "choices": tuple(choices), "bounds": bounds, **flags}
+    flags = {"is_required": is_required, "is_file": is_file, "takes_own": takes_own}
+    lists = {"several": None if several is None else tuple(several)}
+    metadata = {"description": description, "choices": tuple(choices), "bounds": bounds, **flags, **lists}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -76,6 +77,8 @@ def _convert(spec: dataclasses.Field[Any], kind: Any, text: str) -> object:
         if text == "auto":
             return text
         kind = typing.get_args(kind)[0]
+    if kind == tuple[int, ...]:
+        return _whole_numbers(spec, text)
     if kind is bool:
         if text not in ("true", "false"):
             raise ValueError(f"is neither true nor false. Give {flag} true or {flag} false.")
@@ -99,7 +102,7 @@ def _convert(spec: dataclasses.Field[Any], kind: Any, text: str) -> object:
     if spec.name in PLACES and text not in ("", str(spec.default)):  # a default with `~` is good on every machine
         text = expanded(text)
     is_own = spec.metadata["takes_own"] and ":" in text
-    if spec.metadata["several"]:
+    if spec.metadata["several"] is not None:
         return text if text == spec.default else _several(spec, text)
     if spec.metadata["choices"] and text not in spec.metadata["choices"] and not is_own:
         near = [_NOW[text]] if text in _NOW else get_close_matches(text, spec.metadata["choices"], n=1)
@@ -125,6 +128,21 @@ def _several(spec: dataclasses.Field[Any], text: str) -> str:
         whole = ",".join([*lacking, *names])
         raise ValueError(f"has no {lacking[0]}, which the others are held against. Write --{spec.name} {whole}.")
     return ",".join(name for name in choices if name in names)
+
+
+def _whole_numbers(spec: dataclasses.Field[Any], text: str) -> tuple[int, ...]:
+    """Return a list of whole numbers, as `1,32`, in their order. Raises ValueError."""
+    default: Any = spec.default
+    example = ",".join(map(str, default))
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"is no list of whole numbers. Give some as a,b, as in --{spec.name} {example}.") from None
+    for number in numbers:
+        _check_bounds(spec, number, largest=_LARGEST_INT, example=example)
+    if twice := [number for number in numbers if numbers.count(number) > 1]:
+        raise ValueError(f"has {twice[0]} twice. Name each once.")
+    return tuple(sorted(numbers))
 
 
 def _args(text: str) -> dict[str, Any]:
@@ -173,7 +191,7 @@ def _is_utf8(text: str) -> bool:
 _BOUNDS = {"gt": "above", "ge": "at least", "le": "at most", "lt": "below"}
 
 
-def _check_bounds(spec: dataclasses.Field[Any], number: float, *, largest: float) -> None:
+def _check_bounds(spec: dataclasses.Field[Any], number: float, *, largest: float, example: object = None) -> None:
     bounds = spec.metadata["bounds"]
     if number > largest and bounds["le"] is None:
         bounds = bounds | {"le": largest}
@@ -181,7 +199,7 @@ def _check_bounds(spec: dataclasses.Field[Any], number: float, *, largest: float
     for name, limit in bounds.items():
         if limit is not None and broken[name](limit):
             allowed = " and ".join(f"{_BOUNDS[n]} {bounds[n]}" for n in _BOUNDS if bounds[n] is not None)
-            raise ValueError(f"is out of range. Give a value {allowed}, as in --{spec.name} {spec.default}.")
+            raise ValueError(f"is out of range. Give a value {allowed}, as in --{spec.name} {example or spec.default}.")
 
 
 def convert(cls: type, flags: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -72,6 +72,8 @@ def _value(source: random.Random, field: dataclasses.Field[Any], folder: Path) -
         return str(source.choice(choices))
     if field.type == "Args":
         return source.choice([*LISTS, *ARGS])
+    if field.type == "tuple[int, ...]":
+        return source.choice([*LISTS, *NUMBERS, "1,32", "1,1", "1,,2", "1,x", "1,-1"])
     if field.type in ("Path", "str", "tuple[str, ...]"):
         return source.choice([*PLACES, str(field.default), "epoch", "500", "10m", "9" * 999 + "m"])
     if field.type == "bool":
@@ -137,14 +139,16 @@ def place(tmp_path: Path, trained: Callable[[str], Run], monkeypatch: pytest.Mon
 @pytest.fixture
 def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every piece of work raise Opened instead, once the run of `place` is trained."""
+    from export import triton
     from export.serve import predict, server
-    from pipeline import commands, distributed
+    from export.web import build
+    from pipeline import benchmark, commands, distributed, reporting
     from pipeline.data import prepare
     from pipeline.distributed import Ranks, single_process
     from pipeline.inspection import command
     from pipeline.pages import comparison
     from pipeline.plots import standalone
-    from pipeline.tracking import tracker
+    from pipeline.tracking import promotion, tracker
 
     def opened(*_: object, **__: object) -> NoReturn:
         raise Opened
@@ -158,9 +162,11 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         yield Ranks(worker.rank, worker.local_rank, worker.world_size, single_process().device)
 
     for module, name in (
-        *((commands, name) for name in ("train", "evaluate", "export", "verify", "report")),
+        *((commands, name) for name in ("train", "evaluate", "export", "verify")),
         (prepare, "prepare"), (distributed, "launch"), (tracker, "send"), (predict, "predict"), (command, "inspect"),
-        (server, "serve"), (comparison, "compare"),
+        (server, "serve"), (promotion, "promote"), (promotion, "rollback"), (build, "web"), (benchmark, "benchmark"),
+        (triton, "add"),
+        (comparison, "compare"), (reporting, "report"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, opened)
     monkeypatch.setattr(distributed, "process_group", alone)

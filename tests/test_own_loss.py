@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -123,7 +127,10 @@ def test_a_copy_of_a_loss_that_was_changed_is_refused(run: Path, capsys: Any) ->
     assert "loss=" in error and "SHA-256 differs" in error and len(error.splitlines()) == 1
 
 
-def test_a_loss_that_was_fetched_is_run_when_it_is_trusted(tmp_path: Path, capsys: Any) -> None:
+def test_a_loss_that_was_fetched_is_run_when_it_is_trusted(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sentence is all that is said, also where tqdm is installed (timm brings it), with which MLflow draws bars."""
     _write(tmp_path)
     flags = _flags(tmp_path) | {"model": "mlp"}
     assert main(["train", *_words(flags), "--output_dir", "run"]) == 0
@@ -131,6 +138,10 @@ def test_a_loss_that_was_fetched_is_run_when_it_is_trusted(tmp_path: Path, capsy
     for name in ("run", "one", "two"):
         shutil.rmtree(name)
     capsys.readouterr()
+    for name in ("tqdm", "tqdm.auto"):
+        module = types.ModuleType(name)
+        module.__spec__, module.tqdm = ModuleSpec(name, None), _loud  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module)
     for run in (run_id, f"runs/{run_id}"):
         assert main(["evaluate", "--run", run]) == 2
         error = capsys.readouterr().err
@@ -140,6 +151,11 @@ def test_a_loss_that_was_fetched_is_run_when_it_is_trusted(tmp_path: Path, capsy
     _let_its_code_go_unsaid(tmp_path / "runs" / run_id)
     assert main(["evaluate", "--run", run_id]) == 2 and "--trust_code true" in capsys.readouterr().err
     assert main(["evaluate", "--run", run_id, "--trust_code", "true", "--cache_dir", "cache"]) == 0
+
+
+def _loud(**given: Any) -> Any:
+    print(given, file=sys.stderr)
+    return MagicMock()
 
 
 def _let_its_code_go_unsaid(folder: Path) -> None:

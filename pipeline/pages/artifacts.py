@@ -15,7 +15,6 @@ from pipeline.resolve import applicable
 from pipeline.run import Run, parse_rows
 from pipeline.tracking.journal import Outbox
 
-BENCHMARK = "benchmark/benchmark.json"
 _OWN = ("model", "dataset", "loss", "weights")  # fields that may hold a path of this machine
 
 
@@ -49,9 +48,9 @@ def _format(name: str) -> str:
 
 def benchmark(run: Run) -> dict[str, Any] | None:
     """Return the rows of benchmark.json and what it says of each format, if it was made and is whole."""
-    if BENCHMARK not in manifest.read(run.folder)[1]:
+    if manifest.BENCHMARK not in manifest.read(run.folder)[1]:
         return None
-    found: dict[str, Any] = read_json(run.folder / BENCHMARK)
+    found: dict[str, Any] = read_json(run.folder / manifest.BENCHMARK)
     return {"rows": found.get("rows", []), "files": found.get("files", {})}
 
 

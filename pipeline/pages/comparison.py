@@ -93,6 +93,8 @@ def main(config: CompareConfig) -> int:
 
 def names(texts: Sequence[str]) -> list[str]:
     """Return the runs that `--runs A B` or `--runs A,B` names: each a folder or an MLflow run id. Raises UserError."""
+    if not texts:
+        raise UserError("runs: nothing was given. Add --runs FOLDER FOLDER, or MLflow run ids.")
     found = [name for text in texts for name in ([text] if Path(text).exists() else text.split(",")) if name]
     if len(found) < 2:
         raise UserError(

@@ -14,10 +14,12 @@ import numpy as np
 from pipeline import __version__, answers, calibration, files, intervals, manifest
 from pipeline.answers import Answers
 from pipeline.data.prepare import read_raw
+from pipeline.output import say
 from pipeline.pages import artifacts, charts, figures, loading, samples
 from pipeline.pages.page import png, render
 from pipeline.plots.curves import kept_epoch
 from pipeline.run import Run, parse_rows
+from pipeline.tracking.tracker import Tracker
 
 _DRAWN_HERE = ("curves", "confusion_matrix", "top_losses")  # pictures that the page has in its own way
 _MOST_CELLS = 20  # classes of a confusion matrix, beyond which the picture and the largest confusions are shown
@@ -48,6 +50,14 @@ def write(run: Run, data: Path) -> Path:
     with files.atomic(run.folder / manifest.PAGE) as path:
         path.write_text(text)
     return run.folder / manifest.PAGE
+
+
+def publish(run: Run, tracker: Tracker, data: Path) -> None:
+    """Write a run's page, seal it, and send all files of the run to MLflow."""
+    page = write(run, data)
+    run.seal("report")
+    tracker.upload()
+    say(f"report of the run: {page}")
 
 
 def _figures(run: Run, found: Answers, table: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.data import find
+from pipeline.errors import UserError
 from pipeline.plots import evaluation
-from pipeline.plots.style import Series, class_colors, draw_points, point_legend, show_image
+from pipeline.plots.style import Series, class_colors, draw_points, point_legend, save, show_image
 
 NOISES = (0.0, 0.2, 0.5)
 _ACTIVATIONS = "Activation functions and their derivatives"
@@ -94,3 +95,14 @@ PICTURES: dict[str, tuple[str, Callable[[], Figure]]] = {
     "tsne": ("Raw pixels of scikit-learn's digits 0 to 5", tsne),
     "samples": ("Five images of each of scikit-learn's digits", samples),
 }
+
+
+def write(name: str, folder: Path) -> Path:
+    """Draw a picture into a folder. Raises UserError where that cannot be written."""
+    path = folder / f"{name}.png"
+    about, draw = PICTURES[name]
+    try:
+        save(draw(), path, about=about)
+    except OSError as error:
+        raise UserError(f"output={folder} cannot be written ({error.strerror}). Give another folder.") from error
+    return path

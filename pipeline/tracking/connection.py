@@ -108,6 +108,22 @@ def ask(question: Callable[[], Answer]) -> Answer:
     return answer[0]
 
 
+def refuse_registry() -> str:
+    """Return what is wrong with where MLflow keeps its registry, as far as its address says it, or nothing."""
+    address, other = uri(), os.environ.get("MLFLOW_REGISTRY_URI", "")
+    if other and other != address:
+        return (
+            f"MLFLOW_REGISTRY_URI={redacted(other)} is another place than MLFLOW_TRACKING_URI={shown()}, "
+            "where the run is. Unset it."
+        )
+    if "://" in address and not address.startswith("file:"):
+        return ""
+    return (
+        f"MLFLOW_TRACKING_URI={shown()} is a folder, in which no two processes can use a registry at once. Give a "
+        "database (sqlite:////folder/mlflow.db) or a server (http://...), or unset the variable to track in ./mlflow.db."
+    )
+
+
 def is_missing(error: Exception) -> bool:
     """Tell whether MLflow says that there is no such run or experiment, or that its id cannot be one."""
     return getattr(error, "error_code", "") in _NOT_THERE
@@ -123,6 +139,7 @@ def configure(*, check: bool = True) -> None:
     os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # or a logged model would carry uv.lock and its hosts
     os.environ.setdefault("MLFLOW_LOG_UV_FILES", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a file, wherever tqdm is installed
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the last words are ours: what to do next
     os.environ.setdefault("MLFLOW_TRACKING_URI", uri())
     if context := os.environ.get("MLFLOW_RUN_CONTEXT"):  # JSON that MLflow makes tags of, a run's and a model's

@@ -1,18 +1,41 @@
-"""The ONNX file as an MLflow model, loaded back before it is believed."""
+"""The ONNX file as an MLflow model, loaded back before it is believed; what the file says of itself, and how it is called."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import models
 from pipeline.errors import Failure
+from pipeline.run import Run
 from pipeline.tracking import connection
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+def model_name(run: Run) -> str:
+    """Return what a run's model is called in MLflow: `cnn-digits`."""
+    return _allowed(f"{models.label(run.config.model)}-{run.data.name}")
+
+
+def _allowed(name: str) -> str:
+    return re.sub(r"[^\w-]+", "-", name)
+
+
+def onnx_metadata(path: Path) -> dict[str, Any]:
+    """Return what an ONNX file of ours says of its origin. Raises Failure where it is none."""
+    import onnx
+
+    try:
+        found = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+        return {key: json.loads(value) for key, value in found.items()}
+    except Exception as error:  # of protobuf or of json, whose readers raise several
+        raise Failure(f"its {path.name} cannot be read as an ONNX file of ours ({connection.first_line(error)})") from error
 
 
 def log_onnx_model(run_id: str, path: Path, example: Mapping[str, np.ndarray], *, name: str) -> tuple[str, float]:
@@ -41,7 +64,7 @@ def log_onnx_model(run_id: str, path: Path, example: Mapping[str, np.ndarray], *
         with _active(run_id):
             info = mlflow.onnx.log_model(
                 onnx.load(path),  # a copy of its own: log_model changes what it is given
-                name=re.sub(r"[^\w-]+", "-", name),
+                name=_allowed(name),
                 signature=signature,
                 input_example=asked,
                 pip_requirements=[f"{m.__name__}=={m.__version__}" for m in (onnx, onnxruntime, np)],

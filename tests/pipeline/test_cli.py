@@ -15,6 +15,7 @@ import yaml
 from pipeline import __version__
 from pipeline.cli import COMMANDS, main
 from pipeline.config import RunConfig
+from pipeline.recipe import text_of
 from pipeline.values import convert, flag_name
 from tests.conftest import ROOT
 
@@ -260,7 +261,8 @@ def test_mlproject_flags_and_fields_are_in_step() -> None:
     """Each entry point runs the command of its name, and each of its parameters is a field, with the same default."""
     project = yaml.safe_load((ROOT / "MLproject").read_text())
     assert project["conda_env"] == "conda.yaml"
-    assert list(project["entry_points"]) == ["main", "inspect", "prepare", "train", "evaluate", "export", "verify"]
+    assert list(project["entry_points"]) == ["main", "inspect", "prepare", "train", "evaluate", "export", "verify", "benchmark",
+                                             "report", "promote"]  # fmt: skip
     for entry, point in project["entry_points"].items():
         program, flags = point["command"].split(" --", 1)[0], point["command"].split()[4:]
         name = "run" if entry == "main" else entry
@@ -270,7 +272,7 @@ def test_mlproject_flags_and_fields_are_in_step() -> None:
         for parameter, declared in point["parameters"].items():
             assert parameter in fields
             if isinstance(declared, dict):
-                assert declared["default"] == fields[parameter].default
+                assert declared["default"] == text_of(fields[parameter].default)
 
 
 def test_the_overview_of_flags_is_the_configuration() -> None:
