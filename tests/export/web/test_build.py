@@ -108,8 +108,8 @@ def test_only_the_file_that_passed_is_taken(
     report.write_text(json.dumps(proof))
     manifest.seal(copy, Run.open(copy, check=False).mlflow_run_id, *manifest.FILES["verify"])
     assert _web(copy, stand_in) == 2 and not Path("out").exists()
-    said = {"failed": "did not pass", "rejected": "did not pass", "another": "is not the file that was proven",
-            "missing": "is not what run="}[change]  # fmt: skip
+    none = "format=onnx: run=copy has no proven file of it".replace("copy", str(copy))
+    said = {"failed": "disagree with the model", "another": "is not the file that was proven"}.get(change, none)
     assert said in capsys.readouterr().err
 
 
