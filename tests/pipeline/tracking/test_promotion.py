@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import files, manifest
+from pipeline import commands, files, manifest
 from pipeline.cli import main
+from pipeline.errors import Failure
 from pipeline.release import PromoteConfig
 from pipeline.tracking import connection, history, promotion, served
 from tests.pipeline.tracking.conftest import FLAGS
@@ -349,6 +350,18 @@ def test_promote_has_no_effect_where_nothing_is_exported_or_tested(cache_dir: Pa
     flags = ["--test_split", "0", "--promote", "true", "--output_dir", "out", "--cache_dir", str(cache_dir)]
     assert main(["run", "--model", "mlp", *flags]) == 2
     assert "promote=true needs samples that are held out for a test" in capsys.readouterr().err and not Path("out").exists()
+
+
+@pytest.mark.parametrize("promote", ["true", "false"])
+def test_a_run_that_fails_before_its_promotion_says_that_nothing_was_promoted(
+    promote: str, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise Failure("a gate was missed")
+
+    monkeypatch.setattr(commands, "train", fails)
+    assert main(["run", "--model", "mlp", "--promote", promote, "--cache_dir", str(cache_dir)]) == 1
+    assert capsys.readouterr().err == "a gate was missed\n" + "Nothing was promoted.\n" * (promote == "true")
 
 
 def test_a_promotion_loads_no_torch(proven: Path) -> None:
