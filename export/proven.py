@@ -41,6 +41,8 @@ def proven_files(run: Run) -> dict[str, ProvenFile]:
     sealed = manifest.read(run.folder)[1]
     found = {}
     for name, part in report["artifacts"].items():
+        if part.get("problems"):  # one that missed its gate
+            continue
         path = run.folder / _FOLDER / part["file"]
         content = path.read_bytes() if path.is_file() else b""
         digest = hashlib.sha256(content).hexdigest()
@@ -51,3 +53,15 @@ def proven_files(run: Run) -> dict[str, ProvenFile]:
             )
         found[name] = ProvenFile(part["file"], content, digest)
     return found
+
+
+def proven_file(run: Run, name: str) -> ProvenFile:
+    """Return a run's proven ONNX file of the format `name`. Raises UserError as `proven_files`, and where there is none."""
+    proven = proven_files(run)
+    if name not in proven:
+        raise UserError(
+            f"format={name}: run={run.folder} has no proven file of it. Give one of "
+            f"{', '.join(each for each in proven if each.partition('-')[0] == 'onnx')}, or make it: python -m pipeline export "
+            f"--run {run.folder} --formats {','.join(dict.fromkeys(['onnx', name]))}"
+        )
+    return proven[name]

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.proven import ProvenFile, proven_files
+from export.proven import ProvenFile, proven_file
 from pipeline import files, manifest
 from pipeline.errors import UserError
 from pipeline.release import TritonConfig
 from pipeline.run import Run
+from pipeline.tracking import registry
 
 FILE, CONFIG, LABELS = "model.onnx", "config.pbtxt", "labels.txt"
 _MAX_BATCH, _DELAY_US = 32, 100
@@ -56,17 +57,10 @@ def add(config: TritonConfig, run: Run) -> str:
 
     Raises UserError where there is no such proven file, or where the model of that name takes or gives something else.
     """
-    name = config.name or re.sub("[^A-Za-z0-9_.-]+", "-", f"{Path(run.config.model).name}-{run.data.name}").strip("-.")
+    name = config.name or re.sub("[^A-Za-z0-9_.-]+", "-", registry.model_name(run)).strip("-.")
     if not _NAME.fullmatch(name):
         raise UserError(f"name={name} is no name of a folder that Triton takes. Give --name letters, digits, -, _ and . alone.")
-    proven = proven_files(run)
-    if config.format not in proven:
-        raise UserError(
-            f"format={config.format}: run={run.folder} has no proven file of it. Give one of "
-            f"{', '.join(n for n in proven if n.partition('-')[0] == 'onnx')}, or make it: python -m pipeline export --run "
-            f"{run.folder} --formats onnx,{config.format}"
-        )
-    file, folder = proven[config.format], Path(config.repository) / name
+    file, folder = proven_file(run, config.format), Path(config.repository) / name
     inputs, outputs = interface(file.content)
     settings = choose(run, config.format, file, optimize_for=config.optimize_for)
     labels = _labels(run, outputs)

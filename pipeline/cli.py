@@ -146,6 +146,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _prepare(call: Call) -> int:
+    _refuse_promotion(call)
     config = resolve(call.flags)
     from pipeline.data.prepare import prepare
 
@@ -156,8 +157,7 @@ def _prepare(call: Call) -> int:
 def _train(call: Call) -> int:
     """Train in this process, or start the workers that do; a mistake is told before any of them."""
     flags = call.flags
-    if flags.get("promote") == "true":
-        _refuse_promotion(call.command)
+    _refuse_promotion(call)
     if flags.get("resume", "false") == "false":
         resolve(flags, world_size=environment.worker().world_size if environment.is_worker() else None)
         _announce(describe(flags))
@@ -303,7 +303,7 @@ def _predict(call: Call) -> int:
 def _promote(call: Call) -> int:
     if problems := [*refuse_promotion(call.config, call.flags)]:
         raise UserError(*problems)
-    _refuse_promotion(call.command)
+    _need_registry()
     from pipeline.tracking import promotion
     from pipeline.tracking.fetch import find_run
 
@@ -315,10 +315,19 @@ def _promote(call: Call) -> int:
     return 0
 
 
-def _refuse_promotion(command: str) -> None:
-    """Raise UserError where a command does not promote, or MLflow's address says that there is no registry."""
-    if command not in ("run", "promote"):
-        raise UserError(f"promote=true has no effect on `{command}`, which exports nothing. Use `run`, or leave --promote out.")
+def _refuse_promotion(call: Call) -> None:
+    """Raise UserError for promote=true where nothing is exported, or where there is no registry."""
+    if call.flags.get("promote") != "true":
+        return
+    if call.command != "run":
+        raise UserError(
+            f"promote=true has no effect on `{call.command}`, which exports nothing. Use `run`, or leave --promote out."
+        )
+    _need_registry()
+
+
+def _need_registry() -> None:
+    """Raise UserError where MLflow's address says that there is no registry."""
     from pipeline.tracking import connection
 
     if problem := connection.refuse_registry():

@@ -37,8 +37,14 @@ def train_on_this_rank(flags: Mapping[str, str], *, export: bool, config: RunCon
         if config is None:
             decided = distributed.run_on_main(lambda: resolve_run(flags, world_size=ranks.world_size), on=ranks.is_main)
             config = with_local_overrides(distributed.broadcast(decided), flags)
-        folder = train(config, ranks, export=export)
-    if folder and export and config.promote:  # after the MLflow run has ended: what the gate says does not change how
+        promotes = export and config.promote
+        try:
+            folder = train(config, ranks, export=export)
+        except Failure as error:
+            if promotes:
+                raise Failure(f"{error}\nNothing was promoted.") from error
+            raise
+    if folder and promotes:  # after the MLflow run has ended: what the gate says does not change how
         _promote(folder)
     return 0
 

@@ -68,13 +68,13 @@ def _threads(number: int) -> str:
 
 
 def metrics(report: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures that are stated, as MLflow metrics."""
+    """Return the figures that are stated, as MLflow metrics, whose names come behind those of the curves in its alphabet."""
     found = {
-        f"benchmark/{row['format']}/b{row['batch']}_t{row['threads']}/{key}": row[key]
+        f"verify/speed/{row['format']}/b{row['batch']}_t{row['threads']}/{key}": row[key]
         for row in report["rows"]
         for key in FIGURES
     }
-    found |= {f"benchmark/{name}/{key}": part[key] for name, part in report["files"].items() for key in _OF_FILES}
+    found |= {f"verify/speed/{name}/{key}": part[key] for name, part in report["files"].items() for key in _OF_FILES}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 

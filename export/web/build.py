@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from export.proven import proven_file
 from pipeline import files, manifest
 from pipeline.errors import UserError
 from pipeline.output import say
@@ -43,7 +43,9 @@ def web(config: WebConfig, *, find_run: Callable[[], Run], given: Mapping[str, s
     output = Path(config.output)
     _check(output, config, given)
     run = find_run()
-    part, proof, content = _proven(run, config.format)
+    content = proven_file(run, config.format).content
+    proof = files.read_json(run.folder / manifest.REPORTS[0])
+    part = proof["artifacts"][config.format]
 
     from export.serve import model as models
     from export.web import card, runtime
@@ -77,34 +79,6 @@ def _check(output: Path, config: WebConfig, given: Mapping[str, str]) -> None:
         problems.append(f"cache_dir={config.cache_dir} has no effect with --runtime, which fetches nothing. Leave it out.")
     if problems:
         raise UserError(*problems)
-
-
-def _proven(run: Run, name: str) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """Return what parity.json says of a format's file, all of it, and the file's bytes, which are those that were proven.
-
-    Raises UserError where the proof was not done, failed, or rejected the file, or speaks of other bytes.
-    """
-    manifest.need(run.folder, "export")
-    manifest.need(run.folder, "verify")
-    proof = files.read_json(run.folder / manifest.REPORTS[0])
-    part = proof["artifacts"].get(name)
-    again = f"python -m pipeline export --run {run.folder}, and verify"
-    if part is None:
-        has = ", ".join(each for each in proof["artifacts"] if each.startswith("onnx"))
-        raise UserError(f"format={name} is not what run={run.folder} was exported to ({has}). Export it: {again}.")
-    if not proof["passed"] or part.get("problems"):
-        raise UserError(
-            f"run={run.folder}: {part['file']} did not pass its proof ({manifest.REPORTS[1]} says why), so nothing is made of "
-            f"it. Do it again: {again}."
-        )
-    place = f"export/{part['file']}"
-    content = (run.folder / place).read_bytes() if (run.folder / place).is_file() else b""
-    digest = hashlib.sha256(content).hexdigest()
-    if not digest == part["sha256"] == manifest.read(run.folder)[1].get(place):
-        raise UserError(
-            f"run={run.folder}: {place} is not the file that was proven (its SHA-256 differs). Do it again: {again}."
-        )
-    return part, proof, content
 
 
 def _in_folder(parts: Mapping[str, bytes]) -> bytes:

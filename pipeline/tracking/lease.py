@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pipeline.errors import Failure, UserError
@@ -68,13 +69,13 @@ def _acquire(name: str, alias: str) -> Lease:
     while True:
         started = time.monotonic()
         wanted = Lease(name, alias, 0, started + _WORK * LEASE)
-        last, holders = connection.ask(lambda wanted=wanted: _look(wanted))  # type: ignore[misc]
+        last, holders = connection.ask(partial(_look, wanted))
         *_, newest = [{}, *holders.values()]
         since = seen.setdefault(str(newest.get("token")), started)
         if not holders or started - since >= LEASE:
             number = max(holders, default=last) + 1
             lease = Lease(name, alias, number, wanted.until, overtaken=tuple(holders))
-            if connection.ask(lambda lease=lease: _create(lease, token)):  # type: ignore[misc]
+            if connection.ask(partial(_create, lease, token)):
                 return lease
         elif started > deadline:
             raise Failure(

@@ -254,14 +254,21 @@ def latency(run: Run, proof: Proof) -> float:
     if BENCHMARK not in proof.digests:
         raise UserError(f"max_latency_ms: run={run.folder} has no benchmark. {how}")
     try:
-        rows = files.read_json(run.folder / BENCHMARK)["rows"]
-        found = [row for row in rows if (row["format"], row["batch"], row["threads"]) == ("onnx", 1, 1)]
-        value = float(found[0]["p95_ms"]) if found else math.nan
+        report = files.read_json(run.folder / BENCHMARK)
+        rows = [r for r in report["rows"] if (r["format"], r["batch"], r["threads"]) == ("onnx", 1, 1)]
+        measured = report["files"]["onnx"]["sha256"] if rows else ""
+        figure, reason = (rows[0]["p95_ms"], rows[0]["reason"]) if rows else (None, "")
     except (OSError, ValueError, KeyError, TypeError) as error:
         said = f"{type(error).__name__}: {connection.first_line(error)}"
         raise UserError(f"max_latency_ms: run={run.folder} has a {BENCHMARK} that cannot be read ({said}). {how}") from error
-    if not found:
+    if not rows:
         raise UserError(f"max_latency_ms: the benchmark of run={run.folder} has no onnx at batch 1 on one thread. {how}")
+    if figure is None:
+        why = reason or "there were fewer than 20 calls: give it more --seconds"
+        raise UserError(f"max_latency_ms: the benchmark of run={run.folder} states no p95 of model.onnx ({why}). {how}")
+    if measured != proof.digests[ONNX]:
+        raise Failure(f"run={run.folder} is not promoted: its benchmark is of another model.onnx. {how}")
+    value = float(figure)
     if not math.isfinite(value) or value <= 0:
         raise Failure(f"run={run.folder} is not promoted: its latency is {value}, which is no time. {how}")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -99,12 +100,15 @@ def test_own_data_is_declared_in_its_own_types_and_sizes(
     monkeypatch.setattr(Run, "load_model", lambda self: self.build_model().eval())
     (tmp_path / manifest.WEIGHTS).write_bytes(b"")
     content = artifacts._build(run, None)["onnx"]
-    monkeypatch.setattr(triton, "proven_files", lambda run: {"onnx": ProvenFile("model.onnx", content, "0" * 64)})
+    monkeypatch.setattr(triton, "proven_file", lambda run, name: ProvenFile("model.onnx", content, "0" * 64))
     triton.add(triton.TritonConfig(repository=str(tmp_path / "models"), name="own"), run)
     found = _check(tmp_path / "models" / "own", model_config)
     dims = {tensor.name: list(tensor.dims) for tensor in found.input}
     if case == "rgb":
         assert dims == {"input": [3, -1, -1]}
+        other = dataclasses.replace(run, config=dataclasses.replace(config, model="torchvision:resnet18"))
+        triton.add(triton.TritonConfig(repository=str(tmp_path / "models")), other)
+        assert (tmp_path / "models" / f"resnet18-{run.data.name}" / "config.pbtxt").is_file(), "named as in MLflow"
     else:
         assert dims == {name: [1] for name in ("area", "rooms", "city", "built", "garden")}
         assert (tmp_path / "models" / "own" / "labels.txt").exists() == (case != "regression")
@@ -195,7 +199,7 @@ def measured(proven: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 
 def _choose(run: Run, optimize_for: str = "throughput") -> triton.Settings:
-    return triton.choose(run, "onnx", triton.proven_files(run)["onnx"], optimize_for=optimize_for)
+    return triton.choose(run, "onnx", triton.proven_file(run, "onnx"), optimize_for=optimize_for)
 
 
 ROWS = (("onnx", 1, 1, 0.1), ("onnx", 1, 8, 0.05), ("onnx", 32, 1, 2.0), ("onnx", 32, 8, 0.5), ("onnx", 256, 1, 30.0))

@@ -65,7 +65,7 @@ def test_the_figures_of_a_run_are_sealed_sent_and_gone_with_the_next_export(
     assert manifest.is_whole(run, "benchmark") and (run / "benchmark" / "benchmark.png").read_bytes()[1:4] == b"PNG"
     found, client = Run.open(run), MlflowClient()
     metrics = client.get_run(found.mlflow_run_id).data
-    assert metrics.metrics["benchmark/onnx/b4_t1/p50_ms"] == report["rows"][1]["p50_ms"]
+    assert metrics.metrics["verify/speed/onnx/b4_t1/p50_ms"] == report["rows"][1]["p50_ms"]
     assert metrics.tags["benchmark"] == "complete"
     assert "benchmark/benchmark.json" in {item.path for item in client.list_artifacts(found.mlflow_run_id, "benchmark")}
     assert main(["export", "--run", str(run), "--formats", "onnx"]) == 0

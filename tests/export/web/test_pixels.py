@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -151,6 +152,11 @@ def test_a_curve_says_what_onnxruntime_does_and_fits_a_phone(page: Any, sine: Pa
     page.keyboard.type("1.25")
     (value,) = session.run(None, {"input": np.array([[1.25]], np.float32)})
     decided(page, f"prediction: {float(value[0, 0]):.6g}"[:18])
+    ends = [float(page.locator("input[type=range]").get_attribute(name)) for name in ("min", "max")]
+    (curve,) = session.run(None, {"input": np.array(ends, np.float32)[:, None]})
+    first, last = (f"{value:.4g}" for value in curve[:, 0].tolist())
+    label = page.locator("#plot svg").get_attribute("aria-label")
+    assert [f"{float(text):.4g}" for text in re.findall(r"(?:from|to) (\S+) at", label)] == [first, last] and first != last
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
     page.wait_for_function("Number(document.getElementById('field-0').value) !== 1.25")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import files, manifest
+from pipeline import commands, files, manifest
 from pipeline.cli import main
+from pipeline.errors import Failure
 from pipeline.release import PromoteConfig
 from pipeline.tracking import connection, history, promotion, served
 from tests.pipeline.tracking.conftest import FLAGS
@@ -250,7 +252,7 @@ def test_a_version_that_was_set_by_hand_counts_as_a_champion() -> None:
 
 
 def _benchmark(**row: Any) -> dict[str, Any]:
-    good = {"format": "onnx", "batch": 1, "threads": 1, "p50_ms": 0.1, "p95_ms": 0.2, "p99_ms": 9.0}
+    good = {"format": "onnx", "batch": 1, "threads": 1, "p50_ms": 0.1, "p95_ms": 0.2, "p99_ms": 9.0, "reason": None}
     return {"rows": [good | {"threads": 2, "p95_ms": 0.001}, good | row]}
 
 
@@ -260,6 +262,9 @@ def _benchmark(**row: Any) -> dict[str, Any]:
      (None, "1", 2, "has no benchmark. Measure it: python -m pipeline benchmark --run"),
      (_benchmark(batch=2), "1", 2, "has no onnx at batch 1 on one thread"),
      (_benchmark(p95_ms=float("nan")), "1", 1, "no time"),
+     (_benchmark(p95_ms=None, reason="the machine was busy"), "1", 2, "states no p95 of model.onnx (the machine was busy)"),
+     (_benchmark(p95_ms=None), "1", 2, "(there were fewer than 20 calls: give it more --seconds)"),
+     (_benchmark() | {"files": {"onnx": {"sha256": "0" * 64}}}, "1", 1, "its benchmark is of another model.onnx"),
      ({}, "1", 2, "cannot be read")],
 )  # fmt: skip
 def test_a_limit_of_the_latency_is_held_against_the_sealed_benchmark(
@@ -267,6 +272,9 @@ def test_a_limit_of_the_latency_is_held_against_the_sealed_benchmark(
 ) -> None:
     folder = make(0.9)
     if content is not None:
+        if "rows" in content:
+            digest = hashlib.sha256((folder / "export" / "model.onnx").read_bytes()).hexdigest()
+            content = {"files": {"onnx": {"sha256": digest}}} | content
         (folder / "benchmark").mkdir()
         (folder / "benchmark" / "benchmark.json").write_text(json.dumps(content))
         reseal(folder, "benchmark")
@@ -336,11 +344,24 @@ def test_a_password_of_a_server_that_does_not_answer_is_not_told(
 
 
 def test_promote_has_no_effect_where_nothing_is_exported_or_tested(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--model", "mlp", "--promote", "true"]) == 2
-    assert "promote=true has no effect on `train`" in capsys.readouterr().err
+    for command in ("train", "prepare"):
+        assert main([command, "--model", "mlp", "--promote", "true"]) == 2
+        assert f"promote=true has no effect on `{command}`" in capsys.readouterr().err
     flags = ["--test_split", "0", "--promote", "true", "--output_dir", "out", "--cache_dir", str(cache_dir)]
     assert main(["run", "--model", "mlp", *flags]) == 2
     assert "promote=true needs samples that are held out for a test" in capsys.readouterr().err and not Path("out").exists()
+
+
+@pytest.mark.parametrize("promote", ["true", "false"])
+def test_a_run_that_fails_before_its_promotion_says_that_nothing_was_promoted(
+    promote: str, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise Failure("a gate was missed")
+
+    monkeypatch.setattr(commands, "train", fails)
+    assert main(["run", "--model", "mlp", "--promote", promote, "--cache_dir", str(cache_dir)]) == 1
+    assert capsys.readouterr().err == "a gate was missed\n" + "Nothing was promoted.\n" * (promote == "true")
 
 
 def test_a_promotion_loads_no_torch(proven: Path) -> None:
