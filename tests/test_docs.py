@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import COMMANDS
 from pipeline.config import RunConfig
 from pipeline.data.spec import DataOptions
 from pipeline.flags import read_flags
+from pipeline.handlers import COMMANDS
 from pipeline.resolve import resolve
 from pipeline.values import convert, flag_name
 from tests.conftest import ROOT

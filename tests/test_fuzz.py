@@ -22,7 +22,8 @@ from mlflow import MlflowClient
 
 from models import MODELS
 from pipeline import environment
-from pipeline.cli import COMMANDS, main
+from pipeline.cli import main
+from pipeline.handlers import COMMANDS
 from pipeline.run import Run
 
 SEED = 20_261_126

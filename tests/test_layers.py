@@ -30,7 +30,7 @@ LAYERS = [  # a module may import its own layer and those before it
         "page", "charts", "figures", "samples", "artifacts", "loading", "report", "comparison"))},
     {"pipeline.start", "pipeline.commands", "pipeline.benchmark", "pipeline.reporting", "pipeline.flags", "pipeline.inspection",
      *(f"pipeline.inspection.{name}" for name in ("command", "images", "columns", "arrays", "targets", "costs", "report"))},
-    {"pipeline.cli", "pipeline.__main__"},
+    {"pipeline.handlers", "pipeline.cli", "pipeline.__main__"},
 ]  # fmt: skip
 SOURCES = [p for folder in ("models", "pipeline", "export") for p in sorted((ROOT / folder).rglob("*.py"))]
 NAMES = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in SOURCES]

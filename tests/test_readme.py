@@ -15,12 +15,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.cli import COMMANDS, main
+from pipeline.cli import main
 from pipeline.config import RunConfig
 from pipeline.data import find
 from pipeline.data.loader import open_split
 from pipeline.data.prepare import prepare
 from pipeline.flags import read_flags
+from pipeline.handlers import COMMANDS
 from pipeline.resolve import resolve
 from pipeline.run import Run
 from pipeline.values import convert

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from pipeline import __version__
-from pipeline.cli import COMMANDS, main
+from pipeline.cli import main
 from pipeline.config import RunConfig
+from pipeline.handlers import COMMANDS
 from pipeline.recipe import text_of
 from pipeline.values import convert, flag_name
 from tests.conftest import ROOT

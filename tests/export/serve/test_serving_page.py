@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.cli import COMMANDS
 from pipeline.flags import read_flags
+from pipeline.handlers import COMMANDS
 from pipeline.values import convert
 from tests.conftest import ROOT
 from tests.export.serve.conftest import MakeOnnx
