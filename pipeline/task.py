@@ -6,7 +6,8 @@ they compute, so that the command line can ask in a moment which loss fits which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -376,20 +377,35 @@ METRICS: Mapping[str, Metric] = {  # those with a single value of several target
 }
 
 
+_LONGEST = 150  # characters of a class's or target's name in that of a metric: MLflow takes 250 for all of it
+
+
 def flat_metrics(report: Mapping[str, Any], prefix: str) -> dict[str, float]:
     """Return a report's numbers under MLflow names: `test/accuracy` and others, `test_f1_macro`, `test_class_<name>_f1`,
-    `test_target_<name>_rmse`.
+    `test_target_<name>_rmse`, in which a name of the data has `_` for what MLflow takes in none.
 
     MLflow's page of a run has a section for each `<prefix>/`, in the order of the alphabet, and those without one come last: so
     only few metrics stand before the curves of `train/` and `val/`.
     """
     first = {"loss", *(name for name, metric in METRICS.items() if metric.headline)}
     flat = {f"{prefix}{'/' if k in first else '_'}{k}": float(v) for k, v in report.items() if isinstance(v, float)}
+    classes, targets = (_allowed(report.get(key, {})) for key in ("classes", "targets"))
     for key in ("precision", "recall", "f1-score"):
         name = key.removesuffix("-score")
         if "macro" in report:
             flat[f"{prefix}_{name}_macro"] = float(report["macro"][key])
-        flat |= {f"{prefix}_class_{c}_{name}": float(values[key]) for c, values in report.get("classes", {}).items()}
+        flat |= {f"{prefix}_class_{classes[c]}_{name}": float(values[key]) for c, values in report.get("classes", {}).items()}
     for target, values in report.get("targets", {}).items():
-        flat |= {f"{prefix}_target_{target}_{name}": value for name, value in values.items()}
+        flat |= {f"{prefix}_target_{targets[target]}_{name}": value for name, value in values.items()}
     return flat
+
+
+def _allowed(names: Iterable[str]) -> dict[str, str]:
+    """Return names of classes or targets as MLflow takes them in a metric's name, no two of them the same."""
+    found: dict[str, str] = {}
+    for name in names:
+        short = allowed = re.sub(r"[^\w.\- ]+", "_", name)[:_LONGEST]
+        while allowed in found.values():
+            allowed = f"{short}_{len(found)}" if allowed == short else allowed + "_"
+        found[name] = allowed
+    return found

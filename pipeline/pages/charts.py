@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _WIDTH, _HEIGHT = 340, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 8, 10, 34
 COLORS = ("#2b6cb0", "#d9730d", "#2f855a", "#9b2c6f", "#6b46c1", "#718096")
 _POINTS = 300  # of a line, and of a scatter four times as many
 _SPAN = 100  # between least and largest value, beyond which an axis is logarithmic

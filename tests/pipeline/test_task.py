@@ -209,6 +209,27 @@ def test_a_report_is_complete_also_for_a_class_that_never_occurs() -> None:
 
 
 @reports
+def test_names_of_classes_and_targets_become_names_that_mlflow_takes_each_its_own() -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    classes = ["Adelie (Pygoscelis)", "a,b", "a/b", "a:b", "a_b", "a_b_2", "../x", "größe %", "x" * 400, "x" * 401, "\n", "♥"]
+    scores = torch.eye(len(classes)) * 4
+    report = task("multiclass").report(scores, torch.arange(len(classes)), classes=classes)
+    flat = flat_metrics(report, "test")
+    assert [*report["classes"]] == classes, "test.json keeps them as they are"
+    assert len([name for name in flat if name.startswith("test_class_")]) == 3 * len(classes)
+    assert {"test_class_Adelie _Pygoscelis__f1", "test_class_a_b_f1", "test_class_größe __f1"} <= set(flat)
+    values = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    report = task("regression").report(values, values + 1, classes=["price (EUR)", "price [EUR]"])
+    flat |= flat_metrics(report, "test")
+    assert len([name for name in flat if name.startswith("test_target_price _EUR_")]) == 2 * len(
+        report["targets"]["price (EUR)"]
+    )
+    for name in flat:
+        _validate_metric_name(name)
+
+
+@reports
 def test_the_five_best_are_counted_where_there_are_more_than_five_classes() -> None:
     torch.manual_seed(1)
     scores, y = torch.randn(200, 7), torch.randint(0, 6, (200,))
