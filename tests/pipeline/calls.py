@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ MODELS = ("cnn", "mlp")
 
 
 def calls(cache: Path, folder: Path, **flags: object) -> int:
-    """Return the number of Python and built-in functions that `fit` calls in this thread."""
+    """Return the number of Python and built-in functions that `fit` calls in this thread.
+
+    Those of the module threading do not count: to wait for a thread that has begun already takes eleven fewer.
+    """
     count = 0
 
     def seen(frame: Any, event: str, argument: Any) -> None:
         nonlocal count
-        count += event in ("call", "c_call")
+        count += event in ("call", "c_call") and frame.f_code.co_filename != threading.__file__
 
     training = begin(resolve({k: str(v) for k, v in flags.items()} | {"cache_dir": str(cache)}), folder)
     sys.setprofile(seen)
