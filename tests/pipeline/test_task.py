@@ -320,3 +320,10 @@ def test_no_other_file_asks_which_task_it_is() -> None:
         for line in path.read_text().splitlines() if asked.search(line)
     ]  # fmt: skip
     assert not found and len(files) > 100
+
+
+def test_a_gain_is_a_difference_of_accuracies_and_a_share_of_an_error() -> None:
+    assert TASKS["binary"].gain(0.75, over=0.5) == 0.25 and TASKS["multilabel"].gain(0.5, over=0.75) == -0.25
+    assert TASKS["regression"].gain(3.0, over=4.0) == 0.25 and TASKS["regression"].gain(5.0, over=4.0) == -0.25
+    assert TASKS["regression"].gain(0.0, over=0.0) == 0.0 and TASKS["regression"].gain(1.0, over=0.0) < 0
+    assert not TASKS["regression"].gain(float("nan"), over=1.0) > 0

@@ -27,7 +27,7 @@ from models import MODELS
 from models.recipes import recipe
 from pipeline.config import RunConfig
 from pipeline.data import builtin, find, matching, mnist
-from pipeline.data.prepare import is_intact, prepare, prepared_folder, read_manifest, read_spec
+from pipeline.data.prepare import is_intact, prepare, prepared_folder, read_manifest, read_spec, split_digest
 from pipeline.data.spec import Samples
 from pipeline.errors import UserError
 from pipeline.resolve import resolve
@@ -331,3 +331,19 @@ def test_the_manifest_tells_what_was_prepared(make_config: Make) -> None:
     assert spec["classes"] == list("0123456789") and len(spec["sha256"]) == 64
     assert spec["counts"] == {"train": 1079, "val": 359, "test": 359}
     assert os.sep not in json.dumps(manifest["splits"])
+
+
+def test_the_digest_of_a_split_is_that_of_its_samples_alone(make_config: Callable[..., Any], tmp_path: Path) -> None:
+    """More training rows change how a table is encoded, and not which rows it is tested on."""
+
+    def digests(num_train: int, label: str = "no", value: float = 0.5) -> tuple[str, str]:
+        rows = [f"{k},{'yes' if k % 2 else 'no'},{'train' if k < num_train else 'val'}" for k in range(num_train + 8)]
+        rows += [f"{value},yes,test", f"3.5,{label},test"]
+        (tmp_path / "table.csv").write_text("\n".join(["x,y,part", *rows]) + "\n")
+        flags = {"dataset": tmp_path / "table.csv", "target": "y", "split_column": "part", "model": "mlp"}
+        folder = prepare(make_config(**flags, cache_dir=tmp_path / "cache"))
+        return split_digest(folder, "test"), read_spec(folder).sha256
+
+    (first, of_all), (more, of_more) = digests(40), digests(60)
+    assert first == more and of_all != of_more
+    assert len({first, digests(40, label="yes")[0], digests(40, value=0.25)[0]}) == 3
