@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -24,6 +25,7 @@ from tests.conftest import ROOT
 
 SCRIPT = ROOT / "deploy" / "slurm.sbatch"
 MANIFEST = ROOT / "deploy" / "trainjob.yaml"
+COMPOSE = ROOT / "deploy" / "compose.yaml"
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # without it a restart may meet the address of a rank that is gone
 
 
@@ -66,6 +68,48 @@ def test_the_batch_script_asks_for_a_tracking_server() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
     done = subprocess.run(["bash", SCRIPT], capture_output=True, text=True, timeout=20, env=environment, check=False)
     assert done.returncode != 0 and "MLFLOW_TRACKING_URI: is not set. Give the tracking server" in done.stderr
+
+
+def _compose() -> dict[str, Any]:
+    return dict(yaml.safe_load(COMPOSE.read_text())["services"])
+
+
+def test_compose_asks_for_the_secrets_that_the_page_makes_and_shows_the_port_that_it_names() -> None:
+    page, text = (ROOT / "docs" / "team.md").read_text(), COMPOSE.read_text()
+    asked = set(re.findall(r"\$\{(\w+)(?::\?[^}]*)?\}", text))
+    assert asked == set(re.search(r"for name in ([\w ]+); do", page)[1].split())  # type: ignore[index]
+    assert all(f"${{{name}:?is not set. See docs/team.md}}" in text for name in asked), "an empty one would be a password"
+    assert set(re.findall(r"\$\{(\w+):-", text)) == {"TEAM_HOSTS", "TEAM_ADDRESS"} <= set(re.findall(r"TEAM_\w+", page))
+    mlflow = _compose()["mlflow"]
+    (port,) = mlflow["ports"]
+    assert port == "${TEAM_ADDRESS:-127.0.0.1}:5000:5000" and mlflow["environment"]["MLFLOW_PORT"] == 5000
+    assert "http://127.0.0.1:5000/" in page and "5000/health" in mlflow["healthcheck"]["test"][-1]
+    assert "/deploy/.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_the_containers_of_compose_know_each_other_and_keep_what_they_are_given() -> None:
+    services = _compose()
+    assert services.keys() == {"postgres", "s3", "mlflow"} and services["mlflow"]["depends_on"].keys() == {"postgres", "s3"}
+    database, mlflow, s3 = (services[name] for name in ("postgres", "mlflow", "s3"))
+    known = database["environment"]
+    address = f"postgresql+psycopg2://{known['POSTGRES_USER']}:${{POSTGRES_PASSWORD}}@postgres:5432/{known['POSTGRES_DB']}"
+    assert mlflow["environment"]["MLFLOW_BACKEND_STORE_URI"] == address
+    assert mlflow["environment"]["MLFLOW_S3_ENDPOINT_URL"] == f"http://s3{s3['command'][1]}"
+    assert mlflow["environment"]["AWS_ACCESS_KEY_ID"] == s3["environment"]["ROOT_ACCESS_KEY"]
+    volumes = {each.partition(":")[0] for service in services.values() for each in service.get("volumes", ())}
+    assert volumes == set(yaml.safe_load(COMPOSE.read_text())["volumes"])
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+    image = mlflow["build"]["dockerfile_inline"]
+    assert {pin.replace("[auth]", "") for pin in re.findall(r"[\w-]+(?:\[auth\])?==[\d.]+", image)} <= set(lock)
+    assert all(each["restart"] == "unless-stopped" for each in services.values())
+
+
+def test_the_servers_script_is_sound_and_names_what_it_lacks() -> None:
+    script = ROOT / "deploy" / "mlflow-server.sh"
+    subprocess.run(["sh", "-n", script], check=True, timeout=20)
+    bare = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(["sh", script], capture_output=True, text=True, timeout=20, env=bare, check=False)
+    assert done.returncode != 0 and "MLFLOW_BACKEND_STORE_URI: is not set" in done.stderr
 
 
 @pytest.fixture

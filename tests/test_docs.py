@@ -52,6 +52,7 @@ OUTCOMES = {  # what has to be there in the end
                   "runs/site/index.html", "runs/one-page/index.html",
                   "runs/first/report.html", "comparison.html"],
     "your-model.md": ["runs/net/export/parity.json", "runs/net/code/mynets.py", "runs/resnet/weights.safetensors"],
+    "team.md": ["runs/first/report.html"],
 }  # fmt: skip
 
 

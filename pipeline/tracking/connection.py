@@ -26,6 +26,8 @@ Answer = TypeVar("Answer")
 _WAIT_FOR_SERVER = 30.0  # s for a whole question, all its reads and repetitions together
 _WAIT_FOR_DATABASE = 120.0  # s; one that is new is first filled with tables, for which a slow machine takes its time
 _SQLITE = b"SQLite format 3\0"
+_NO_ENTRY = "UNAUTHENTICATED"  # MLflow's codes: the password is wrong, and what the user may not do
+_FORBIDDEN = "PERMISSION_DENIED"
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for an id that nothing belongs to
 
 _USERINFO = re.compile(r"(\b[A-Za-z][\w+.-]*://)(?!git@)[^\s/?#'\"]+@")
@@ -104,8 +106,25 @@ def ask(question: Callable[[], Answer]) -> Answer:
             "variable to track in ./mlflow.db."
         ) from error
     if error:
-        raise unreachable_error(error) from error
+        raise _refused_error(error) or unreachable_error(error) from error
     return answer[0]
+
+
+def _refused_error(error: BaseException) -> UserError | None:
+    """Return what to tell the user where the server answers, but not to this user."""
+    code, user = getattr(error, "error_code", ""), os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+    if code == _NO_ENTRY:
+        who = f"the user {user} with this password" if user else "anybody without a user name and a password"
+        return UserError(
+            f"MLFLOW_TRACKING_URI={shown()} does not let in {redacted(who)}. Set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD as its administrator gave them to you."
+        )
+    if code == _FORBIDDEN:
+        return UserError(
+            f"MLFLOW_TRACKING_URI={shown()} does not permit this ({first_line(error)}). Ask its administrator, or have an "
+            "experiment of your own: MLFLOW_EXPERIMENT_NAME."
+        )
+    return None
 
 
 def refuse_registry() -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +56,26 @@ def create_run(*, dataset: str = "Default", output_dir: str = "") -> str:
             clean = {k: redacted(v) for k, v in found.items() if redacted(v) != v}
             client.log_batch(wrapper, tags=[RunTag(k, v) for k, v in (clean | owner() | folder).items()])
             return wrapper
-        run_id = client.create_run(_experiment(client, dataset), tags=tags).info.run_id
+        experiment, begun = _experiment(client, dataset), time.time_ns() // 1_000_000
+        run_id = client.create_run(experiment, start_time=begun, tags=tags).info.run_id
         if not _RUN_ID.fullmatch(str(run_id)):
             raise unreachable_error(f"it names a new run {str(run_id)[:80]!r}, which is no id")
+        _remove_twins(client, experiment, str(run_id), begun)
         return str(run_id)
 
     return ask(new_run)
+
+
+def _remove_twins(client: Any, experiment: str, run_id: str, begun: int) -> None:
+    """Remove the runs of the same call: MLflow asks again where an answer was lost, and each time there is one more."""
+    from mlflow import MlflowException
+
+    mine = owner()
+    for run in client.search_runs([experiment], f"attributes.start_time = {begun} and tags.pid = '{mine['pid']}'"):
+        if run.info.run_id != run_id and mine.items() <= run.data.tags.items():
+            client.set_terminated(run.info.run_id, "KILLED")
+            with suppress(MlflowException):  # in an experiment that a colleague began, not everybody may delete
+                client.delete_run(run.info.run_id)
 
 
 def abort_run(run_id: str, status: str = "FAILED") -> None:
@@ -121,8 +137,15 @@ def _experiment(client: Any, dataset: str, *, create: bool = True) -> str:
             found = None
         else:
             raise UserError(f"{given} is not an experiment at {shown()}. {other}") from error
+    if not found and create:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process began it at the same moment
     if not found:
-        return str(client.create_experiment(name)) if create else ""
+        return ""
     if not _EXPERIMENT_ID.fullmatch(str(found.experiment_id)):
         raise unreachable_error(f"it names an experiment {str(found.experiment_id)[:80]!r}, which is no id")
     if found.lifecycle_stage == "deleted":

@@ -129,9 +129,10 @@ def _take_back(client: Any, run_id: str, name: str) -> None:
     """Remove a file that was sent before it was rejected, where the store can: the manifest names it no more in any case."""
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from requests import HTTPError  # of a server that keeps the files: who may write need not be one who may delete
 
     if name in {item.path for item in client.list_artifacts(run_id, "export")}:
-        with suppress(MlflowException, NotImplementedError):
+        with suppress(MlflowException, NotImplementedError, HTTPError):
             get_artifact_repository(client.get_run(run_id).info.artifact_uri).delete_artifacts(name)
 
 

@@ -119,11 +119,27 @@ def test_a_server_whose_json_has_other_types_is_a_sentence(kind: str, told: Told
         assert told(TRACKING_URI=uri).startswith(f"MLFLOW_TRACKING_URI={uri} does not answer (")
 
 
-@pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "401 Unauthorized", "302 Found"])
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "500 Internal Server Error", "302 Found"])
 def test_a_server_that_is_another_one_is_a_sentence(status: str, told: Told) -> None:
     with _server(lambda connected, _: _reply(connected, b"<html>hello</html>", "text/html", status)) as uri:
         for variable in ({}, {"RUN_ID": "0" * 32}):
             assert told(TRACKING_URI=uri, **variable).startswith(f"MLFLOW_TRACKING_URI={uri} does not answer (")
+
+
+REFUSED = {
+    "401 Unauthorized": (
+        "does not let in the user me with this password. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD as its "
+        "administrator gave them to you.\n"
+    ),
+    "403 Forbidden": "Ask its administrator, or have an experiment of your own: MLFLOW_EXPERIMENT_NAME.\n",
+}
+
+
+@pytest.mark.parametrize("status", REFUSED)
+def test_a_server_that_refuses_this_user_is_not_said_to_be_away(status: str, told: Told) -> None:
+    with _server(lambda connected, _: _reply(connected, b"Permission denied", "text/plain", status)) as uri:
+        line = told(TRACKING_URI=uri, TRACKING_USERNAME="me", TRACKING_PASSWORD=SECRET)
+    assert line.startswith(f"MLFLOW_TRACKING_URI={uri} does not ") and line.endswith(REFUSED[status]) and SECRET not in line
 
 
 def test_a_server_that_sends_a_byte_now_and_then_holds_nobody_up(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,35 @@ def test_a_run_is_named_like_its_folder_and_lies_in_the_experiment_of_its_data(t
     assert client.get_experiment(found.info.experiment_id).name == "breast_cancer"
 
 
+def test_two_that_begin_an_experiment_at_one_moment_both_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = MlflowClient().create_experiment("begun-by-two")
+    look, seen = MlflowClient.get_experiment_by_name, []
+
+    def too_early(self: MlflowClient, name: str) -> Any:
+        seen.append(name)
+        return None if len(seen) == 1 else look(self, name)
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", too_early)
+    run_id = runs.create_run(dataset="begun-by-two")
+    assert len(seen) == 2 and MlflowClient().get_run(run_id).info.experiment_id == first
+
+
+def test_a_lost_answer_leaves_no_second_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's client asks again where no answer came, and the server begins another run each time."""
+    create, made = MlflowClient.create_run, []
+
+    def asked_twice(self: MlflowClient, *given: Any, **words: Any) -> Any:
+        made.extend(create(self, *given, **words) for _ in range(2))
+        return made[-1]
+
+    monkeypatch.setattr(MlflowClient, "create_run", asked_twice)
+    run_id = runs.create_run(dataset="asked-twice")
+    client = MlflowClient()
+    number = client.get_experiment_by_name("asked-twice").experiment_id
+    assert [each.info.run_id for each in client.search_runs([number])] == [run_id] == [made[1].info.run_id]
+    assert client.get_run(made[0].info.run_id).info.status == "KILLED"
+
+
 def test_a_name_or_an_experiment_that_somebody_gave_stays(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = MlflowClient()
     flags = ["train", "--model", "polynomial", "--epochs", "1", "--cache_dir", str(cache_dir)]
