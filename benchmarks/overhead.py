@@ -3,12 +3,14 @@
 A pair trains twice in one process, in an order that changes from pair to pair; the ratio of a pair is what is reported, its
 median over all pairs with the smallest and the largest. The share that saving and tracking take of one run is also measured by
 the clocks of its threads, which a busy machine bends less. Outages come from a proxy before a real MLflow server on loopback.
+`--team true` measures tracking alone, with a team's MLflow in turns with one of our own: PostgreSQL, S3 and passwords.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import statistics
 import tempfile
 import time
@@ -87,6 +89,53 @@ def _tracking_share(flags: dict[str, str], folder: Path, control: Any, fault: st
     return tracker.spent / seconds, (all_threads - own) / seconds
 
 
+def _fit_seconds(flags: dict[str, str], *, tracks: bool) -> tuple[float, float]:
+    """Return how long `fit` takes, by the wall and by its thread's clock, without what comes before and after."""
+    with tempfile.TemporaryDirectory() as base:
+        folder = Path(base) / "run"
+        run_id = runs.create_run() if tracks else ""
+        training = build(flags, folder, run_id=run_id, saves=False)
+        tracker = Tracker(folder, run_id) if tracks else None
+        if tracker:
+            tracker.begin(training.config, {}, dataset={"name": "x", "digest": "0" * 36, "source": "x"})
+            assert tracker._sender.send_now(60), tracker._sender.problem
+            training.tracker = tracker
+        start, own = time.perf_counter(), time.thread_time()
+        training.fit(Progress())
+        seconds, own = time.perf_counter() - start, time.thread_time() - own
+        if tracker:
+            tracker.end("FINISHED")
+            tracker.close()
+        return seconds, own
+
+
+def _with_team(flags: dict[str, str], count: int) -> None:
+    """Say what sending to a team's MLflow takes, in turns with none at all and with a server of our own."""
+    from tests.team import team
+
+    shares: dict[str, list[tuple[float, float]]] = {"own server": [], "team's": []}
+    with tempfile.TemporaryDirectory() as base, mlflow_server(Path(base)) as own, team(Path(base)) as servers:
+        variables = servers.variables("ada")
+        os.environ.update(variables)
+        runs.configure()
+        seen = []
+        for number in range(count + 1):  # the first is thrown away
+            first, second = (_fit_seconds(flags, tracks=tracks) for tracks in (number % 2 == 0, number % 2 == 1))
+            if number:
+                seen.append((first, second) if number % 2 == 0 else (second, first))
+        for clock, what in enumerate(("wall", "processor time of the training thread")):
+            _tell(f"tracked by a team's MLflow, {what}", [a[clock] / b[clock] for a, b in seen])
+        for _ in range(3):
+            for name, uri in (("own server", own), ("team's", servers.uri)):
+                os.environ["MLFLOW_TRACKING_URI"] = uri
+                runs.configure()
+                with tempfile.TemporaryDirectory() as folder:
+                    shares[name].append(_tracking_share(flags, Path(folder) / "run", queue.SimpleQueue(), ""))
+        for name, values in shares.items():
+            inside, beside = (100 * statistics.median(each) for each in zip(*values, strict=True))
+            print(f"  {name:12} {inside:5.2f} % in the training thread, {beside:5.2f} % CPU beside it", flush=True)
+
+
 def _proxy(uri: str, address: Any, control: Any) -> None:
     """Run the proxy in a process of its own, so that what it takes is not counted."""
     proxy = Proxy(uri)
@@ -102,13 +151,18 @@ def _tell(what: str, ratios: list[float]) -> None:
 
 
 def main() -> None:
-    given = options(__doc__).parse_args()
+    parser = options(__doc__)
+    parser.add_argument("--team", default="false", choices=("true", "false"), help="measure tracking by a team's MLflow alone")
+    given = parser.parse_args()
     torch.set_num_threads(1)  # a second thread of a busy machine would be measured, too
     common = {"cache_dir": given.cache_dir}
     jobs = {"cnn on digits, 10 epochs": common | {"model": "cnn"}, "mlp, 40 epochs": common | {"model": "mlp"}}
     if given.data_dir:
         jobs["cnn on MNIST, 1 epoch"] = common | {"model": "cnn", "dataset": "mnist", "data_dir": given.data_dir, "epochs": "1"}
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, 1 thread")
+    if given.team == "true":
+        _with_team(jobs["cnn on digits, 10 epochs"] | {"epochs": "40"}, given.pairs)
+        return
     for name, flags in jobs.items():
         seen = pairs(
             lambda flags=flags: _seconds(flags, saves=True),  # type: ignore[misc]
