@@ -148,6 +148,18 @@ def is_missing(error: Exception) -> bool:
     return getattr(error, "error_code", "") in _NOT_THERE
 
 
+def is_missing_model(error: Exception, name: str) -> bool:
+    """Tell whether MLflow says that there is no such registered model, or no such version or alias of it.
+
+    A server with passwords forbids what is not there; it lists what the user may see.
+    """
+    from mlflow import MlflowClient
+
+    if getattr(error, "error_code", "") != _FORBIDDEN:
+        return is_missing(error)
+    return not MlflowClient().search_registered_models(filter_string=f"name = '{name}'", max_results=1)
+
+
 def configure(*, check: bool = True) -> None:
     """Choose the store explicitly, and have a dead server answer in seconds.
 

@@ -34,12 +34,12 @@ def read(name: str, alias: str) -> list[Move]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from pipeline.tracking.connection import is_missing
+    from pipeline.tracking.connection import is_missing_model
 
     try:
         tags = MlflowClient().get_registered_model(name).tags
     except MlflowException as error:
-        if not is_missing(error):
+        if not is_missing_model(error, name):
             raise
         return []
     numbered = {

@@ -146,7 +146,7 @@ def _holder(lock: str) -> Mapping[str, str]:
     try:
         tags: dict[str, Any] = MlflowClient().get_registered_model(lock).tags
     except MlflowException as error:
-        if not connection.is_missing(error):
+        if not connection.is_missing_model(error, lock):
             raise
         return {}
     return {"token": "", **tags}

@@ -208,30 +208,31 @@ def _is_usable(name: str, version: str) -> bool:
 def _registered(name: str) -> Any:
     from mlflow import MlflowClient
 
-    return _or_none(lambda: MlflowClient().get_registered_model(name))
+    return _or_none(name, lambda: MlflowClient().get_registered_model(name))
 
 
 def _found(name: str, version: str) -> Any:
     from mlflow import MlflowClient
 
-    return _or_none(lambda: MlflowClient().get_model_version(name, version))
+    return _or_none(name, lambda: MlflowClient().get_model_version(name, version))
 
 
 def _aliased(name: str, alias: str) -> str:
     """Return the version that has an alias, "" where none has."""
     from mlflow import MlflowClient
 
-    found = _or_none(lambda: MlflowClient().get_model_version_by_alias(name, alias))
+    found = _or_none(name, lambda: MlflowClient().get_model_version_by_alias(name, alias))
     return str(found.version) if found else ""
 
 
-def _or_none(question: Any) -> Any:
+def _or_none(name: str, question: Any) -> Any:
+    """Return what MLflow answers of a registered model, None where there is no such thing."""
     from mlflow import MlflowException
 
     try:
         return question()
     except MlflowException as error:
-        if not connection.is_missing(error):
+        if not connection.is_missing_model(error, name):
             raise
         return None
 

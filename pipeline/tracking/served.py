@@ -35,7 +35,7 @@ def _version(name: str, alias: str, what: str) -> str:
     try:
         return str(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
     except mlflow.MlflowException as error:
-        if not connection.is_missing(error):
+        if not connection.is_missing_model(error, name):
             raise
         raise _unknown(what) from error
 
