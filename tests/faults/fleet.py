@@ -1,17 +1,20 @@
-"""Start many commands at one moment, each in a process of its own, and print how each ended, as JSON.
+"""Start many commands at one moment, each in a process of its own, and print how each ended, as JSON; again for each line.
 
-    python -m tests.faults.fleet FILE
+    python -m tests.faults.fleet CACHE_DIR < LINES
 
-FILE holds JSON: a list of {"folder": where it works, "words": the command's, "variables": of the environment}. The processes
-are forked after everything is imported, or they would be spread over the minutes that their imports take. What each says goes
-to `said` in its folder, beside its `pid`.
+A line is JSON: a list of {"folder": where it works, "words": the command's, "variables": of the environment}. The processes are
+forked after one training here, which imports everything, or they would be spread over the minutes that their imports take. What
+each says goes to `said` in its folder, beside its `pid`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +41,6 @@ def _child(job: dict[str, Any], go: int) -> None:
 
 def launch(jobs: list[dict[str, Any]]) -> list[int]:
     """Return the exit status of each, in order."""
-    import mlflow.artifacts
-    import mlflow.data.meta_dataset
-    import mlflow.system_metrics  # noqa: F401
-    import torch
-
-    from pipeline import commands, evaluate, reporting, train  # noqa: F401
-    from pipeline.plots import draw  # noqa: F401
-    from pipeline.tracking import fetch, tracker  # noqa: F401
-
-    torch.set_num_threads(1)
     go, start = os.pipe()
     pids = []
     for job in jobs:
@@ -55,9 +48,24 @@ def launch(jobs: list[dict[str, Any]]) -> list[int]:
             os.close(start)
             _child(job, go)
         pids.append(pid)
+    os.close(go)
     os.close(start)
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
+def warm_up(cache_dir: str) -> None:
+    """Import all that a training does. No thread may be left, as a fork would not have it, but what it holds."""
+    from pipeline.cli import main
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        words = ["train", "--model", "two_layer", "--epochs", "1", "--precision", "fp32", "--output_dir", f"{folder}/run"]
+        with contextlib.redirect_stdout(sys.stderr):
+            assert main([*words, "--cache_dir", cache_dir]) == 0
+    assert threading.enumerate() == [threading.main_thread()], threading.enumerate()
+
+
 if __name__ == "__main__":
-    print(json.dumps(launch(json.loads(Path(sys.argv[1]).read_text()))))
+    warm_up(sys.argv[1])
+    for line in sys.stdin:
+        print(json.dumps(launch(json.loads(line))), flush=True)

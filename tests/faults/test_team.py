@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from tests.team import SECRETS, USERS, Team, team, waited
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 NUMBER = 20
-EPOCHS = 20
+EPOCHS = 10
 BEHIND = "Send it later: python -m pipeline sync --run run"
 
 
@@ -52,17 +53,24 @@ def as_user(servers: Team, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 class _Fleet:
-    """Commands that began at one moment, each in a folder of its own, that can be held and let go."""
+    """Twenty folders, in each of which a command begins at the same moment, again and again; they can be held and let go."""
 
-    def __init__(self, folders: list[Path], words: list[list[str]], variables: list[dict[str, str]]) -> None:
-        self.folders = folders
-        jobs = [{"folder": str(f), "words": w, "variables": v} for f, w, v in zip(folders, words, variables, strict=True)]
-        Path("jobs.json").write_text(json.dumps(jobs))
-        with Path("fleet.log").open("a") as log:
+    def __init__(self, folders: list[Path], variables: list[dict[str, str]], cache_dir: Path) -> None:
+        self.folders, self._variables = folders, variables
+        with Path("fleet.log").open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.fleet", "jobs.json"], stdout=subprocess.PIPE, stderr=log, text=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
+                [sys.executable, "-m", "tests.faults.fleet", str(cache_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=log, text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
             )  # fmt: skip
+
+    def begin(self, words: list[list[str]]) -> None:
+        jobs = [
+            {"folder": str(f), "words": w, "variables": v} for f, w, v in zip(self.folders, words, self._variables, strict=True)
+        ]
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(jobs) + "\n")
+        self._process.stdin.flush()
 
     def hold(self, folder: Path) -> None:
         """Stop one of them where it is."""
@@ -75,90 +83,40 @@ class _Fleet:
         """Return how many of them have said something."""
         return sum(text in (folder / "said").read_text() for folder in self.folders if (folder / "said").exists())
 
+    def num_missing(self) -> int:
+        """Return how many miss MLflow now: it is told once, and so is that it answers again."""
+        texts = [(folder / "said").read_text() for folder in self.folders]
+        return sum(text.rfind("does not take the metrics") > text.rfind("MLflow answers again") for text in texts)
+
     def ended(self) -> bool:
-        return self._process.poll() is not None
+        """Tell whether all have ended, so that `statuses` does not wait."""
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
 
     def statuses(self) -> list[int]:
-        told, _ = self._process.communicate(timeout=1500)
-        assert self._process.returncode == 0, Path("fleet.log").read_text()
-        return list(json.loads(told))
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        assert line, Path("fleet.log").read_text()[-3000:]
+        return list(json.loads(line))
 
     def kill(self) -> None:
-        if not self.ended():
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(timeout=60)
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate(timeout=60)
 
 
-@pytest.fixture
-def fleet() -> Iterator[Any]:
-    """Return what starts a fleet; none outlives the test."""
-    begun: list[_Fleet] = []
-
-    def start(*given: Any) -> _Fleet:
-        begun.append(_Fleet(*given))
-        return begun[-1]
-
-    yield start
-    for each in begun:
-        each.kill()
-
-
-def test_twenty_trainings_at_once_lose_nothing_and_double_nothing(
-    servers: Team, fleet: Any, tmp_path: Path, cache_dir: Path
-) -> None:
+def test_twenty_trainings_at_once_lose_nothing_and_double_nothing(servers: Team, tmp_path: Path, cache_dir: Path) -> None:
     """All begin at one moment, in an experiment that is not there yet. While they train, MLflow is killed and PostgreSQL
     crashes, both come back, and then the way is cut until the end. All twenty send what is left at one moment, through the same
     faults and a cut way to S3, and at last without."""
     folders = [tmp_path / f"{number:02}" for number in range(NUMBER)]
     for folder in folders:
         folder.mkdir()
-    short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "OMP_NUM_THREADS": "1"}
-    variables = [servers.variables(user) | short for user in list(USERS) * (NUMBER // len(USERS))]
-    words = ["train", "--model", "two_layer", "--batch_size", "8", "--epochs", str(EPOCHS), "--precision", "fp32",
-             "--output_dir", "run", "--cache_dir", str(cache_dir)]  # fmt: skip
-    assert main(["prepare", "--dataset", "moons", "--model", "two_layer", "--cache_dir", str(cache_dir)]) == 0
-
-    trainings = fleet(folders, [[*words, "--seed", str(n)] for n in range(NUMBER)], variables)
-    held: set[Path] = set()
-
-    def hold_whoever_trains() -> bool:
-        assert not trainings.ended(), trainings.statuses()
-        for folder in set(folders) - held:
-            if _num_rows(folder):
-                trainings.hold(folder)
-                held.add(folder)
-        return len(held) == NUMBER
-
-    waited("twenty trainings", hold_whoever_trains, seconds=900)
-    servers.mlflow.end(signal.SIGKILL)
-    trainings.go_on()
-    waited("a sender that misses MLflow", lambda: trainings.said("does not take the metrics") >= NUMBER // 2)
-    servers.start_mlflow()
-    servers.postgres.end(signal.SIGQUIT)  # as a crash: it recovers from its log
-    servers.postgres.start()
-    servers.clients.cut()
-    assert trainings.statuses() == [0] * NUMBER, [(f / "said").read_text()[-500:] for f in folders]
-    missed, behind = trainings.said("does not take the metrics"), trainings.said(BEHIND)
-    print(f"{missed} of {NUMBER} told that MLflow was away, {behind} had something left at the end")
-    assert missed >= NUMBER // 2 and behind
-
-    servers.clients.mend()
-    known = servers.rows("SELECT count(*) FROM metrics")[0][0]
-    sync = [["sync", "--run", "run"]] * NUMBER
-    first = fleet(folders, sync, variables)
-    waited("metrics", lambda: first.ended() or servers.rows("SELECT count(*) FROM metrics")[0][0] > known)
-    servers.mlflow.end(signal.SIGKILL)
-    servers.postgres.end(signal.SIGQUIT)
-    servers.postgres.start()
-    servers.start_mlflow()
-    assert set(first.statuses()) <= {0, 1, 2}
-    servers.files.cut()
-    assert set(fleet(folders, sync, variables).statuses()) <= {0, 1}
-    servers.files.mend()
-    last = fleet(folders, sync, variables)
-    assert last.statuses() == [0] * NUMBER, [(f / "said").read_text()[-500:] for f in folders]
-    again = fleet(folders, sync, variables)
-    assert again.statuses() == [0] * NUMBER and again.said("run: 0 metrics sent") == NUMBER
+    short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    fleet = _Fleet(folders, [servers.variables(user) | short for user in list(USERS) * (NUMBER // len(USERS))], cache_dir)
+    try:
+        _train_through_faults(servers, fleet, cache_dir)
+        _send_through_faults(servers, fleet)
+    finally:
+        fleet.kill()
     for folder in folders:
         told = (folder / "said").read_text()
         assert "Traceback" not in told and not any(secret in told for secret in (*SECRETS.values(), *USERS.values())), told
@@ -168,6 +126,60 @@ def test_twenty_trainings_at_once_lose_nothing_and_double_nothing(
     (runs_there,) = servers.rows("SELECT count(*), count(*) FILTER (WHERE status = 'FINISHED') FROM runs")
     assert runs_there == (NUMBER, NUMBER) and sorted(names) == ["Default", "moons"]
     print(f"{NUMBER} runs, {points} points and {files} files: each is there once, and is the one of its run folder")
+
+
+def _train_through_faults(servers: Team, fleet: _Fleet, cache_dir: Path) -> None:
+    words = ["train", "--model", "two_layer", "--batch_size", "8", "--epochs", str(EPOCHS), "--precision", "fp32",
+             "--output_dir", "run", "--cache_dir", str(cache_dir)]  # fmt: skip
+    fleet.begin([[*words, "--seed", str(number)] for number in range(NUMBER)])
+    held: set[Path] = set()
+
+    def hold_whoever_trains() -> bool:
+        assert not fleet.ended(), fleet.statuses()
+        for folder in set(fleet.folders) - held:
+            if _num_rows(folder):
+                fleet.hold(folder)
+                held.add(folder)
+        return len(held) == NUMBER
+
+    waited("twenty trainings", hold_whoever_trains, seconds=1200)
+    servers.mlflow.end(signal.SIGKILL)
+    fleet.go_on()
+    waited("senders that miss MLflow", lambda: fleet.ended() or fleet.num_missing() >= NUMBER // 2)
+    servers.start_mlflow()
+    servers.postgres.end(signal.SIGQUIT)  # as a crash: it recovers from its log
+    servers.postgres.start()
+    servers.clients.cut()
+    assert fleet.statuses() == [0] * NUMBER, [(folder / "said").read_text()[-500:] for folder in fleet.folders]
+    missed, behind = fleet.said("does not take the metrics"), fleet.said(BEHIND)
+    print(f"{missed} of {NUMBER} told that MLflow was away, {behind} had something left at the end")
+    assert missed >= NUMBER // 2 and behind
+
+
+def _send_through_faults(servers: Team, fleet: _Fleet) -> None:
+    """Have all send at one moment: while MLflow is killed and PostgreSQL crashes, without a way to S3, and undisturbed."""
+    servers.clients.mend()
+    known = servers.rows("SELECT count(*) FROM metrics")[0][0]
+    sync = [["sync", "--run", "run"]] * NUMBER
+    fleet.begin(sync)
+    waited("metrics", lambda: fleet.ended() or servers.rows("SELECT count(*) FROM metrics")[0][0] > known)
+    servers.mlflow.end(signal.SIGKILL)
+    servers.postgres.end(signal.SIGQUIT)
+    servers.postgres.start()
+    servers.start_mlflow()
+    struck = fleet.statuses()
+    assert set(struck) <= {0, 1, 2}  # 2: it had not begun to send
+    servers.files.cut()
+    fleet.begin(sync)
+    without_files = fleet.statuses()
+    assert set(without_files) <= {0, 1}
+    servers.files.mend()
+    fleet.begin(sync)
+    assert fleet.statuses() == [0] * NUMBER, [(folder / "said").read_text()[-500:] for folder in fleet.folders]
+    fleet.begin(sync)
+    assert fleet.statuses() == [0] * NUMBER and fleet.said("run: 0 metrics sent") == NUMBER
+    crashed, cut = struck.count(0), without_files.count(0)
+    print(f"of {NUMBER} that sent at once, {crashed} got through both crashes, and {cut} through a cut way to S3")
 
 
 def _num_rows(folder: Path) -> int:
@@ -274,6 +286,11 @@ def test_what_a_colleague_may_not_do_is_told_or_left_undone(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "adas")
     number = MlflowClient().create_experiment("adas")
     as_user("grace")
+    for words, said in {
+        ("evaluate", "--run", "f" * 32): f"is neither a folder nor a run at {servers.uri}.",
+        ("serve", "--onnx", "models:/nobodys@champion"): "is not in MLflow at",  # MLflow forbids a model that is not there
+    }.items():
+        assert main(list(words)) == 2 and said in capfd.readouterr().err
     run_id = runs.create_run()
     client = MlflowClient()
     (tmp_path / "model.int8.onnx").write_text("rejected")
