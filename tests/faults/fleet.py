@@ -1,10 +1,10 @@
-"""Start many commands at one moment, each in a process of its own, and print how each ended, as JSON; again for each line.
+"""Have many commands ready, each in a process of its own, and print how each ended, as JSON; again for each line.
 
     python -m tests.faults.fleet CACHE_DIR < LINES
 
 A line is JSON: a list of {"folder": where it works, "words": the command's, "variables": of the environment}. The processes are
-forked after one training here, which imports everything, or they would be spread over the minutes that their imports take. What
-each says goes to `said` in its folder, beside its `pid`.
+forked after one training here, which imports everything, or they would be spread over the minutes that their imports take. Each
+begins when it is sent SIGUSR1. What it says goes to `said` in its folder, beside its `pid`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
+from pipeline import files
 
-def _child(job: dict[str, Any], go: int) -> None:
-    """Wait until the others are there, do the work, and end with its status."""
+
+def _child(job: dict[str, Any]) -> None:
+    """Wait for the signal, do the work, and end with its status."""
     os.chdir(job["folder"])
     os.environ.update(job["variables"])
-    Path("pid").write_text(str(os.getpid()))
+    with files.atomic(Path("pid")) as temporary:
+        temporary.write_text(str(os.getpid()))
     with Path("said").open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -31,7 +35,7 @@ def _child(job: dict[str, Any], go: int) -> None:
     try:
         from pipeline.cli import main
 
-        os.read(go, 1)  # returns when the parent closes its end
+        signal.sigwait({signal.SIGUSR1})
         status = main(job["words"])
     finally:
         sys.stdout.flush()
@@ -41,15 +45,11 @@ def _child(job: dict[str, Any], go: int) -> None:
 
 def launch(jobs: list[dict[str, Any]]) -> list[int]:
     """Return the exit status of each, in order."""
-    go, start = os.pipe()
     pids = []
     for job in jobs:
         if not (pid := os.fork()):
-            os.close(start)
-            _child(job, go)
+            _child(job)
         pids.append(pid)
-    os.close(go)
-    os.close(start)
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
@@ -67,5 +67,6 @@ def warm_up(cache_dir: str) -> None:
 
 if __name__ == "__main__":
     warm_up(sys.argv[1])
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # one that comes before it is waited for is kept
     for line in sys.stdin:
         print(json.dumps(launch(json.loads(line))), flush=True)
