@@ -87,6 +87,9 @@ def before(moves: list[Move], now: str) -> list[str]:
 
 
 def _user() -> str:
+    """Return who this is to MLflow, where it asks for names, or else to this host."""
+    if user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
+        return user
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

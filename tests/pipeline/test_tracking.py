@@ -60,6 +60,17 @@ def test_two_that_begin_an_experiment_at_one_moment_both_have_it(monkeypatch: py
     assert len(seen) == 2 and MlflowClient().get_run(run_id).info.experiment_id == first
 
 
+def test_the_source_of_a_run_says_what_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's table shows the last part of a file's name: `__main__.py` would be every program's."""
+    for started, said in {
+        str(ROOT / "pipeline" / "__main__.py"): "trainyard",
+        "/usr/bin/trainyard": "/usr/bin/trainyard",
+        "/x/other/__main__.py": "/x/other/__main__.py",
+    }.items():
+        monkeypatch.setattr("sys.argv", [started])
+        assert MlflowClient().get_run(runs.create_run()).data.tags["mlflow.source.name"] == said
+
+
 def test_a_lost_answer_leaves_no_second_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow's client asks again where no answer came, and the server begins another run each time."""
     create, made = MlflowClient.create_run, []
