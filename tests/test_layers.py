@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 LAYERS = [  # a module may import its own layer and those before it
     {"models", "pipeline", "pipeline.errors", "pipeline.files", "pipeline.output", "pipeline.signals", "pipeline.losses",
-     "pipeline.task"},
+     "pipeline.metrics", "pipeline.task"},
     {"pipeline.config", "pipeline.release", "pipeline.values", "pipeline.environment", "pipeline.places"},
     {"pipeline.data", "pipeline.distributed", "pipeline.manifest", *(f"pipeline.data.{name}" for name in (
         "spec", "builtin", "mnist", "images", "decoding", "layout", "folder", "columns", "table_file", "table_target",
