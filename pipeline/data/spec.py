@@ -60,17 +60,15 @@ class Samples(NamedTuple):
     """All samples: images uint8 (N, C, H, W) or vectors float32 (N, D); labels int64 (N,) or values float32 (N, T).
 
     `split` has the split of each sample where the data says it, one of `SPLITS`; `groups` a number for each, and samples of one
-    group never lie in two splits. `raw` has the columns of a table, float64 or text, and `x` then is (N, 0): it is encoded by
-    what the training samples are; `texts` has those of text once more, as numbers. `skipped` names what was left out as it
-    cannot be read.
+    group never lie in two splits. `raw` has the columns of a table, float64 (N,) or text, and `x` then is (N, 0): it is encoded
+    by what the training samples are. `skipped` names what was left out as it cannot be read.
     """
 
     x: Array | Images
     y: Array
     split: Array | None = None
     groups: Array | None = None
-    raw: Mapping[str, Array] | None = None
-    texts: Mapping[str, Texts] | None = None
+    raw: Mapping[str, Array | Texts] | None = None
     skipped: tuple[str, ...] = ()
 
 

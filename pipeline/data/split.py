@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
+from pipeline.data.columns import distinct
 from pipeline.data.spec import SPLITS, DataSpec, Samples, Source
 from pipeline.errors import UserError
 from pipeline.output import say
@@ -59,26 +60,60 @@ def _fixed(samples: Samples) -> dict[str, Rows]:
 
 def _cut(rows: Rows, samples: Samples, size: int, part: str, config: RunConfig, spec: DataSpec) -> tuple[Rows, Rows]:
     """Return the rows that are left, and about `size` that are held out for `part`; each in the order of a seeded shuffle."""
-    from sklearn.model_selection import train_test_split
-
-    y = samples.y[rows]
-    strata = y if task(spec.task).has_strata else np.zeros(len(y), int)
-    unit_of, units = np.arange(len(rows)), len(rows)  # a sample by itself
+    has_strata, units = task(spec.task).has_strata, len(rows)  # a sample by itself
+    labels = samples.y[rows] if has_strata else np.zeros(0, np.int64)
     if samples.groups is not None:
         _, unit_of = np.unique(samples.groups[rows], return_inverse=True)
         units = int(unit_of.max(initial=-1)) + 1
-        strata = _most_common(strata, unit_of, units) if task(spec.task).has_strata else strata[:units]
+        labels = _most_common(labels, unit_of, units) if has_strata else labels
         size = round(size * units / len(rows))
+    classes, strata = distinct(labels) if has_strata else ([0], np.zeros(units, np.int64))
     what = "sample" if samples.groups is None else "group"
-    _refuse_if_too_few(strata, size, part, config, spec, what=what)
-    rest, held = train_test_split(
-        np.arange(units), test_size=size, random_state=config.split_seed,
-        stratify=strata if task(spec.task).has_strata else None,
-    )  # fmt: skip
+    _refuse_if_too_few(classes, strata, size, part, config, spec, what=what)
+    rest, held = held_out(strata if has_strata else None, units, size, np.random.RandomState(config.split_seed))
     if samples.groups is None:
         return rows[rest], rows[held]
-    is_held = np.isin(unit_of, held)
-    return rows[~is_held], rows[is_held]
+    is_held = np.zeros(units, bool)
+    is_held[held] = True
+    return rows[~is_held[unit_of]], rows[is_held[unit_of]]
+
+
+def held_out(strata: Rows | None, units: int, size: int, rng: np.random.RandomState) -> tuple[Rows, Rows]:
+    """Return which of `units` are left and which `size` are held out, as scikit-learn's `train_test_split` does.
+
+    The same rows in the same order, of the same random numbers; a test compares them. Its own puts each row into a Python list,
+    and the key of what was prepared has no version of it. Of `strata` (units,) int64, each number is there twice or more.
+    """
+    if strata is None:
+        order = rng.permutation(units)
+        return order[size:], order[:size]
+    counts = np.bincount(strata)
+    small = strata.astype(np.int16 if len(counts) < 2**15 else np.int64, copy=False)  # which is sorted by its digits
+    rows_of = np.split(np.argsort(small, kind="stable"), np.cumsum(counts)[:-1])
+    rest_of = _shares(counts, units - size, rng)
+    held_of = _shares(counts - rest_of, size, rng)
+    parts: tuple[list[Rows], list[Rows]] = ([], [])
+    for rows, num_rest, num_held in zip(rows_of, rest_of, held_of, strict=True):
+        mixed = rows.take(rng.permutation(len(rows)))
+        parts[0].append(mixed[:num_rest])
+        parts[1].append(mixed[num_rest : num_rest + num_held])
+    rest, held = (rng.permutation(np.concatenate(part)) for part in parts)
+    return rest, held
+
+
+def _shares(counts: Rows, number: int, rng: np.random.RandomState) -> Rows:
+    """Return how many of `number` are of each class, by their `counts`: rounded down, and the largest remainders up by one."""
+    shares = counts / counts.sum() * number
+    floors = np.floor(shares)
+    left, remainders = int(number - floors.sum()), shares - floors
+    for value in np.unique(remainders)[::-1]:
+        if left <= 0:
+            break
+        alike = np.flatnonzero(remainders == value)
+        chosen = rng.choice(alike, size=min(len(alike), left), replace=False)
+        floors[chosen] += 1
+        left -= len(chosen)
+    return floors.astype(np.int64)
 
 
 def _most_common(labels: Array, unit_of: Rows, units: int) -> Array:
@@ -96,9 +131,11 @@ def _most_common(labels: Array, unit_of: Rows, units: int) -> Array:
     return np.where(alone[result], most_of.argmax(), result)
 
 
-def _refuse_if_too_few(strata: Array, size: int, part: str, config: RunConfig, spec: DataSpec, *, what: str) -> None:
+def _refuse_if_too_few(
+    classes: list[int], strata: Rows, size: int, part: str, config: RunConfig, spec: DataSpec, *, what: str
+) -> None:
     """Raise UserError where `size` of the samples or groups cannot be held out, each class having its share of them."""
-    classes, counts = np.unique(strata, return_counts=True)
+    counts = np.bincount(strata)
     if min(size, len(strata) - size) >= len(classes) and counts.min() > 1:
         return
     needs = ""

@@ -15,7 +15,7 @@ from models.recipes import RECIPES, recipe
 from pipeline.config import RunConfig
 from pipeline.data import find, matching
 from pipeline.data.spec import SPLITS, DataSpec, Samples, Source
-from pipeline.data.split import split
+from pipeline.data.split import held_out, split
 from pipeline.errors import UserError
 from pipeline.task import task
 
@@ -61,6 +61,20 @@ def test_data_without_groups_is_cut_as_scikit_learn_cuts_it(dataset: str, seed: 
     assert {name: rows.tolist() for name, rows in found.items()} == {
         "train": train.tolist(), "val": val.tolist(), "test": test.tolist()
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("has_classes", [True, False])
+def test_any_shares_of_any_classes_are_held_out_as_scikit_learn_does_it(seed: int, has_classes: bool) -> None:
+    """Ties of classes that are as frequent, and remainders of all kinds, are broken by the same random numbers."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(2, [5, 60, 3000][seed % 3], rng.integers(2, 40))
+    strata = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    size = int(rng.integers(len(counts), len(strata) - len(counts) + 1))
+    stratify = strata if has_classes else None
+    expected = train_test_split(np.arange(len(strata)), test_size=size, random_state=seed, stratify=stratify)
+    found = held_out(stratify, len(strata), size, np.random.RandomState(seed))
+    assert [rows.tolist() for rows in found] == [rows.tolist() for rows in expected]
 
 
 @pytest.mark.parametrize(("val", "test"), [(0.2, 0.2), (0.1, 0.3), (0.0, 0.2), (0.2, 0.0), (0.0, 0.0), (0.05, 0.9)])

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.data import table_file
-from pipeline.data.columns import Column, encode, fit, raw_columns
+from pipeline.data.columns import Column, fit, raw_columns
+from pipeline.data.encoding import encode
+from pipeline.data.spec import Texts
 from pipeline.errors import UserError
 from tests.pipeline.data.tables import Cells, ask, labels, load, mixed, numbers, told, write
 
@@ -32,7 +34,7 @@ def test_the_same_table_in_every_format_gives_the_same_samples(suffix: str) -> N
     assert samples.y.dtype == np.int64 and samples.y.tolist() == [int(text == "yes") for text in cells["y"]]
     assert samples.x.shape == (40, 0) and samples.split is None and samples.groups is None and samples.raw is not None
     np.testing.assert_array_equal(samples.raw["size"], cells["size"])
-    assert samples.raw["city"][:4].tolist() == ["Rome", "Zürich", "", "NA"]
+    assert isinstance(samples.raw["city"], Texts) and samples.raw["city"].array()[:4].tolist() == ["Rome", "Zürich", "", "NA"]
     assert np.isnan(samples.raw["built"][0]) and samples.raw["built"][1] == 10958 and samples.raw["new"][:2].tolist() == [0, 1]
     assert encode(samples.raw, fit(samples.raw, found.spec.columns)).shape == (40, *found.spec.sample_shape)
     assert "built: dates are read as days since 1970-01-01" in told(found) and "'NA' is a category of city" in told(found)
@@ -197,7 +199,19 @@ def test_a_type_that_changes_after_the_first_block_is_that_of_the_whole_column(m
         found = ask(Path("t.csv"))
         raw = load(found).raw
         assert found.spec.columns[0].kind == kind and raw is not None
-        assert raw["a"][0] == ("01" if kind == "category" else 1.0) and len(raw["a"]) == 2 * n + 1
+        values = raw["a"].array() if isinstance(raw["a"], Texts) else raw["a"]
+        assert values[0] == ("01" if kind == "category" else 1.0) and len(values) == 2 * n + 1
+
+
+def test_a_row_that_is_longer_than_a_block_is_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_file, "_BLOCK", 64)
+    monkeypatch.setattr(table_file, "_LONG_BLOCK", 1 << 12)
+    rows = [f"{k},{'long ' * (100 if k == 30 else 1)}" for k in range(40)]
+    Path("t.csv").write_text("a,t\n" + "\n".join(rows))
+    assert table_file.read(Path("t.csv")).column("t").to_pylist() == [row.partition(",")[2] for row in rows]
+    Path("t.csv").write_text("a,t\n" + "\n".join(rows) + "x" * 10_000)
+    with pytest.raises(UserError, match=r"is not a table \(straddling"):
+        table_file.read(Path("t.csv"))
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
