@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -184,18 +185,22 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
         manifest["raw"] = [{"file": RAW, "sha256": sha256(folder / RAW)}]
         spec, packed = _fitted(spec, samples.raw, rows["train"])
     entries: dict[str, dict[str, Any]] = {}
-    for name, of_split in rows.items():
-        path = folder / f"{name}_x.npy"
-        if packed:
-            entry = tensors.save_parts(path, (len(of_split), *spec.sample_shape), parts_of(packed, of_split))
-        elif isinstance(samples.x, np.ndarray):
-            x = samples.x[of_split]
-            entry = tensors.save(path, tensors.resized(x, spec.sample_shape) if spec.is_image else x)
-        else:
-            entry = tensors.decode(path, samples.x, of_split)
-            manifest.setdefault("names", {})[name] = [samples.x.names[row] for row in of_split]
-        entries[name] = {"x": entry, "y": tensors.save(folder / f"{name}_y.npy", samples.y[of_split])}
-    mean, std = tensors.statistics(np.load(folder / "train_x.npy", mmap_mode="r"), is_image=spec.is_image)
+    with ThreadPoolExecutor(1) as behind:
+        for name, of_split in rows.items():
+            path = folder / f"{name}_x.npy"
+            if packed:
+                entry = tensors.save_parts(path, (len(of_split), *spec.sample_shape), parts_of(packed, of_split))
+            elif isinstance(samples.x, np.ndarray):
+                x = samples.x[of_split]
+                entry = tensors.save(path, tensors.resized(x, spec.sample_shape) if spec.is_image else x)
+            else:
+                entry = tensors.decode(path, samples.x, of_split)
+                manifest.setdefault("names", {})[name] = [samples.x.names[row] for row in of_split]
+            entries[name] = {"x": entry, "y": tensors.save(folder / f"{name}_y.npy", samples.y[of_split])}
+            if name == "train":  # measured while the others are written
+                train = np.load(path, mmap_mode="r")
+                measured = behind.submit(tensors.statistics, train, is_image=spec.is_image)
+    mean, std = measured.result()
     counts = {name: len(of_split) for name, of_split in rows.items()}
     spec = dataclasses.replace(spec, mean=tuple(mean), std=tuple(std), counts=counts, sha256=digest_of(entries))
     if source.is_own and not task(spec.task).has_decisions:

@@ -26,6 +26,12 @@ _OUTPUTS = ("logits", "probabilities", "prediction", "features")  # names that a
 _PLACE = ("data_dir", "seed")  # what a loader is always given
 
 
+class Placed(Protocol):
+    """What takes samples by their place, in any order and from several threads: an array, or a file."""
+
+    def __setitem__(self, place: int, sample: NDArray[np.uint8], /) -> None: ...
+
+
 class Images(Protocol):
     """Samples that are not in memory: rows (N, C, H, W) uint8 that are decoded where they are wanted."""
 
@@ -34,8 +40,8 @@ class Images(Protocol):
     @property
     def names(self) -> Sequence[str]: ...
     def __len__(self) -> int: ...
-    def fill(self, out: NDArray[np.uint8], rows: Array) -> None:
-        """Write row `rows[i]` into `out[i]`. Raises UserError with the names of all files that cannot be read."""
+    def fill(self, out: Placed, rows: Array) -> None:
+        """Have `out[i]` be row `rows[i]`. Raises UserError with the names of all files that cannot be read."""
         ...
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from pyarrow import csv, parquet
 
 from pipeline import distributed, manifest
@@ -202,3 +203,19 @@ def test_a_row_of_a_table_costs_no_python(suffix: str, tmp_path: Path) -> None:
     calls(1_000)  # imports
     few, many = calls(10_000), calls(60_000)
     assert few > 500 and many - few < 0.1 * 50_000
+
+
+def test_an_image_is_opened_for_its_header_and_for_its_pixels_and_written_by_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k in range(40):
+        path = tmp_path / "own" / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(k).integers(0, 256, (30 + k, 30, 3), dtype=np.uint8)  # files of different sizes
+        Image.fromarray(pixels).save(path)
+    counts: Counter[str] = Counter()
+    for owner, name in ((Image, "open"), (os, "pwrite")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, _real=real, _name=name, **k: counts.update([_name]) or _real(*a, **k))
+    prepare(resolve({"model": "cnn", "dataset": str(tmp_path / "own"), "image_size": "28", "cache_dir": str(tmp_path / "c")}))
+    assert counts == {"open": 80, "pwrite": 40}
