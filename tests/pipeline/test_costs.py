@@ -205,6 +205,19 @@ def test_a_row_of_a_table_costs_no_python(suffix: str, tmp_path: Path) -> None:
     assert few > 500 and many - few < 0.1 * 50_000
 
 
+def test_a_table_is_prepared_without_torch_and_scikit_learn(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("x,y\n" + "1,a\n2,b\n" * 30)
+    words = ["prepare", "--model", "mlp", "--dataset", str(tmp_path / "t.csv"), "--target", "y", "--cache_dir", str(tmp_path)]
+    script = f"""
+import sys
+from pipeline.cli import main
+assert main({words!r}) == 0
+print(sorted({{"torch", "sklearn", "scipy", "matplotlib", "mlflow"}} & {{*sys.modules}}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_an_image_is_opened_for_its_header_and_for_its_pixels_and_written_by_one_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,6 +203,32 @@ def test_a_type_that_changes_after_the_first_block_is_that_of_the_whole_column(m
         assert values[0] == ("01" if kind == "category" else 1.0) and len(values) == 2 * n + 1
 
 
+@pytest.mark.parametrize("differing", [0, 1, 7, 8, 9, None])
+def test_rows_that_differ_in_any_one_column_are_no_duplicates(differing: int | None) -> None:
+    """The last columns are looked at only where the first do not tell all rows apart."""
+    cells: Cells = {f"x{k}": [(row // 2) * (k + 1) % 61 for row in range(100)] for k in range(10)} | {"y": labels(100)}
+    if differing is not None:
+        cells[f"x{differing}"] = [0.5 * row for row in range(100)]
+    found = ask(write(cells))
+    groups = load(found).groups
+    if differing is None:
+        assert groups is not None and len(np.unique(groups)) == 50 and "50 of 100 rows have the same features" in told(found)
+    else:
+        assert groups is None and "the same features" not in told(found)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 1 << 18])
+def test_quotes_are_counted_as_one_by_one_wherever_a_part_of_the_file_ends(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_file, "_CHUNK", chunk)
+    generator = np.random.default_rng(0)
+    for letters in ('"\n,x', '"\n\rx', '\n\r,x"xxxxxxxxxxxxxxxx', "\n\rx"):
+        for size in (1, 5, 40, 400):
+            text = "".join(generator.choice([*letters], size))
+            Path("t.csv").write_bytes(text.encode())
+            within = {letter for k, letter in enumerate(text) if letter in "\n\r" and text[:k].count('"') % 2}
+            assert table_file._quotes(Path("t.csv")) == (text.count('"'), bool(within), "\r" in within)
+
+
 def test_a_row_that_is_longer_than_a_block_is_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_file, "_BLOCK", 64)
     monkeypatch.setattr(table_file, "_LONG_BLOCK", 1 << 12)
