@@ -14,8 +14,9 @@ LAYERS = [  # a module may import its own layer and those before it
      "pipeline.metrics", "pipeline.task"},
     {"pipeline.config", "pipeline.release", "pipeline.values", "pipeline.environment", "pipeline.places"},
     {"pipeline.data", "pipeline.distributed", "pipeline.manifest", *(f"pipeline.data.{name}" for name in (
-        "spec", "builtin", "mnist", "images", "decoding", "layout", "folder", "columns", "table_file", "table_target",
-        "table_notes", "table", "arrays", "image_table", "tensors", "split", "prepare", "spill", "augment", "mix", "loader"))},
+        "spec", "builtin", "mnist", "images", "decoding", "layout", "folder", "columns", "encoding", "table_file",
+        "table_target", "table_notes", "table", "arrays", "image_table", "tensors", "split", "prepare", "spill", "augment",
+        "mix", "loader"))},
     {f"pipeline.{name}" for name in (
         "recipe", "checks", "resolve", "run", "initial", "skeleton", "layers", "norms", "ema", "muon", "optimizers", "progress",
         "cuda_graph", "precision", "baseline", "calibration", "intervals")},
