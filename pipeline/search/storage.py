@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,8 @@ from pipeline.tracking.connection import first_line, redacted
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-_BUSY = 60  # s that a writer waits for the others of an SQLite file
+_BUSY = 60  # s that a writer waits for the others
+_PAUSES = (0.001, 0.05)  # s between two tries to write: the first, and the longest
 _TRIES = 5  # to make the tables of a new database, which several workers may begin at once
 
 
@@ -48,14 +51,45 @@ def open_storage(storage: str) -> BaseStorage:
         return _database(storage) if is_url(storage) else _journal(Path(storage).absolute())
 
 
+class Lock:
+    """The lock of a journal, which the system lets go of however its holder ends: Optuna's own one would stay for 30 s."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._handle = path, -1
+
+    def acquire(self) -> bool:
+        """Wait for the lock. Raises TimeoutError where another process holds it for too long."""
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        deadline, pause = time.monotonic() + _BUSY, _PAUSES[0]
+        try:
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"{self._path} is held by another process for more than {_BUSY} s") from None
+                time.sleep(pause)
+                pause = min(2 * pause, _PAUSES[1])
+        except BaseException:
+            os.close(handle)
+            raise
+        self._handle = handle
+        return True
+
+    def release(self) -> None:
+        handle, self._handle = self._handle, -1
+        os.close(handle)
+
+
 def _journal(path: Path) -> BaseStorage:
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+    from optuna.storages.journal import JournalFileBackend
 
     if path.is_dir():
         raise UserError(f"storage={path} is a folder. Give the name of a file, or an address of a database.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = JournalFileSymlinkLock(str(path))
+    lock: Any = Lock(path.with_name(f"{path.name}.lock"))
     if path.exists():
         lock.acquire()
         try:

@@ -26,8 +26,8 @@ from pipeline.recipe import num_epochs
 from pipeline.resolve import resolve
 from pipeline.run import ensure_writable
 from pipeline.search import space, trial, winner
-from pipeline.search.command import Plan
 from pipeline.search.loop import Job, Worker
+from pipeline.search.plan import Plan
 from pipeline.search.queue import PROBLEM, Queue
 from pipeline.search.show import Shown, show
 from pipeline.search.storage import asking, open_storage

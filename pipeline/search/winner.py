@@ -21,8 +21,8 @@ from pipeline.output import say
 from pipeline.plots import search as pictures
 from pipeline.plots.style import save
 from pipeline.search import space
-from pipeline.search.command import Plan
 from pipeline.search.loop import Job, Worker
+from pipeline.search.plan import Plan
 from pipeline.search.queue import PROBLEM, Queue
 from pipeline.search.show import described
 from pipeline.search.storage import asking
