@@ -91,6 +91,9 @@ def _journal(path: Path) -> BaseStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock: Any = Lock(path.with_name(f"{path.name}.lock"))
     if path.exists():
+        with path.open("rb") as file:
+            if file.read(1) not in (b"{", b""):
+                raise UserError(f"storage={path} is no journal of a study. Give another file, or one that does not exist yet.")
         lock.acquire()
         try:
             _cut_off_half_a_line(path)
@@ -103,8 +106,6 @@ def _cut_off_half_a_line(path: Path) -> None:
     """Remove what a full disk has left at the end: the next line would be glued to it, and the whole journal unreadable."""
     with path.open("rb+") as file:
         content = file.read()
-        if not content.startswith(b"{") and content:
-            raise UserError(f"storage={path} is no journal of a study. Give another file, or one that does not exist yet.")
         if not content.endswith(b"\n"):
             file.truncate(content.rfind(b"\n") + 1)
 
@@ -138,8 +139,8 @@ def asking(storage: str) -> Iterator[None]:
             f"storage={shown(storage)} is no address of a database ({first_line(error)}). Give one as "
             "sqlite:////folder/study.db or postgresql://user@host/name, or the name of a file."
         ) from error
-    except ImportError as error:  # Optuna's words are many, its cause has the package
-        missing = error.name or first_line(error)
+    except ImportError as error:  # the name of the package stands in its cause
+        missing = getattr(error.__cause__, "name", None) or error.name or first_line(error)
         raise UserError(f"storage={shown(storage)} needs the package {missing}, which is not installed. Install it.") from error
     except (SQLAlchemyError, StorageInternalError, OSError, ValueError, KeyError) as error:
         raise UserError(

@@ -15,6 +15,7 @@ import random
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from pipeline.cli import main
@@ -29,7 +30,7 @@ HOOKS = (STEP, "fsync", "replace", "torch.save", "write_json")
 def search(folder: Path, cache_dir: str, kind: str) -> None:
     """Search, or go on with it."""
     storage = f"sqlite:///{folder}.db" if kind == "sqlite" else f"{folder}.journal"
-    without_a_winner()
+    without_a_winner(pytest.MonkeyPatch())
     status = main(words(folder, cache_dir, "--storage", storage, trials=TRIALS))
     if status:
         raise SystemExit(status)

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file
 
-from pipeline.search import study, winner
+from pipeline.search import winner
 from pipeline.search.plan import Plan
 
 SMALL = [
@@ -24,15 +25,15 @@ def words(folder: Path, cache_dir: object, *more: object, trials: int = 3) -> li
     return ["search", *SMALL, "--trials", str(trials), *map(str, places), *map(str, more)]
 
 
-def without_a_winner() -> None:
+def without_a_winner(patch: pytest.MonkeyPatch) -> None:
     """Have a search end with its report in this process: winner and pictures take longer than all small trials together."""
 
     def reported(plan: Plan, queue: Any, *_: object) -> None:
         if queue:
             winner._report(plan, queue)
 
-    study.winner.make = reported  # type: ignore[assignment]
-    winner.save = lambda *_, **__: None
+    patch.setattr(winner, "make", reported)
+    patch.setattr(winner, "save", lambda *_, **__: None)
 
 
 def report(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import commands, evaluate
+from pipeline import commands, evaluate, signals
 from pipeline.cli import main
 from pipeline.tracking import parent
+from pipeline.train import Training
 from tests.conftest import all_runs
-from tests.pipeline.search.searches import report, weights, words
+from tests.pipeline.search.searches import outcome, report, weights, without_a_winner, words
 
 TRIALS = 3
 
@@ -121,6 +123,44 @@ def test_another_search_cannot_join_a_study(
     told = capsys.readouterr().err
     assert told.startswith(said) and "Traceback" not in told
     assert len(all_runs()) == before and len(report(searched.folder)["trials"]) == TRIALS
+
+
+def test_a_search_stopped_in_a_trial_is_gone_on_with_bit_for_bit(
+    searched: Searched, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signal, noted as the handler notes it, in the second trial; with real signals, and kills: test_kills.py."""
+    without_a_winner(monkeypatch)
+    line, inner, left = words(tmp_path / "here", cache_dir, trials=TRIALS), Training._step, [27]
+
+    def step(self: Training, *args: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            monkeypatch.setattr(signals, "_pending", signal.SIGINT)
+        return inner(self, *args)
+
+    monkeypatch.setattr(Training, "_step", step)
+    assert main(line) == 130
+    said = capsys.readouterr()
+    assert said.err == "stopped by SIGINT\n" and "\n".join(["stopped; what was found is kept. Go on with:", ""]) in said.out
+    stopped = MlflowClient().get_run(parent.child_id(tmp_path / "here" / "trial-0001"))
+    assert stopped.info.status == "KILLED" == MlflowClient().get_run(stopped.data.tags[parent.CHILD]).info.status
+    assert main(line) == 0
+    assert outcome(tmp_path / "here") == outcome(searched.folder)
+    assert MlflowClient().get_run(stopped.info.run_id).info.status == "FINISHED"
+
+
+def test_a_trial_that_diverges_is_told_and_the_search_goes_on(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_a_winner(monkeypatch)
+    line = words(tmp_path / "here", cache_dir, "--space", "lr=1e-3,1e30", trials=4)
+    start = line.index("--space")
+    del line[start : start + 3]
+    assert main(line) == 0
+    trials = report(tmp_path / "here")["trials"]
+    assert {trial["state"] for trial in trials if trial["values"]["lr"] == "1e30"} == {"pruned"}
+    assert all(("diverged" in trial["problem"]) == (trial["values"]["lr"] == "1e30") for trial in trials)
+    assert report(tmp_path / "here")["best"]["values"] == {"lr": "1e-3"}
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
