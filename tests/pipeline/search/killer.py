@@ -23,7 +23,7 @@ from pipeline.signals import install as install_signals
 from tests.faults.inject import STEP, arm, forked
 from tests.pipeline.search.searches import outcome, without_a_winner, words
 
-TRIALS, STEPS = 4, 80  # of the search, and about how many it has in all
+TRIALS, STEPS = 4, 150  # of the search, and about how many it has in all
 HOOKS = (STEP, "fsync", "replace", "torch.save", "write_json")
 
 

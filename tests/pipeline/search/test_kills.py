@@ -16,6 +16,7 @@ from tests.conftest import read_rows
 from tests.pipeline.search.searches import report, words
 
 SEED = 20_261_127
+STEPS = 20  # of an epoch
 
 
 def _run(folder: Path, cache_dir: Path, storage: str, count: int, *kinds: str, timeout: float) -> list[dict[str, Any]]:
@@ -105,5 +106,5 @@ def test_two_ranks_leave_each_trial_at_the_same_step(tmp_path: Path, cache_dir: 
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = ((tmp_path / f"rank{rank}").read_text().split() for rank in range(2))
     trials = report(tmp_path / "search")["trials"]
-    assert first == second == [str(trial["epochs"] * 10) for trial in trials] + [first[-1]]
+    assert first == second == [str(trial["epochs"] * STEPS) for trial in trials] + [first[-1]]
     assert {trial["state"] for trial in trials} == {"complete", "pruned"}
