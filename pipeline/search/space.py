@@ -38,7 +38,8 @@ _FIXED: Mapping[str, str] = {  # fields that all trials have in common, and why
     **dict.fromkeys(("model", "recipe", "seed", "weights"), "is what the study is of"),
     **dict.fromkeys(("monitor", "early_stopping"), "says how trials are compared"),
     **dict.fromkeys(
-        ("checkpoint_every", "log_every", "strict_tracking", "check_export", "formats", "max_metric_drop", "min_speedup"),
+        ("checkpoint_every", "log_every", "strict_tracking", "check_export", "formats", "max_metric_drop", "min_speedup",
+         "calibrate"),
         "changes no training",
     ),
 }  # fmt: skip
