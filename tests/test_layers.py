@@ -30,7 +30,8 @@ LAYERS = [  # a module may import its own layer and those before it
      "pipeline.train", "pipeline.pages",
      *(f"pipeline.pages.{name}" for name in (
         "page", "charts", "figures", "samples", "artifacts", "loading", "report", "comparison"))},
-    {"pipeline.start", "pipeline.commands", "pipeline.benchmark", "pipeline.reporting", "pipeline.flags", "pipeline.inspection",
+    {"pipeline.start", "pipeline.fitting", "pipeline.commands", "pipeline.benchmark", "pipeline.reporting", "pipeline.flags",
+     "pipeline.inspection",
      *(f"pipeline.inspection.{name}" for name in ("command", "images", "columns", "arrays", "targets", "costs", "report")),
      "pipeline.search", *(f"pipeline.search.{name}" for name in (
         "space", "storage", "queue", "loop", "show", "plan", "command", "trial", "winner", "study"))},

@@ -6,8 +6,9 @@ import gc
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline import commands, distributed, manifest, output, resume, start
+from pipeline import distributed, manifest, output, resume, start
 from pipeline.distributed import Ranks
+from pipeline.fitting import fit
 from pipeline.progress import Progress
 from pipeline.search.loop import PRUNED, Job
 from pipeline.train import Validated, Watch
@@ -36,7 +37,7 @@ def train(
     with output.only_logged():
         data = start.prepare_everywhere(config, ranks)
         with start.opened(config, ranks, data, tags) as (run, tracker):
-            commands.fit(run, config, ranks, tracker, data, again=again, watch=noted, progress=progress or Progress())
+            fit(run, config, ranks, tracker, data, again=again, watch=noted, progress=progress or Progress())
         output.end_log()
     if ranks.device.type == "cuda":
         gc.collect()  # what a training has held of the GPU, before the next one asks for its own

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import commands, evaluate, signals
+from pipeline import commands, evaluate, fitting, signals
 from pipeline.cli import main
 from pipeline.tracking import parent
 from pipeline.train import Training
@@ -35,7 +35,7 @@ class Searched:
 def searched(session_folder: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
     folder, opened = tmp_path_factory.mktemp("search") / "here", {"trials": set[str](), "winner": set[str]()}
     patch = pytest.MonkeyPatch()
-    for module in (commands, evaluate):
+    for module in (commands, evaluate, fitting):
         inner = module.open_split
 
         def spy(data: Path, name: str, inner: Callable[..., Any] = inner) -> Any:
