@@ -20,7 +20,7 @@ from pipeline.search.storage import Lock, open_storage
 Open = Callable[..., Queue]
 
 
-@pytest.fixture(params=["journal", "sqlite"])
+@pytest.fixture(params=["journal", pytest.param("sqlite", marks=pytest.mark.slow)])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Return a function that opens the same study anew, as another process would."""
     storage = f"sqlite:///{tmp_path}/study.db" if request.param == "sqlite" else str(tmp_path / "journal.log")
