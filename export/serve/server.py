@@ -83,7 +83,7 @@ def _listener(host: str, port: int) -> socket.socket:
         ) from error
     try:
         listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-        # an answer is written as a head and a body: with Nagle's algorithm the body would wait 40 ms for the head to be confirmed
+        # an answer is written as a head and a body: with Nagle's algorithm the body would wait 40 ms for the head's receipt
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which each connection takes over
         return listener
     except OSError as error:

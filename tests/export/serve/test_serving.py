@@ -143,5 +143,7 @@ def test_a_connection_sends_an_answer_at_once_and_does_not_wait_for_its_head_to_
     from export.serve.server import _listener
 
     with _listener("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
-        with listener.accept()[0] as connection:
-            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        connection, _ = listener.accept()
+        at_once = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        connection.close()
+    assert at_once
