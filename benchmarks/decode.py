@@ -1,8 +1,8 @@
 """Row 13: images decoded for `prepare` against plain Pillow, and memory against their number. `python -m benchmarks.decode`
 
 JPEGs of about 500x375, generated, to squares of 224, in turns of 250. Plain Pillow is `open`, `convert`, `resize` on all cores,
-first in a process for each core, then in threads, without keeping the pixels; ours writes them into a memory-mapped file, and
-looks whether a file was changed. Memory is what a process of its own has for itself (`RssAnon`) at the most while it looks at a
+first in a process for each core, then in threads, without keeping the pixels; ours writes them into a file, and looks whether
+an image was changed. Memory is what a process of its own has for itself (`RssAnon`) at the most while it looks at a
 folder and decodes all of it. `ru_maxrss` would not do: it counts the pages of the file that is filled, which may be dropped at
 any time, and a child begins with that of its parent.
 """
@@ -10,6 +10,7 @@ any time, and a child begins with that of its parent.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import statistics
@@ -26,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.report import Row, pairs, row, run
+from pipeline.data import tensors
 from pipeline.data.folder import source
 from pipeline.data.spec import DataOptions, Samples
 
@@ -55,12 +57,13 @@ def _samples(folder: Path) -> Samples:
 
 
 def _fill(folder: Path, samples: Samples, count: int) -> None:
-    """Decode the first images into a new file."""
-    file = folder.parent / "pixels.npy"
-    out = np.lib.format.open_memmap(file, "w+", np.uint8, (count, *samples.x.shape[1:]))
+    """Decode the first images into a new file, as `prepare` does."""
+    path, shape = folder.parent / "pixels.npy", samples.x.shape[1:]
     assert not isinstance(samples.x, np.ndarray)
-    samples.x.fill(out, np.arange(count))
-    file.unlink()
+    first = tensors.allocate(path, (count, *shape))
+    with path.open("r+b", buffering=0) as file:
+        samples.x.fill(tensors.FileRows(file.fileno(), first, math.prod(shape)), np.arange(count))
+    path.unlink()
 
 
 def _plain(files: Sequence[Path]) -> int:

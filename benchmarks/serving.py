@@ -34,7 +34,8 @@ class Cnn(litserve.LitAPI):
     def decode_request(self, request): return np.array(request["inputs"]["input"], np.uint8)
     def predict(self, x): return self.session.run(["logits", "probabilities", "features"], {"input": x})
     def encode_response(self, found): return {k: v.tolist() for k, v in zip(("logits", "probabilities", "features"), found)}
-litserve.LitServer(Cnn(), accelerator="cpu").run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False)
+if __name__ == "__main__":  # it starts its worker by importing this file again
+    litserve.LitServer(Cnn(), accelerator="cpu").run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False)
 """
 
 

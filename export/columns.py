@@ -1,6 +1,6 @@
 """The ONNX front of a model for tables: one input a column, text and missing values included, and the encoding in the graph.
 
-It computes what `pipeline.data.columns.encode` does, in float64 and in the same order, with one cast to float32 at the end, so
+It computes what `pipeline.data.encoding.encode` does, in float64 and in the same order, with one cast to float32 at the end, so
 the network gets the same bits. The surprise: all numbers go through together, as one (batch, n) matrix, and are put in order
 afterwards.
 """

@@ -1,7 +1,9 @@
 """Numbers: an artifact's outputs against torch's, for single batches and for all samples of a split.
 
-Relative error means nothing near zero, so a value agrees within `ATOL + RTOL * |torch|`, and decisions are counted
-besides. A value that is not finite never agrees, also where torch gives the same.
+Relative error means nothing near zero, so a value agrees within `ATOL * max(1, M) + RTOL * |torch|`, where M is the largest
+|torch| of the same output for the same sample: rounding errors of a sum are in proportion to what is added up, so a logit near
+zero beside logits of 20 is no more exact than those. Targets of a regression have units of their own: there M is 1. Decisions
+are counted besides. A value that is not finite never agrees, also where torch gives the same.
 """
 
 from __future__ import annotations
@@ -23,11 +25,15 @@ RTOL, ATOL = 1e-3, 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One output of one case, `want` being torch's. `largest` and `mean` are over the values finite in both."""
+    """One output of one case, `want` being torch's; `allowed` is the tolerance in words.
+
+    `largest` and `mean` are over the values finite in both.
+    """
 
     output: str
     shape: tuple[int, ...]
     want_shape: tuple[int, ...]
+    allowed: str = ""
     largest: float | None = None
     mean: float | None = None
     num_outside: int = 0
@@ -79,6 +85,11 @@ def matches(got: Array, want: Array) -> bool:
     return got.shape == want.shape and bool(np.isclose(got, want, rtol=RTOL, atol=ATOL).all())
 
 
+def allowed(task: Task) -> str:
+    """Return the tolerance in words."""
+    return f"{ATOL:g}{' x max(1, largest |torch| of the sample)' if task.has_decisions else ''} + {RTOL:g} x |torch|"
+
+
 def compare(
     got: Mapping[str, Sequence[Array]],
     want: Mapping[str, Sequence[Array]],
@@ -92,26 +103,28 @@ def compare(
     for case, values in want.items():
         if case in got:
             pairs = zip(names, got[case], values, strict=False)
-            comparison.differences[case] = [_difference(*pair) for pair in pairs]
+            comparison.differences[case] = [_difference(*pair, task) for pair in pairs]
     if "all" in got and got["all"] and got["all"][0].shape == want["all"][0].shape:
         comparison.score = score(got["all"][0], want["all"][0], labels, task)
     return comparison
 
 
-def _difference(name: str, got: Array, want: Array) -> Difference:
-    shapes = {"output": name, "shape": got.shape, "want_shape": want.shape}
+def _difference(name: str, got: Array, want: Array, task: Task) -> Difference:
+    shapes = {"output": name, "shape": got.shape, "want_shape": want.shape, "allowed": allowed(task)}
     if got.shape != want.shape:
         return Difference(**shapes)  # type: ignore[arg-type]
     here, there = got.astype(np.float64), want.astype(np.float64)
     finite = np.isfinite(here) & np.isfinite(there)
     distance = np.abs(here[finite] - there[finite])
+    scale = np.ones(len(there))
+    if task.has_decisions and there.size:
+        scale = np.maximum(scale, np.where(np.isfinite(there), np.abs(there), 0).reshape(len(there), -1).max(axis=1))
+    tolerance = (ATOL * scale).reshape(-1, *[1] * (there.ndim - 1)) + RTOL * np.where(np.isfinite(there), np.abs(there), 0)
     return Difference(
-        output=name,
-        shape=got.shape,
-        want_shape=want.shape,
+        **shapes,  # type: ignore[arg-type]
         largest=float(distance.max()) if distance.size else None,
         mean=float(distance.mean()) if distance.size else None,
-        num_outside=int((distance > ATOL + RTOL * np.abs(there[finite])).sum()),
+        num_outside=int((distance > tolerance[finite]).sum()),
         num_not_finite=int((~np.isfinite(here)).sum()),
         torch_not_finite=int((~np.isfinite(there)).sum()),
     )

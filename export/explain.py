@@ -116,8 +116,7 @@ def _output(name: str, failing: Mapping[str, Difference], split: str) -> Iterato
         yield f"output {name} is NaN or infinite in {share} for {_cases([case], split)}{torch_too}"
     outside = {c: d for c, d in failing.items() if d.num_outside}
     if outside:
-        largest = max(d.largest or 0.0 for d in outside.values())
-        allowed = f"{ATOL:g} + {RTOL:g} x |torch|"
+        largest, allowed = max((d.largest or 0.0, d.allowed) for d in outside.values())
         yield f"output {name} differs from torch by up to {largest:.3g} for {_cases(outside, split)} (allowed: {allowed})"
 
 

@@ -147,7 +147,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Held against {reference['runtime']} {reference['version']}, "
         f"whose {metric} is {_short(reference['metric'], digits=6)}. "
-        f"Allowed: {tolerance['atol']:g} + {tolerance['rtol']:g} x |torch|, no flips, the same {metric}."
+        f"Allowed: {tolerance['allowed']}, no flips, the same {metric}."
     )
     yield ""
     yield from table(

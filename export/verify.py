@@ -293,7 +293,7 @@ def _report(parts: Mapping[str, dict[str, Any]], expected: _Expected, *, data_sh
         "metric": expected.task.metric,
         "data_sha256": data_sha256, "split_sha256": split_sha256, "weights_sha256": expected.metadata["weights_sha256"],
         "reference": reference,
-        "tolerance": {"rtol": compare.RTOL, "atol": compare.ATOL, "argmax_flips": 0},
+        "tolerance": {"rtol": compare.RTOL, "atol": compare.ATOL, "allowed": compare.allowed(expected.task), "argmax_flips": 0},
         "batch_sizes": list(BATCH_SIZES), "num_threads": NUM_THREADS,
         "artifacts": kept,
         **({"rejected": missed} if missed else {}),

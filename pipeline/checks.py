@@ -165,8 +165,8 @@ def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[s
     is_idle(c.loss != "cross_entropy", f"on loss={c.loss}", "loss", "label_smoothing")
     is_idle(not has_weights(c.loss), f"on loss={c.loss}", "loss", "class_weights")
     is_idle(c.scheduler != "step", f"on scheduler={c.scheduler}", "scheduler", "step_size", "gamma")
-    is_idle(not num_val, "without validation samples (val_split=0)", "val_split", "early_stopping", "monitor")
-    is_idle(not num_val and not source.has_val_set, "without validation samples (val_split=0)", "val_split", "calibrate")
+    has_no_val = not num_val and not source.has_val_set
+    is_idle(has_no_val, "without validation samples (val_split=0)", "val_split", "early_stopping", "monitor", "calibrate")
     is_idle(not c.epochs, "while max_steps decides", "max_steps", "epochs")
     is_idle(not c.max_steps, "while epochs decide", "epochs", "max_steps")
     exact = not lossy_formats(c.formats)

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import models
-from pipeline import data, distributed, files, manifest, start
-from pipeline.checkpoint import newest_checkpoint
+from pipeline import data, distributed, manifest, start
 from pipeline.config import DataStageConfig, EvaluateConfig, ExportConfig, RunConfig, VerifyConfig, format_names, lossy_formats
 from pipeline.data.loader import evaluation_split, open_split
 from pipeline.data.prepare import read_raw, read_spec
 from pipeline.distributed import Ranks
 from pipeline.errors import Failure, UserError
 from pipeline.evaluate import Evaluation, evaluate_run
-from pipeline.initial import initial_state
+from pipeline.fitting import fit
 from pipeline.output import log_to, say
 from pipeline.pages.report import publish
 from pipeline.release import PromoteConfig, ReportConfig
 from pipeline.resume import config_before_init, resolve_device, resolve_run, with_local_overrides
 from pipeline.run import Run
-from pipeline.signals import Interrupted
 from pipeline.tracking import promotion, registry
 from pipeline.tracking import tracker as tracking
-from pipeline.tracking.tracker import HostTracker, NullTracker, Tracker
+from pipeline.tracking.tracker import NullTracker, Tracker
 
 _TITLES = {"onnx": "ONNX", "torchscript": "TorchScript", "pt2": ".pt2", "onnx-int8": "int8", "onnx-fp16": "fp16"}
 
@@ -49,10 +47,11 @@ def train_on_this_rank(flags: Mapping[str, str], *, export: bool, config: RunCon
     return 0
 
 
-def train(config: RunConfig, ranks: Ranks, *, export: bool) -> Path | None:
+def train(config: RunConfig, ranks: Ranks, *, export: bool, tags: Mapping[str, str] | None = None) -> Path | None:
     """Prepare, train and evaluate on all ranks; with `export`, export and verify on rank 0, all in one MLflow run.
 
-    A resumed run does what it has not done yet. Returns the run folder on rank 0, and nothing on the others.
+    A resumed run does what it has not done yet. Returns the run folder on rank 0, and nothing on the others. More `tags` are
+    for MLflow.
     """
     if distributed.broadcast(distributed.run_on_main(lambda: start.is_finished(config, export=export), on=ranks.is_main)):
         return Path(config.output_dir) if ranks.is_main else None
@@ -60,18 +59,13 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool) -> Path | None:
     if config.promote:
         distributed.run_on_main(lambda: _ensure_promotable(folder), on=ranks.is_main)
     if config.resume != "true":
-        distributed.run_on_main(lambda: _try(config, ranks, folder), on=ranks.is_main)
+        distributed.run_on_main(lambda: try_network(config, ranks, folder), on=ranks.is_main)
     with ExitStack() as stack:
-        opened = distributed.run_on_main(lambda: start.open_training(config, ranks, folder, stack), on=ranks.is_main)
-        run: Run = distributed.broadcast(opened[0] if opened else None)
-        missing = distributed.broadcast(start.missing_stages(run, export=export) if opened else None)
-        tracker: NullTracker = NullTracker()
-        if opened:
-            tracker = opened[1]
-        elif ranks.local_rank == 0:
-            tracker = stack.enter_context(closing(HostTracker()))
+        run, tracker = stack.enter_context(start.opened(config, ranks, folder, tags))
+        missing = distributed.broadcast(start.missing_stages(run, export=export) if ranks.is_main else None)
         if "train" in missing:
-            _fit(run, config, ranks, tracker, folder, command="run" if export else "train")
+            again = f"python -m pipeline {'run' if export else 'train'} --output_dir {run.folder} --resume true"
+            fit(run, config, ranks, tracker, folder, again=again)
         if ranks.is_main and "verify" in missing:
             from export import runner
 
@@ -196,7 +190,7 @@ def _promote(folder: Path) -> None:
         raise Failure(f"the run {folder} is done; it was not promoted:\n{error}") from error
 
 
-def _try(config: RunConfig, ranks: Ranks, folder: Path) -> None:
+def try_network(config: RunConfig, ranks: Ranks, folder: Path) -> None:
     """Try a network that is not built in on a few samples. Raises UserError for one that training or export would fail on."""
     if models.find(config.model).is_builtin:
         return
@@ -231,47 +225,6 @@ def data_of(run: Run, config: DataStageConfig | ReportConfig, ranks: Ranks) -> t
     folder = start.prepare_everywhere(here, ranks)
     start.ensure_same_data(run, read_spec(folder))
     return folder, dataset
-
-
-def _fit(run: Run, config: RunConfig, ranks: Ranks, tracker: NullTracker, folder: Path, *, command: str) -> None:
-    """Train on all ranks, from the newest checkpoint on if there is one."""
-    from pipeline.progress import show
-    from pipeline.train import Training, parameter_table
-
-    if ranks.is_main:
-        run.unseal("train")
-    found = distributed.run_on_main(
-        lambda: newest_checkpoint(run.folder, run_id=run.mlflow_run_id), on=config.resume == "true" and ranks.is_main
-    )
-    checkpoint = distributed.broadcast(found)
-    drawn = None if checkpoint else distributed.run_on_main(lambda: initial_state(run), on=ranks.is_main)
-    initial = distributed.broadcast(drawn)
-    training = Training(run, ranks, tracker, open_split(folder, "train"), open_split(folder, "val"), initial=initial)
-    if checkpoint:
-        training.restore(checkpoint[1])
-    if ranks.is_main and run.config.optimizer == "muon" and not training.has_matrices():
-        say("muon finds no matrix between the first and the last layer here: every step is AdamW's")
-    if ranks.is_main:
-        with files.atomic(run.folder / "parameters.md") as path:
-            path.write_text("\n".join(parameter_table(training.model)) + "\n")
-    with show(
-        epochs=training.num_epochs, steps_per_epoch=len(training.batches), first_step=training.state.step,
-        is_main=ranks.is_main,
-    ) as progress:  # fmt: skip
-        try:
-            with distributed.collective_timeout(config.collective_timeout):
-                training.fit(progress)
-        except Failure:
-            training.keep_best()
-            raise
-        except Interrupted:
-            if ranks.is_main:
-                say(f"stopped at step {training.state.step}; the checkpoint is written. Go on with:")
-                say(f"python -m pipeline {command} --output_dir {run.folder} --resume true")
-            raise
-    if ranks.is_main:
-        run.seal("train")
-        say(f"best weights: epoch {training.state.best_epoch or training.state.epoch} of {training.state.epoch}")
 
 
 def _evaluate(run: Run, ranks: Ranks, tracker: NullTracker, folder: Path) -> Evaluation:

@@ -181,6 +181,26 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchConfig(RunConfig):
+    """Parameters of `search`: those of a training, which are the same in each trial, and what is searched and how."""
+
+    space: tuple[str, ...] = Field(
+        (),
+        "flags that are searched: NAME=LOW..HIGH (with :log behind it, on a logarithmic scale), or NAME=a,b,c; several words",
+        is_required=True,
+    )
+    trials: int = Field(50, "trainings in all, of whatever number of workers", ge=1, le=1_000_000)
+    metric: str = Field("", "what is best: val/loss, val/accuracy or val/rmse; empty: accuracy, or else rmse")
+    pruner: str = Field(
+        "median", "what ends a trial early: worse than the median at its epoch, Hyperband, or none: it always has all epochs",
+        choices=("median", "hyperband", "none"),
+    )  # fmt: skip
+    study: str = Field("", "name of the study, which the same command joins; empty: <model>-<data>")
+    storage: str = Field("", "where the study is kept: a journal file, or a database as postgresql://...; empty: a journal "
+                             "in --output_dir")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """What a stage after training needs: which run."""
 

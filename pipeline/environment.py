@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
@@ -55,6 +56,22 @@ def worker() -> Worker:
             raise UserError(f"WORLD_SIZE={world_size} ranks need MASTER_ADDR, where rank 0 is. Set it, or start with torchrun.")
         _number("MASTER_PORT", -1, at_least=1, at_most=65_535)
     return found
+
+
+def refuse_decided(flags: Mapping[str, str]) -> None:
+    """Raise UserError for a flag that our own launcher would obey, in a rank that torchrun has started."""
+    if is_launched():
+        return
+    local = str(worker().local_world_size)
+    decided = {"nproc": ("auto", local), "max_restarts": ("0",)}
+    words = {"nproc": "--nproc-per-node", "max_restarts": "--max-restarts"}
+    problems = [
+        f"{name}={flags[name]} has no effect under torchrun. Give it as torchrun's own {words[name]}, and leave --{name} out."
+        for name, same in decided.items()
+        if name in flags and flags[name] not in same
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def _number(name: str, default: int = 0, *, at_least: int = 0, at_most: int = _MOST) -> int:

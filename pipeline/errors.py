@@ -13,3 +13,7 @@ class UserError(ValueError):
 
 class Failure(RuntimeError):
     """Work that was asked for rightly and failed: a loss that diverged, an artifact that disagrees. Exit status 1."""
+
+
+class Diverged(Failure):
+    """A training whose loss or weights are not finite any more: its parameters are at fault, and nothing else."""

@@ -22,8 +22,9 @@ from pipeline.data.loader import Split, evaluation_split, open_split, shard_slic
 from pipeline.distributed import Ranks
 from pipeline.errors import Failure
 from pipeline.losses import loss_divisor
+from pipeline.metrics import flat_metrics
 from pipeline.run import Run
-from pipeline.task import Task, flat_metrics
+from pipeline.task import Task
 
 if TYPE_CHECKING:
     from pipeline.task import Array, LossSum

@@ -22,7 +22,8 @@ from pipeline.values import convert, flag_name, shown, texts
 
 _METAVARS = {
     "int": "N", "float": "X", "bool": "true|false", "Path": "FOLDER", "str": "TEXT", "output_dir": "FOLDER", "run": "RUN",
-    "onnx": "FILE", "force": "REASON", "Args": "NAME=VALUE,...", "tuple[str, ...]": "PATH...", "tuple[int, ...]": "N,...",
+    "onnx": "FILE", "force": "REASON", "space": "NAME=VALUES...", "Args": "NAME=VALUE,...", "tuple[str, ...]": "PATH...",
+    "tuple[int, ...]": "N,...", "storage": "FILE|URL",
 }  # fmt: skip
 
 
@@ -34,7 +35,7 @@ def read_flags(words: Sequence[str], cls: type) -> dict[str, str]:
     Not by argparse, which takes `--flag=--` and `--flag -1e-3` for something else. Raises UserError with every problem.
     """
     names = {flag_name(field.name): field.name for field in dataclasses.fields(cls)}
-    names |= {"config": "config"} if cls is RunConfig else {}
+    names |= {"config": "config"} if issubclass(cls, RunConfig) else {}
     lists = {field.name for field in dataclasses.fields(cls) if field.type == "tuple[str, ...]"}
     flags: dict[str, str] = {}
     problems: list[str] = []
@@ -82,19 +83,19 @@ def help_text(command: str, summary: str, cls: type) -> str:
     parser = argparse.ArgumentParser(
         prog=f"{program()} {command}",
         description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=_recipes() if cls is RunConfig else None,
+        epilog=_recipes() if issubclass(cls, RunConfig) else None,
         allow_abbrev=False,
         usage="%(prog)s [--flag VALUE ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     by_recipe = {name for recipes in RECIPES.values() for values in recipes.values() for name in values} | {"image_size"}
-    if cls is RunConfig:
+    if issubclass(cls, RunConfig):
         what = "JSON or TOML file of such fields, beneath the flags; a run's own config.json repeats or varies that run"
         parser.add_argument("--config", metavar="FILE", help=f"{what} (default: empty)")
     for field in dataclasses.fields(cls):
         choices = [choice for choice in field.metadata["choices"] if choice]
         own = field.default if field.default is not dataclasses.MISSING else ""
-        default = "from the recipe" if cls is RunConfig and field.name in by_recipe else text_of(own)
+        default = "from the recipe" if issubclass(cls, RunConfig) and field.name in by_recipe else text_of(own)
         note = "required" if field.metadata["is_required"] else f"default: {default or 'empty'}"
         parser.add_argument(
             f"--{flag_name(field.name)}",

@@ -14,6 +14,7 @@ from pipeline.config import (
     PlotConfig,
     PredictConfig,
     RunConfig,
+    SearchConfig,
     SyncConfig,
     VerifyConfig,
 )
@@ -68,7 +69,7 @@ def _train(call: Call) -> int:
     from pipeline import commands, distributed, resume
 
     if environment.is_worker():
-        _refuse_what_torchrun_decides(flags)
+        environment.refuse_decided(flags)
         return commands.train_on_this_rank(flags, export=call.command == "run")
     config = resume.resolve_run(flags)
     device = resume.resolve_device(config)
@@ -92,26 +93,16 @@ def _train(call: Call) -> int:
     return status
 
 
+def _search(call: Call) -> int:
+    from pipeline.search import command
+
+    return command.search(call.config, call.flags, words=call.words, announce=_announce)
+
+
 def _announce(text: str) -> None:
     """Say what a command is about, before the slow imports. What our launcher has said, its workers only note in the log."""
     if environment.worker().rank == 0:
         (output.log if environment.is_launched() else say)(f"{text}\n{_LOADING}")
-
-
-def _refuse_what_torchrun_decides(flags: Mapping[str, str]) -> None:
-    """Raise UserError for a flag that our own launcher would obey, in a rank that torchrun has started."""
-    if environment.is_launched():
-        return
-    local = str(environment.worker().local_world_size)
-    decided = {"nproc": ("auto", local), "max_restarts": ("0",)}
-    words = {"nproc": "--nproc-per-node", "max_restarts": "--max-restarts"}
-    problems = [
-        f"{name}={flags[name]} has no effect under torchrun. Give it as torchrun's own {words[name]}, and leave --{name} out."
-        for name, same in decided.items()
-        if name in flags and flags[name] not in same
-    ]
-    if problems:
-        raise UserError(*problems)
 
 
 def _evaluate(call: Call) -> int:
@@ -293,6 +284,7 @@ COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
     "inspect": (InspectConfig, "say what a data set is, what is wrong with it, and which command trains it", _inspect),
     "prepare": (RunConfig, "convert the data set to tensors on disk", _prepare),
     "train": (RunConfig, "prepare what is missing, train and evaluate", _train),
+    "search": (SearchConfig, "try values of a training's flags, train the best anew, export and prove it", _search),
     "evaluate": (EvaluateConfig, "evaluate a run's best weights on its test split", _evaluate),
     "export": (ExportConfig, "write a run's model as ONNX, TorchScript, .pt2, int8, fp16 and safetensors", _export),
     "verify": (VerifyConfig, "prove that a run's artifacts predict as its model does", _verify),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -147,3 +147,14 @@ def problems(model: nn.Module, config: RunConfig) -> list[str]:
                 f"Leave --{field} out."
             )
     return told
+
+
+def parameter_table(model: nn.Module) -> Iterator[str]:
+    """Yield the lines of a Markdown table of the parameters: name, shape, number of values."""
+    yield "| parameter | shape | values |"
+    yield "|---|---|---:|"
+    total = 0
+    for name, parameter in model.named_parameters():
+        total += parameter.numel()
+        yield f"| {name.removeprefix('network.')} | {tuple(parameter.shape)} | {parameter.numel()} |"
+    yield f"| **all {len(list(model.parameters()))} tensors** | | {total} |"

@@ -13,7 +13,8 @@ import select
 import sys
 import threading
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _PATIENCE = 60.0  # s that a command waits for a reader who does not read: other
 
 _lock = threading.Lock()
 _log = -1  # the open file, if there is one
+_only_logged = False
 _early: deque[str] = deque(maxlen=1000)  # what was said before there was a log
 
 
@@ -73,8 +75,21 @@ def _lead_nowhere(number: int) -> None:
 
 def say(text: str, *, error: bool = False) -> None:
     """Print a line, or several, and write the same into the run's log."""
-    print(text, file=sys.stderr if error else sys.stdout, flush=True)
+    if error or not _only_logged:
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
     log(text)
+
+
+@contextmanager
+def only_logged() -> Iterator[None]:
+    """Have what is said in the block, but errors, go into the run's log alone; nothing of before is in that log."""
+    global _only_logged
+    end_log()
+    _only_logged = True
+    try:
+        yield
+    finally:
+        _only_logged = False
 
 
 def log(text: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from pipeline.signals import Interrupted
 from pipeline.skeleton import estimate_size
 from pipeline.tracking import connection, runs
 from pipeline.tracking import tracker as tracking
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.tracker import HostTracker, NullTracker, Tracker
 
 
 def missing_stages(run: Run, *, export: bool) -> list[str]:
@@ -61,7 +62,23 @@ def is_finished(config: RunConfig, *, export: bool) -> bool:
     return True
 
 
-def open_training(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack) -> tuple[Run, Tracker]:
+@contextmanager
+def opened(
+    config: RunConfig, ranks: Ranks, data: Path, tags: Mapping[str, str] | None = None
+) -> Iterator[tuple[Run, NullTracker]]:
+    """Yield the run of a training and what this rank tracks with; rank 0 opens both, with more `tags` for MLflow."""
+    with ExitStack() as stack:
+        found = distributed.run_on_main(lambda: open_training(config, ranks, data, stack, tags or {}), on=ranks.is_main)
+        run: Run = distributed.broadcast(found[0] if found else None)
+        tracker: NullTracker = found[1] if found else NullTracker()
+        if not found and ranks.local_rank == 0:
+            tracker = stack.enter_context(closing(HostTracker()))
+        yield run, tracker
+
+
+def open_training(
+    config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack, more: Mapping[str, str]
+) -> tuple[Run, Tracker]:
     """Open the MLflow run and the run folder: nothing exists before this, and it refuses to overwrite."""
     spec = prepared.read_spec(data)
     commit, dirty = tracking.git_state()
@@ -71,11 +88,11 @@ def open_training(config: RunConfig, ranks: Ranks, data: Path, stack: ExitStack)
     if config.resume == "true":
         run = _resumed(config, ranks, spec)
     else:
-        run = _new(config, ranks, data, spec, commit)
+        run = _new(config, ranks, data, spec, commit, more)
         where = f"pipeline.data.{spec.name}" if config.dataset == spec.name else config.dataset
         dataset = {"name": spec.name, "digest": spec.sha256, "source": where}
     tags = tracking.environment_tags(run, world_size=ranks.world_size, device=ranks.device.type, dirty=dirty)
-    tags["evaluated_on"] = "test" if "test" in spec.counts else "train"
+    tags |= {"evaluated_on": "test" if "test" in spec.counts else "train"} | dict(more)
     tracker = stack.enter_context(tracking.training_run(run, tags, dataset=dataset))
     log_to(run.folder / manifest.LOG)
     say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}")
@@ -92,16 +109,16 @@ def _resumed(config: RunConfig, ranks: Ranks, spec: DataSpec) -> Run:
     return dataclasses.replace(run, config=config)
 
 
-def _new(config: RunConfig, ranks: Ranks, data: Path, spec: DataSpec, commit: str) -> Run:
+def _new(config: RunConfig, ranks: Ranks, data: Path, spec: DataSpec, commit: str, tags: Mapping[str, str]) -> Run:
     runs.check_new(spec.name)
-    config = _settle_precision(config, ranks, data, spec)
+    config = settle_precision(config, ranks, data, spec)
     if config.output_dir:
         ensure_new(Path(config.output_dir))
     parent = Path(config.output_dir or "runs")
     is_new = not parent.exists()
     ensure_writable(parent, num_bytes=estimate_size(config))
     try:
-        run_id = runs.create_run(dataset=spec.name, output_dir=config.output_dir)
+        run_id = runs.create_run(dataset=spec.name, output_dir=config.output_dir, tags=tags)
     except BaseException:
         if is_new:
             parent.rmdir()
@@ -114,7 +131,7 @@ def _new(config: RunConfig, ranks: Ranks, data: Path, spec: DataSpec, commit: st
         raise
 
 
-def _settle_precision(config: RunConfig, ranks: Ranks, data: Path, spec: DataSpec) -> RunConfig:
+def settle_precision(config: RunConfig, ranks: Ranks, data: Path, spec: DataSpec) -> RunConfig:
     """Return the configuration with `precision=auto` decided, and say what is trained on and how it is computed."""
     run = Run(folder=Path(), config=config, mlflow_run_id="", git_commit="", data=spec)
     settled, why = precision.choose(run, open_split(data, "train"), ranks)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from pipeline.data.loader import Batch, Batches, Split, fits_on
 from pipeline.data.mix import mixed_loss
 from pipeline.distributed import Ranks
 from pipeline.ema import Average
-from pipeline.errors import Failure
+from pipeline.errors import Diverged, Failure
 from pipeline.evaluate import measure
 from pipeline.losses import MeanLoss, class_weights, loss_divisor
 from pipeline.norms import Norms
@@ -40,6 +40,18 @@ from pipeline.signals import Interrupted
 from pipeline.tracking.tracker import NullTracker
 
 _PATCH_IMAGES = 512  # training images whose patches `init=pca` looks at
+
+
+class Validated(NamedTuple):
+    """What validation found after an epoch, the same on every rank."""
+
+    epoch: int
+    metrics: Mapping[str, float]
+    is_best: bool  # its weights are the best so far, and kept
+    is_last: bool
+
+
+Watch = Callable[[Validated], bool]  # called on every rank after each epoch: True ends the training there, on all of them alike
 
 
 @dataclass
@@ -120,8 +132,8 @@ class Training:
         """Tell whether muon's optimizer has a matrix to make orthogonal steps for."""
         return any(group.get("orthogonal") for group in self.optimizer.param_groups)
 
-    def fit(self, progress: Progress) -> None:
-        """Train to the last epoch, or until validation has not improved for `early_stopping` epochs.
+    def fit(self, progress: Progress, watch: Watch = lambda found: False) -> None:
+        """Train to the last epoch, or until validation has not improved for `early_stopping` epochs, or until `watch` says so.
 
         A signal to any rank stops all at the end of a `log_every` window, with a checkpoint there; raises Interrupted.
         """
@@ -131,10 +143,13 @@ class Training:
                 row |= self._validate()
                 if row:
                     self._log(row)
-                progress.epoch(self.state.epoch, row)
-                ended = self.state.epoch == self.num_epochs or self._out_of_patience()
-                if ended or self.config.checkpoint_every == "epoch":
+                progress.epoch(epoch := self.state.epoch, row)
+                ended = epoch == self.num_epochs or self._out_of_patience()
+                stopped = watch(Validated(epoch, row, self.state.best_epoch == epoch, ended))
+                if ended or stopped or self.config.checkpoint_every == "epoch":
                     self.save_checkpoint()
+                if stopped:
+                    break
             if len(self.val) and not self.state.best_epoch:
                 raise self._diverged("the validation loss was not finite after any epoch")
             if self._out_of_patience():
@@ -279,14 +294,14 @@ class Training:
                 self.state.epoch_loss.add(loss, count)
         return stop > 0, save > 0, broken > 0
 
-    def _diverged(self, what: str) -> Failure:
+    def _diverged(self, what: str) -> Diverged:
         """Return the failure to raise, on every rank alike, for what is not finite."""
         c = self.config
         advice = f"Lower --lr (now {c.lr:g}), limit the gradient (--max_grad_norm 1)"
         if c.precision != "fp32":
             advice += ", or use --precision fp32"
         kept = f" The best weights so far, of epoch {self.state.best_epoch}, are kept." if self.best_weights else ""
-        return Failure(f"{what}: the training diverged. {advice}.{kept}")
+        return Diverged(f"{what}: the training diverged. {advice}.{kept}")
 
     def _validate(self) -> dict[str, float]:
         """Measure the validation split, if there is one, and keep the weights if they are the best so far.
@@ -374,14 +389,3 @@ class Training:
                 torch.cuda.set_rng_state(per_rank[rank]["cuda"], self.ranks.device)
         elif rank == 0:
             self.num_correct.copy_(torch.stack([entry["num_correct"] for entry in per_rank]).sum())
-
-
-def parameter_table(model: nn.Module) -> Iterator[str]:
-    """Yield the lines of a Markdown table of the parameters: name, shape, number of values."""
-    yield "| parameter | shape | values |"
-    yield "|---|---|---:|"
-    total = 0
-    for name, parameter in model.named_parameters():
-        total += parameter.numel()
-        yield f"| {name.removeprefix('network.')} | {tuple(parameter.shape)} | {parameter.numel()} |"
-    yield f"| **all {len(list(model.parameters()))} tensors** | | {total} |"

@@ -61,7 +61,16 @@ def twin(proven: Path, folder: Path, *, accuracy: float, edit: Callable[[Path], 
     """Make a run like `proven`, a real one, with another accuracy and its own MLflow run; `edit` comes before the seal."""
     client = MlflowClient()
     run_id = client.create_run("0").info.run_id
-    wanted = ("config.json", "parameters.md", "weights.safetensors", "last.safetensors", "test.json", "plots", "export")
+    wanted = (
+        "config.json",
+        "parameters.md",
+        "weights.safetensors",
+        "last.safetensors",
+        "test.json",
+        "answers.safetensors",
+        "plots",
+        "export",
+    )
     folder.mkdir(parents=True)
     for name in wanted:
         (shutil.copytree if (proven / name).is_dir() else shutil.copyfile)(proven / name, folder / name)

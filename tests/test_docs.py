@@ -51,6 +51,8 @@ OUTCOMES = {  # what has to be there in the end
                   "runs/small/benchmark/benchmark.md", "models/cnn-photos/1/model.onnx", "models/small-fast/config.pbtxt",
                   "runs/site/index.html", "runs/one-page/index.html",
                   "runs/first/report.html", "comparison.html"],
+    "search.md": ["runs/search-moons/search.json", "runs/search-houses/plots/importances.png", "study.db",
+                  "runs/search-shared/plots/parallel_coordinates.png"],
     "your-model.md": ["runs/net/export/parity.json", "runs/net/code/mynets.py", "runs/resnet/weights.safetensors"],
     "team.md": ["runs/first/report.html"],
 }  # fmt: skip

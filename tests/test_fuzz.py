@@ -50,6 +50,11 @@ LISTS = [
     "fc2=0.1", "conv1=0,conv2=0,fc1=0,fc2=0", "a=0,b=0,c=0,d=0", "linear=1", "fc2=", "=1", ",", ",,", "fc2=1e300",
     "fc2=nan", "hidden=-1", "fc2=0.1,fc2=0.2", "fc2=0.1,", "fc2=1=2", "output=0,hidden=0",
 ]  # fmt: skip
+SPACES = [
+    "lr=1e-4..1e-1:log", "lr=0.1", "lr=a..b", "lr=1..0", "optimizer=adamw,sgd", "optimizer=x,y", "momentum=0..0.9", "seed=1..9",
+    "batch_size=16..64", "batch_size=1e1..3", "model_args.hidden=3,5", "model_args=3", "lr=0..1:log", "lr=1..2 lr=1..2",
+    "..", "weight_decay=0..0.1 label_smoothing=0,0.1",
+]  # fmt: skip
 
 
 class Opened(BaseException):
@@ -75,6 +80,8 @@ def _value(source: random.Random, field: dataclasses.Field[Any], folder: Path) -
         return source.choice([*LISTS, *ARGS])
     if field.type == "tuple[int, ...]":
         return source.choice([*LISTS, *NUMBERS, "1,32", "1,1", "1,,2", "1,x", "1,-1"])
+    if field.name == "space":
+        return source.choice([*SPACES, *LISTS, *NUMBERS])
     if field.type in ("Path", "str", "tuple[str, ...]"):
         return source.choice([*PLACES, str(field.default), "epoch", "500", "10m", "9" * 999 + "m"])
     if field.type == "bool":
@@ -89,6 +96,8 @@ def _words(source: random.Random, folder: Path) -> list[str]:
     command = source.choice([*COMMANDS, "main"])
     fields = dataclasses.fields(COMMANDS[command if command in COMMANDS else "run"][0])
     words = [command]
+    if command == "search" and source.random() < 0.7:
+        words += ["--space", source.choice(SPACES)]
     for _ in range(source.choice([0, 1, 1, 2, 2, 3, 4, 6])):
         field = source.choice(fields)
         flag, value = f"--{field.name}", _value(source, field, folder)
@@ -149,6 +158,7 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.inspection import command
     from pipeline.pages import comparison
     from pipeline.plots import standalone
+    from pipeline.search import study
     from pipeline.tracking import promotion, tracker
 
     def opened(*_: object, **__: object) -> NoReturn:
@@ -166,7 +176,7 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *((commands, name) for name in ("train", "evaluate", "export", "verify")),
         (prepare, "prepare"), (distributed, "launch"), (tracker, "send"), (predict, "predict"), (command, "inspect"),
         (server, "serve"), (promotion, "promote"), (promotion, "rollback"), (build, "web"), (benchmark, "benchmark"),
-        (triton, "add"),
+        (triton, "add"), (study, "search_on_this_rank"),
         (comparison, "compare"), (reporting, "report"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, opened)
@@ -266,8 +276,9 @@ def test_240_real_processes_end_as_they_did_in_process(
         if not wanted[outcome] or (outcome == "right" and variables):
             continue
         wanted[outcome] -= 1
-        if outcome == "right" and words[0] in ("run", "main", "train"):
+        if outcome == "right" and words[0] in ("run", "main", "train", "search"):
             words = [*words, "--epochs=1", "--max_steps=1", "--nproc=1", "--num_workers=0", "--compile=false"]
+            words += ["--trials=1"] if words[0] == "search" else []
         before = _tree(place.parent)
         environ = {k: v for k, v in os.environ.items() if k not in JOB} | variables
         done = subprocess.run(

@@ -73,7 +73,7 @@ def _name(model: Model) -> str:
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises UserError."""
+    """Return a socket that listens, and whose connections send at once. Raises UserError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
@@ -82,7 +82,10 @@ def _listener(host: str, port: int) -> socket.socket:
             f"host={shown(host)} is not known ({reason}). Give an address of this machine, as in --host 127.0.0.1."
         ) from error
     try:
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        # an answer is written as a head and a body: with Nagle's algorithm the body would wait 40 ms for the head's receipt
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which each connection takes over
+        return listener
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
             raise UserError(f"host={shown(host)} is no address of this machine. Give one, as in --host 127.0.0.1.") from error

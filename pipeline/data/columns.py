@@ -1,15 +1,13 @@
-"""The columns of a table: raw values, what the training rows say of them, and the float32 matrix that a network takes.
+"""The columns of a table: raw values, and what the training rows say of them.
 
-Numpy alone, with pyarrow inside functions: `predict` uses this where there is no torch. The surprise: a value is centred and
-scaled in float64 and only then cast, once, to float32, so whole numbers beyond 2^24 keep their differences; the ONNX front
-(`export/columns.py`) does the same sums in the same order and gives the same bits.
+Numpy alone, with pyarrow inside functions: `predict` uses this where there is no torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +23,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 MAX_CATEGORIES = 64
-_BLOCK = 1 << 21  # bytes of the matrix that are made together, so that they stay in the cache of a core
-_PART = 1 << 24  # bytes of it that are in memory together, where it is not wanted whole
+_SAMPLE, _FEW = 10_000, 64  # rows that are looked at for numbers that are few, and how many are
 _WORKERS = min(4, os.cpu_count() or 1)  # numpy and pyarrow let go of the interpreter while they compute
 
 
@@ -88,10 +85,29 @@ def coded(values: pa.ChunkedArray) -> Texts:
     import pyarrow.compute as pc
 
     if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
+        try:
+            return _recoded(values.unify_dictionaries().combine_chunks())
+        except pa.ArrowInvalid:  # some with a null, or too long for their numbers when they are one
+            values = values.cast(values.type.value_type)
     whole = values if pa.types.is_string(values.type) else values.cast(pa.string())
     encoded = pc.fill_null(whole, "").dictionary_encode().combine_chunks()
     return Texts(encoded.dictionary.to_pylist(), np.asarray(encoded.indices, np.int64))
+
+
+def _recoded(values: pa.DictionaryArray) -> Texts:
+    """Return what is a dictionary already as `coded` does, which may hold a text twice, one of no row, or none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = [text or "" for text in values.dictionary.cast(pa.string()).to_pylist()] + [""]
+    codes = np.asarray(pc.fill_null(values.indices.cast(pa.int64()), len(found) - 1))
+    first = np.full(len(found), len(codes))
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # of several, the last that is written remains
+    places: dict[str, int] = {}
+    new = np.empty(len(found), np.int64)
+    for code in np.argsort(first, kind="stable")[: np.count_nonzero(first < len(codes))].tolist():
+        new[code] = places.setdefault(found[code], len(places))
+    return Texts([*places], new[codes])
 
 
 def _numbers(values: pa.ChunkedArray) -> Array:
@@ -155,14 +171,25 @@ def _first_bad(values: pa.ChunkedArray, read: Callable[[pa.ChunkedArray], Array]
     return start, values[start].as_py() if len(values) else None
 
 
-def fit(raw: Mapping[str, Array | Texts], columns: Sequence[Column]) -> tuple[Column, ...]:
-    """Return the columns with what the training rows `raw`, each (N,), say of them; of `columns`, name and kind are used.
+def fit(
+    raw: Mapping[str, Array | Texts], columns: Sequence[Column], rows: NDArray[np.int64] | None = None
+) -> tuple[Column, ...]:
+    """Return the columns with what the training rows say of them: `rows` of `raw`, whose columns are (N,), or all.
+
+    Of `columns`, name and kind are used.
 
     `fill` is the median, `center` and `scale` are mean and deviation of the values that are there, in float64; a constant has
     the scale 1, and booleans stay 0 and 1. Categories are those with two rows or more, at most the 64 most frequent (of equally
     frequent ones the first by name), sorted by name: so "other" is learnt from the rare ones.
     """
-    return tuple(each(lambda column: _fitted(raw[column.name], column), columns))
+
+    def fitted(column: Column) -> Column:
+        values = raw[column.name]
+        if rows is not None:
+            values = values.of(rows) if isinstance(values, Texts) else values.take(rows)
+        return _fitted(values, column)
+
+    return tuple(each(fitted, columns))
 
 
 def _fitted(values: Any, column: Column) -> Column:
@@ -209,90 +236,6 @@ def _moments(values: Array) -> tuple[float, float]:
     return (mean, deviation) if np.finfo(np.float64).tiny < deviation < np.inf else (mean, 1.0)
 
 
-def encode(
-    raw: Mapping[str, Array | Texts], columns: Sequence[Column], *, out: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
-    """Return (N, D) float32 for raw columns, each (N,) or (N, 1): what the network takes, and what the ONNX front computes.
-
-    A missing number is `fill`; a missing category where none was in training is "other". `out`, (N, D), is written if it is
-    given, as of a memory-mapped file.
-    """
-    num_rows = _size(raw[columns[0].name]) if columns else 0
-    matrix = np.empty((num_rows, _width(columns)), np.float32) if out is None else out
-    _fill(matrix, _inputs(raw, columns), columns, slice(0, num_rows))
-    return matrix
-
-
-def encoded_parts(
-    raw: Mapping[str, Array | Texts], columns: Sequence[Column], rows: NDArray[np.int64]
-) -> Iterator[NDArray[np.float32]]:
-    """Yield what `encode` gives for these rows, some at a time, in their order; a part lies where the last but one did."""
-    inputs, width = _inputs(raw, columns), _width(columns)
-    step = max(512, _PART // (4 * max(1, width)))
-    room = np.empty((2, min(step, len(rows)), width), np.float32)
-    for number, start in enumerate(range(0, len(rows), step)):
-        of_part = rows[start : start + step]
-        part = room[number % 2, : len(of_part)]
-        _fill(part, inputs, columns, of_part)
-        yield part
-
-
-def _width(columns: Sequence[Column]) -> int:
-    return sum(column.width for column in columns)
-
-
-def _size(values: Array | Texts) -> int:
-    return len(values.codes) if isinstance(values, Texts) else np.asarray(values).size
-
-
-def _inputs(raw: Mapping[str, Array | Texts], columns: Sequence[Column]) -> list[Array]:
-    """Return each column (N,): its numbers, or the slots of its texts."""
-
-    def of(column: Column) -> Array:
-        values = raw[column.name]
-        flat = values if isinstance(values, Texts) else np.asarray(values).reshape(-1)
-        return _slots(flat, column) if column.is_category else np.asarray(flat, np.float64)
-
-    return each(of, columns)
-
-
-def _fill(matrix: NDArray[np.float32], inputs: Sequence[Array], columns: Sequence[Column], rows: Any) -> None:
-    """Write the encoded rows into `matrix`, several blocks at a time; `rows` are numbers, or a slice that begins at 0."""
-    step = max(512, _BLOCK // (4 * max(1, matrix.shape[1])))
-
-    def fill(start: int) -> None:
-        block, first = matrix[start : start + step], 0
-        of_block = slice(start, start + len(block)) if isinstance(rows, slice) else rows[start : start + step]
-        block[:] = 0
-        numbers = np.arange(len(block))
-        with np.errstate(over="ignore"):  # beyond float32: infinite, as in onnxruntime
-            for column, given in zip(columns, inputs, strict=True):
-                if column.is_category:
-                    block[numbers, given[of_block] + first] = 1
-                else:
-                    values = np.array(given[of_block])
-                    missing = np.isnan(values)
-                    if missing.any():
-                        values[missing] = column.fill
-                        if column.has_missing:
-                            block[:, first + 1] = missing
-                    values -= column.center
-                    values /= column.scale
-                    block[:, first] = values
-                first += column.width
-
-    each(fill, range(0, len(matrix), step))
-
-
-def _slots(values: Array | Texts, column: Column) -> NDArray[np.int64]:
-    """Return the slot of each text (N,), counted from the column's first."""
-    found, codes = dictionary(values)
-    places = {category: place for place, category in enumerate(column.categories)}
-    other = len(places)
-    places |= dict.fromkeys(column.missing_texts, other + 1)
-    return np.array([*(places.get(text, other) for text in found), 0], np.int64)[codes]
-
-
 def dictionary(values: Array | Texts) -> Texts:
     """Return the distinct texts of (N,), and for each value its place among them."""
     if isinstance(values, Texts):
@@ -306,6 +249,11 @@ def dictionary(values: Array | Texts) -> Texts:
 def distinct(values: Array) -> tuple[list[Any], NDArray[np.int64]]:
     """Return the distinct values of (N,), sorted, and for each value its place among them; texts are not copied."""
     if values.dtype != object:
+        few = np.unique(values[:_SAMPLE])
+        if len(few) <= _FEW:  # as of classes: found without sorting all
+            places = np.searchsorted(few, values)
+            if np.array_equal(few.take(places, mode="clip"), values):
+                return few.tolist(), places.astype(np.int64, copy=False)
         numbers, codes = np.unique(values, return_inverse=True)
         return numbers.tolist(), codes.astype(np.int64)
     found, codes = dictionary(values)

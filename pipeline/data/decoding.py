@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -20,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import images
+from pipeline.data.spec import Placed
 from pipeline.errors import UserError
 from pipeline.output import log, say
 
 Array = NDArray[np.generic]
 
-_BLOCK = 16  # files that a thread takes at a time: few, so that a signal is obeyed and a bar moves
+_BLOCK = 8  # files that a thread takes at a time: few, so that a signal is obeyed and a bar moves
 _QUIET = 1.0  # s without a bar: short work needs none
 _EVERY = 10.0  # s between lines where there is no terminal
 _NAMED = 20  # bad files that a sentence names
@@ -73,14 +75,18 @@ class ImageFiles:
         names, stamps = [self.names[row] for row in rows], [self.stamps[row] for row in rows]
         return ImageFiles(self.folder, names, stamps, channels=self.shape[1], side=self.shape[2], given=self.given)
 
-    def fill(self, out: NDArray[np.uint8], rows: Array) -> None:
-        """Decode image rows[i] into out[i], uint8 (C, side, side), on all cores.
+    def fill(self, out: Placed, rows: Array) -> None:
+        """Decode image rows[i] to out[i], uint8 (C, side, side), on all cores.
 
         Raises UserError at the end, naming all files of the data set that cannot be decoded, or were changed.
         """
+        own = threading.local()
 
         def decode(index: int, row: int) -> None:
-            images.decode_into(out[index], self.folder / self.names[row])
+            if not hasattr(own, "pixels"):
+                own.pixels = np.empty(self.shape[1:], np.uint8)
+            images.decode_into(own.pixels, self.folder / self.names[row])
+            out[index] = own.pixels
 
         if bad := self._decode(rows, decode, what="decoding"):
             raise UserError(sentence(self.given, bad + self.unreadable(np.flatnonzero(~self.seen))))
@@ -206,7 +212,7 @@ def for_each(count: int, work: Callable[[int], None], *, what: str) -> None:
     pool = ThreadPoolExecutor(cores, thread_name_prefix="images")
     waiting: set[Future[int]] = set()
     try:
-        with _progress(count, what) as advance:
+        with images.quiet, _progress(count, what) as advance:
             for start in range(0, count, _BLOCK):
                 waiting.add(pool.submit(block, start))
                 if len(waiting) >= 4 * cores:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.images import BadImage, decode_into, header
-from pipeline.data.spec import IMAGE_RANGE, DataOptions, DataSpec, Samples, Source
+from pipeline.data.spec import IMAGE_RANGE, DataOptions, DataSpec, Placed, Samples, Source
 from pipeline.errors import UserError
 from pipeline.task import TASKS, of_classes
 
@@ -42,23 +42,26 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def fill(self, out: NDArray[np.uint8], rows: Array) -> None:
-        if bad := self._decode(rows, lambda place: out[place]):
+    def fill(self, out: Placed, rows: Array) -> None:
+        if bad := self._decode(rows, out):
             raise UserError(_bad(self.about, list(bad.values())))
 
     def unreadable(self) -> dict[int, str]:
         """Return the rows whose pixels cannot be decoded, with what is wrong with each, by decoding all."""
-        return self._decode(np.arange(len(self)), lambda place: np.empty(self.shape[1:], np.uint8))
+        return self._decode(np.arange(len(self)))
 
-    def _decode(self, rows: Array, room: Callable[[int], NDArray[np.uint8]]) -> dict[int, str]:
+    def _decode(self, rows: Array, out: Placed | None = None) -> dict[int, str]:
         bad: dict[int, str] = {}
 
         def one(place: int) -> None:
-            row = self.rows[int(rows[place])]
+            row, pixels = self.rows[int(rows[place])], np.empty(self.shape[1:], np.uint8)
             try:
-                decode_into(room(place), self.column[row].as_py())
+                decode_into(pixels, self.column[row].as_py())
             except BadImage as error:
                 bad[row] = f"row {row} {error}"
+                return
+            if out is not None:
+                out[place] = pixels
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(one, range(len(rows))))

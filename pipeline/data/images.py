@@ -171,7 +171,7 @@ def _opened(file: Path | bytes) -> Iterator[Image.Image]:
                 raise BadImage("is no regular file")
         if not (len(file) if isinstance(file, bytes) else found.st_size):
             raise BadImage("is empty")
-        with _quiet, Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as image:
+        with quiet, Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit and image.width * image.height > limit:
                 raise BadImage(f"has {image.width}x{image.height} pixels, more than the {limit} that are decoded")
@@ -227,4 +227,4 @@ class _Quiet:
                 self.before.close()
 
 
-_quiet = _Quiet()
+quiet = _Quiet()

@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
 from pipeline.data import forget, options_of, source_of, tensors
+from pipeline.data.columns import fit
+from pipeline.data.encoding import Packed, pack, parts_of
 from pipeline.data.spec import DataSpec, Samples, Texts
 from pipeline.data.split import split
 from pipeline.errors import UserError
@@ -176,23 +179,28 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     rows = split(samples, config, source)
     _refuse_if_too_large(folder, sum(map(len, rows.values())), spec)
     manifest: dict[str, Any] = {"identity": identity, "skipped": list(samples.skipped), "raw": []}
+    packed = None
     if samples.raw is not None:
         _save_raw(folder, samples.raw, rows.get("test", rows["train"]))
         manifest["raw"] = [{"file": RAW, "sha256": sha256(folder / RAW)}]
-        spec = _fitted(spec, samples, rows["train"])
+        spec, packed = _fitted(spec, samples.raw, rows["train"])
     entries: dict[str, dict[str, Any]] = {}
-    for name, of_split in rows.items():
-        path = folder / f"{name}_x.npy"
-        if samples.raw is not None:
-            entry = _save_encoded(path, spec, samples, of_split)
-        elif isinstance(samples.x, np.ndarray):
-            x = samples.x[of_split]
-            entry = tensors.save(path, tensors.resized(x, spec.sample_shape) if spec.is_image else x)
-        else:
-            entry = tensors.decode(path, samples.x, of_split)
-            manifest.setdefault("names", {})[name] = [samples.x.names[row] for row in of_split]
-        entries[name] = {"x": entry, "y": tensors.save(folder / f"{name}_y.npy", samples.y[of_split])}
-    mean, std = tensors.statistics(np.load(folder / "train_x.npy", mmap_mode="r"), is_image=spec.is_image)
+    with ThreadPoolExecutor(1) as behind:
+        for name, of_split in rows.items():
+            path = folder / f"{name}_x.npy"
+            if packed:
+                entry = tensors.save_parts(path, (len(of_split), *spec.sample_shape), parts_of(packed, of_split))
+            elif isinstance(samples.x, np.ndarray):
+                x = samples.x[of_split]
+                entry = tensors.save(path, tensors.resized(x, spec.sample_shape) if spec.is_image else x)
+            else:
+                entry = tensors.decode(path, samples.x, of_split)
+                manifest.setdefault("names", {})[name] = [samples.x.names[row] for row in of_split]
+            entries[name] = {"x": entry, "y": tensors.save(folder / f"{name}_y.npy", samples.y[of_split])}
+            if name == "train":  # measured while the others are written
+                train = np.load(path, mmap_mode="r")
+                measured = behind.submit(tensors.statistics, train, is_image=spec.is_image)
+    mean, std = measured.result()
     counts = {name: len(of_split) for name, of_split in rows.items()}
     spec = dataclasses.replace(spec, mean=tuple(mean), std=tuple(std), counts=counts, sha256=digest_of(entries))
     if source.is_own and not task(spec.task).has_decisions:
@@ -202,34 +210,23 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1))
 
 
-def _fitted(spec: DataSpec, samples: Samples, train: NDArray[np.int64]) -> DataSpec:
-    """Return what a table's samples are as features, by what its training rows are."""
-    from pipeline.data.columns import fit
-
-    raw = {name: v.of(train) if isinstance(v, Texts) else v[train] for name, v in _columns(samples).items()}
-    columns = fit(raw, spec.columns)
-    return dataclasses.replace(spec, columns=columns, sample_shape=(sum(column.width for column in columns),))
+def _fitted(spec: DataSpec, raw: Mapping[str, Array | Texts], train: NDArray[np.int64]) -> tuple[DataSpec, Packed]:
+    """Return what a table's samples are as features, by what its training rows are, and these features."""
+    columns = fit(raw, spec.columns, train)
+    return dataclasses.replace(spec, columns=columns, sample_shape=(sum(each.width for each in columns),)), pack(raw, columns)
 
 
-def _save_encoded(path: Path, spec: DataSpec, samples: Samples, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """Write these rows of a table as features, a part at a time, and return the entry in the manifest."""
-    from pipeline.data.columns import encoded_parts
-
-    parts = encoded_parts(_columns(samples), spec.columns, rows)
-    return tensors.save_parts(path, (len(rows), *spec.sample_shape), parts)
-
-
-def _columns(samples: Samples) -> dict[str, Any]:
-    """Return the columns of a table: numbers, and texts by their numbers."""
-    return {**(samples.raw or {}), **(samples.texts or {})}
-
-
-def _save_raw(folder: Path, raw: Mapping[str, Array], rows: NDArray[np.int64]) -> None:
+def _save_raw(folder: Path, raw: Mapping[str, Array | Texts], rows: NDArray[np.int64]) -> None:
     """Write the columns as they were, of the samples on which a model is evaluated."""
     import pyarrow as pa
     from pyarrow import feather
 
-    feather.write_feather(pa.table({name: values[rows] for name, values in raw.items()}), str(folder / RAW))
+    def picked(values: Array | Texts) -> pa.Array:
+        if not isinstance(values, Texts):
+            return pa.array(values[rows])
+        return pa.array(values.found, pa.string()).take(pa.array(values.codes[rows]))
+
+    feather.write_feather(pa.table({name: picked(values) for name, values in raw.items()}), str(folder / RAW))
 
 
 def _refuse_if_too_large(folder: Path, count: int, spec: DataSpec) -> None:

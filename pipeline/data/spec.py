@@ -26,6 +26,12 @@ _OUTPUTS = ("logits", "probabilities", "prediction", "features")  # names that a
 _PLACE = ("data_dir", "seed")  # what a loader is always given
 
 
+class Placed(Protocol):
+    """What takes samples by their place, in any order and from several threads: an array, or a file."""
+
+    def __setitem__(self, place: int, sample: NDArray[np.uint8], /) -> None: ...
+
+
 class Images(Protocol):
     """Samples that are not in memory: rows (N, C, H, W) uint8 that are decoded where they are wanted."""
 
@@ -34,8 +40,8 @@ class Images(Protocol):
     @property
     def names(self) -> Sequence[str]: ...
     def __len__(self) -> int: ...
-    def fill(self, out: NDArray[np.uint8], rows: Array) -> None:
-        """Write row `rows[i]` into `out[i]`. Raises UserError with the names of all files that cannot be read."""
+    def fill(self, out: Placed, rows: Array) -> None:
+        """Have `out[i]` be row `rows[i]`. Raises UserError with the names of all files that cannot be read."""
         ...
 
 
@@ -60,17 +66,15 @@ class Samples(NamedTuple):
     """All samples: images uint8 (N, C, H, W) or vectors float32 (N, D); labels int64 (N,) or values float32 (N, T).
 
     `split` has the split of each sample where the data says it, one of `SPLITS`; `groups` a number for each, and samples of one
-    group never lie in two splits. `raw` has the columns of a table, float64 or text, and `x` then is (N, 0): it is encoded by
-    what the training samples are; `texts` has those of text once more, as numbers. `skipped` names what was left out as it
-    cannot be read.
+    group never lie in two splits. `raw` has the columns of a table, float64 (N,) or text, and `x` then is (N, 0): it is encoded
+    by what the training samples are. `skipped` names what was left out as it cannot be read.
     """
 
     x: Array | Images
     y: Array
     split: Array | None = None
     groups: Array | None = None
-    raw: Mapping[str, Array] | None = None
-    texts: Mapping[str, Texts] | None = None
+    raw: Mapping[str, Array | Texts] | None = None
     skipped: tuple[str, ...] = ()
 
 

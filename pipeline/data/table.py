@@ -83,11 +83,7 @@ def source(path: Path, options: DataOptions) -> Source:
         name=path.stem, task=target.task, classes=target.classes, targets=target.targets, columns=tuple(kept),
         sample_shape=(sum(profile.width for profile in found if not profile.why_left_out),),
     )  # fmt: skip
-    arrays = {name: values.array() if isinstance(values, Texts) else values for name, values in raw.items()}
-    texts_of = {name: values for name, values in raw.items() if isinstance(values, Texts)}
-    samples = Samples(
-        np.zeros((len(target.y), 0), np.float32), target.y, split=split, groups=groups, raw=arrays, texts=texts_of
-    )
+    samples = Samples(np.zeros((len(target.y), 0), np.float32), target.y, split=split, groups=groups, raw=raw)
     there = set() if split is None else set(np.unique(split).tolist())
     return Source(
         summary=f"{len(target.y)} rows, {len(kept)} columns to learn {listed(roles.targets)} from ({path.name})",

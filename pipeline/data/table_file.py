@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".feather", ".arrow")
 MAX_COLUMNS = 2_000  # onnxruntime takes 5 s to load as many categories, and a time that grows faster than their number
-_BLOCK = 1 << 23  # bytes of CSV that are read together
+_BLOCK = 1 << 20  # bytes of CSV that are read together, so that they stay in the cache of a core
+_LONG_BLOCK = 1 << 23  # where a row is longer than that
 _LARGEST = 2**31 - 1  # bytes of CSV that pyarrow can take as one block
-_CHUNK = 1 << 24
+_CHUNK = 1 << 18  # bytes of it that are looked at together, likewise
 
 
 def read(path: Path, *, text: Collection[str] = (), skip: Collection[str] = (), flag: str = "dataset") -> pa.Table:
@@ -98,11 +99,18 @@ def _read_binary(path: Path, kept: list[str], what: str) -> pa.Table:
         table.validate(full=True)  # what is damaged may point anywhere
         return table.select(kept)
 
-    return _opened(path, what, lambda parquet: whole(parquet.read(columns=kept)), lambda arrow: whole(arrow.read_all()))
+    return _opened(
+        path, what, lambda parquet: whole(parquet.read(columns=kept)), lambda arrow: whole(arrow.read_all()), texts=True
+    )
 
 
-def _opened(path: Path, what: str, of_parquet: Callable[[Any], Any], of_arrow: Callable[[Any], Any]) -> Any:
-    """Return what is asked of an open Parquet or Arrow file. Raises UserError where it is not whole."""
+def _opened(
+    path: Path, what: str, of_parquet: Callable[[Any], Any], of_arrow: Callable[[Any], Any], *, texts: bool = False
+) -> Any:
+    """Return what is asked of an open Parquet or Arrow file. Raises UserError where it is not whole.
+
+    With `texts`, Parquet's columns of text come as dictionaries, as they lie in the file: each text is made once only.
+    """
     import pyarrow as pa
 
     is_parquet = path.suffix.lower() == ".parquet"
@@ -111,6 +119,9 @@ def _opened(path: Path, what: str, of_parquet: Callable[[Any], Any], of_arrow: C
             import pyarrow.parquet as pq
 
             with pq.ParquetFile(path) as file:
+                schema = file.schema_arrow
+                names = [field.name for field in schema if pa.types.is_string(field.type)] if texts else []
+            with pq.ParquetFile(path, read_dictionary=names or None, pre_buffer=True) as file:
                 return of_parquet(file)
         with path.open("rb") as start:
             is_file = start.read(6) == b"ARROW1"  # else a stream
@@ -133,7 +144,7 @@ def _read_csv(path: Path, found: list[str], kept: list[str], text: Collection[st
     # pyarrow drops a line feed that begins a block after a carriage return, in a value too
     block = size + 1 if has_return and size < _LARGEST else _BLOCK
 
-    def attempt(has_long: bool) -> pa.Table:
+    def attempt(has_long: bool, block: int) -> pa.Table:
         from pyarrow import csv as arrow_csv
 
         types = {name: pa.string() for name in text}
@@ -146,13 +157,21 @@ def _read_csv(path: Path, found: list[str], kept: list[str], text: Collection[st
             ),
         )
 
+    def fitting(has_long: bool) -> pa.Table:
+        try:
+            return attempt(has_long, block)
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error) or block >= _LONG_BLOCK:
+                raise
+            return attempt(has_long, _LONG_BLOCK)  # a row is longer than a block
+
     try:
         try:
-            table = attempt(has_long)
+            table = fitting(has_long)
         except pa.ArrowInvalid:
             if has_long or not num_quotes:
                 raise
-            table = attempt(True)  # quotes in the midst of values have hidden those around the end of a line
+            table = fitting(True)  # quotes in the midst of values have hidden those around the end of a line
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         _refuse_other_encoding(path, what)
         _refuse_broken_quotes(path, delimiter, what, far=20)
@@ -168,16 +187,19 @@ def _read_csv(path: Path, found: list[str], kept: list[str], text: Collection[st
 def _quotes(path: Path) -> tuple[int, bool, bool]:
     """Return the number of quotes, whether a line may end within quotes, and whether one does so by a carriage return."""
     num_quotes, has_long, has_return = 0, False, False
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            if num_quotes or b'"' in chunk:
-                content = np.frombuffer(chunk, np.uint8)
-                low = content[content <= ord('"')]  # quotes, ends of lines, and little else
-                is_quote = low == ord('"')
-                is_open = (np.cumsum(is_quote) + num_quotes) % 2 == 1
-                inside = low[is_open & ((low == ord("\n")) | (low == ord("\r")))]
-                has_long, has_return = has_long or len(inside) > 0, has_return or bool((inside == ord("\r")).any())
-                num_quotes += int(is_quote.sum())
+    chunk = bytearray(_CHUNK)
+    content = np.frombuffer(chunk, np.uint8)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(chunk):
+            if not num_quotes and chunk.find(b'"', 0, size) < 0:
+                continue
+            is_quote = content[:size] == ord('"')
+            for end in "\n\r" if chunk.find(b"\r", 0, size) >= 0 else "\n":
+                ends = np.flatnonzero(content[:size] == ord(end))
+                odd = np.bitwise_xor.reduceat(is_quote, np.append(0, ends))[:-1]  # quotes from one end to the next
+                is_inside = bool((np.bitwise_xor.accumulate(odd) ^ (num_quotes % 2 == 1)).any())
+                has_long, has_return = has_long or is_inside, has_return or (is_inside and end == "\r")
+            num_quotes += int(np.count_nonzero(is_quote))
     return num_quotes, has_long, has_return
 
 

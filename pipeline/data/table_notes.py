@@ -21,6 +21,7 @@ Array = NDArray[Any]
 
 _SAMPLE = 10_000  # rows on which a relation is looked for, before it is looked for on all
 _ROWS = 1 << 14  # that are hashed together, so that they stay in the cache of a core
+_FIRST = 8  # columns that nearly always tell all rows apart, where they differ
 _MOST_EQUAL = 0.5  # above this share of rows that equal another, being equal is how these data are
 
 
@@ -206,10 +207,12 @@ def duplicates(features: Sequence[Array | Texts], groups: Array | None, split: A
     Rows of one of `groups` stay together too. Where more than half of the rows equal another, equal rows are not kept together,
     as there may be too few different ones to split.
     """
-    hashes = _hashes(features)
-    ordered = np.sort(hashes)
-    if not (ordered[1:] == ordered[:-1]).any():
-        return groups, []
+    hashes = np.zeros(len(features[0].codes if isinstance(features[0], Texts) else features[0]), np.uint64)
+    for some in (features[:_FIRST], features[_FIRST:]):  # rows that differ in the first columns need no look at the others
+        _hash(hashes, some)
+        ordered = np.sort(hashes)
+        if not (ordered[1:] == ordered[:-1]).any():
+            return groups, []
     _, same, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     num_equal = len(same) - len(counts)
     crossing = 0
@@ -237,10 +240,9 @@ def _merged(same: Array, groups: Array | None) -> NDArray[np.int64]:
     return np.asarray(connected_components(links, directed=False)[1][same], np.int64)
 
 
-def _hashes(features: Sequence[Array | Texts]) -> NDArray[np.uint64]:
-    """Return a 64-bit hash of each row; a million different rows have two alike with a chance of 3e-8."""
+def _hash(hashes: NDArray[np.uint64], features: Sequence[Array | Texts]) -> None:
+    """Add columns to a 64-bit hash of each row; a million different rows have two alike with a chance of 3e-8."""
     columns = [values.codes if isinstance(values, Texts) else values for values in features]
-    hashes = np.zeros(len(columns[0]), np.uint64)
 
     def fill(start: int) -> None:
         total = hashes[start : start + _ROWS]
@@ -256,4 +258,3 @@ def _hashes(features: Sequence[Array | Texts]) -> NDArray[np.uint64]:
             total ^= total >> np.uint64(32)
 
     each(fill, range(0, len(hashes), _ROWS))
-    return hashes

@@ -6,6 +6,7 @@ says so, which is written after it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -23,6 +24,7 @@ from pipeline.files import sha256
 Array = NDArray[Any]
 
 _BLOCK = 2048  # rows
+_PART = 1 << 18  # bytes that are hashed together, so that they stay in the cache of a core
 _CACHE = 1 << 19  # bytes of float64 that are summed together, so that they stay in the cache of a core
 
 
@@ -62,15 +64,56 @@ def decode(path: Path, images: Images, rows: NDArray[np.int64]) -> dict[str, Any
     if not len(rows):
         return save(path, np.empty(shape, np.uint8))
     if not mark.exists():
-        _allocate(path, shape)
+        allocate(path, shape)
         _write(mark, "0")
-    out = np.lib.format.open_memmap(path, "r+")
-    for start in range(int(mark.read_text()), len(rows), _BLOCK):
-        images.fill(out[start : start + _BLOCK], rows[start : start + _BLOCK])
-        out.flush()
-        _write(mark, str(start + _BLOCK))
+    size = int(np.prod(shape[1:]))
+    first, done = path.stat().st_size - len(rows) * size, min(int(mark.read_text()), len(rows))
+    digest = hashlib.sha256()
+    with path.open("r+b", buffering=0) as file, ThreadPoolExecutor(1) as behind:
+
+        def keep(start: int, stop: int) -> None:
+            """Have a block be on the disk, mark it, and hash it, while the next one is decoded."""
+            if start >= done:
+                os.fsync(file.fileno())
+                _write(mark, str(stop))
+            _hash(digest, path, first + start * size if start else 0, first + stop * size)
+
+        kept = [behind.submit(keep, 0, done)] if done else []
+        for start in range(done, len(rows), _BLOCK):
+            stop = min(start + _BLOCK, len(rows))
+            images.fill(FileRows(file.fileno(), first + start * size, size), rows[start:stop])
+            for each in kept:
+                each.result()
+            kept = [behind.submit(keep, start, stop)]
+    for each in kept:
+        each.result()
     mark.unlink()
-    return entry(path, out)
+    return {"file": path.name, "dtype": "uint8", "shape": [*shape], "sha256": digest.hexdigest()}
+
+
+class FileRows:
+    """Rows of an open file, each written by a call: the pages of a mapped file cost a fault each, and a crash without room."""
+
+    def __init__(self, file: int, first: int, size: int) -> None:
+        self.file, self.first, self.size = file, first, size
+
+    def __setitem__(self, place: int, row: NDArray[np.uint8], /) -> None:
+        content, at = row.data.cast("B"), self.first + place * self.size
+        while content:
+            written = os.pwrite(self.file, content, at)
+            content, at = content[written:], at + written
+
+
+def _hash(digest: Any, path: Path, start: int, stop: int) -> None:
+    """Add the bytes of a file from `start` to before `stop` to a digest."""
+    room = memoryview(bytearray(_PART))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while start < stop:
+            if not (number := file.readinto(room[: min(_PART, stop - start)])):
+                raise OSError(errno.EIO, f"{path.name} has become shorter")
+            digest.update(room[:number])
+            start += number
 
 
 def _write(mark: Path, text: str) -> None:
@@ -80,12 +123,14 @@ def _write(mark: Path, text: str) -> None:
     new.replace(mark)
 
 
-def _allocate(path: Path, shape: tuple[int, ...]) -> None:
-    """Have the disk give room for an array of uint8 now: a page that finds none later ends the process."""
+def allocate(path: Path, shape: tuple[int, ...]) -> int:
+    """Have the disk give room for an array of uint8 now, and return where it begins in its file: one without any ends late."""
     with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        os.posix_fallocate(file.fileno(), file.tell(), int(np.prod(shape)))
+        first = file.tell()
+        os.posix_fallocate(file.fileno(), first, int(np.prod(shape)))
+    return first
 
 
 def entry(path: Path, array: Array) -> dict[str, Any]:
@@ -111,11 +156,20 @@ def statistics(x: Array, *, is_image: bool) -> tuple[list[float], list[float]]:
     if not is_image:
         return _of_features(x)
     counts = np.zeros((x.shape[1], 256), np.int64)  # of each value: exact, and no float copy of the whole split
-    for start in range(0, len(x), _BLOCK):
-        counts += [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(x[start : start + _BLOCK], 1, 0)]
+    step = max(1, _PART // int(np.prod(x.shape[1:])))
+    for start in range(0, len(x), step):
+        counts += [_histogram(channel) for channel in np.moveaxis(x[start : start + step], 1, 0)]
     values = np.arange(256, dtype=np.float64)
     mean = [float(c @ values / c.sum()) for c in counts]
     return mean, [float(np.sqrt(c @ (values - m) ** 2 / c.sum())) for c, m in zip(counts, mean, strict=True)]
+
+
+def _histogram(values: Array) -> list[int]:
+    """Return how often each of 256 values is there; np.bincount would make int64 of them first."""
+    from PIL import Image
+
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return Image.frombuffer("L", (flat.size, 1), flat, "raw", "L", 0, 1).histogram()
 
 
 def _of_features(x: Array) -> tuple[list[float], list[float]]:

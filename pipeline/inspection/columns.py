@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline import data
 from pipeline.data import table_file
 from pipeline.data.columns import Column, dictionary, each, raw_column
-from pipeline.data.spec import DataOptions, Samples, Source
+from pipeline.data.spec import DataOptions, Samples, Source, Texts
 from pipeline.data.table import USUAL_TARGETS, kind_of
 from pipeline.errors import UserError
 from pipeline.inspection.report import Found, Part, number
@@ -43,7 +43,8 @@ def of_table(name: str, options: DataOptions) -> Found:
     names = [name for name in table_file.names(path) if name]
     source, target, problems = _source(name, names, options)
     samples: Samples | None = source.load(Path(), 0) if source else None
-    raw = dict(samples.raw or {}) if samples else {}
+    own = (samples.raw or {}) if samples else {}
+    raw = {n: v.array() if isinstance(v, Texts) else v for n, v in own.items()}
     ignored = [n for n in names if n in _names(options.ignore_columns)]
     table = table_file.read(path, skip={*raw, *ignored, ""})
     kinds = dict.fromkeys(ignored, "ignored") | {n: kind_of(table.schema.field(n).type) for n in table.column_names}

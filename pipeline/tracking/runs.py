@@ -33,22 +33,23 @@ def owner() -> dict[str, str]:
     return {"host": socket.gethostname(), "pid": str(os.getpid()), "process_started": f"{started:.2f}"}
 
 
-def create_run(*, dataset: str = "Default", output_dir: str = "") -> str:
+def create_run(*, dataset: str = "Default", output_dir: str = "", tags: Mapping[str, str] | None = None) -> str:
     """Return the id of the run that `mlflow run` opened for this process, or else of a new one.
 
     Whose it is goes to MLflow in the one call that begins it: a process that is killed after that leaves nothing RUNNING that
-    a later start could not close. The run gets the name of its folder later, unless it has one that somebody gave it.
+    a later start could not close. The run gets the name of its folder later, unless it has one that somebody gave it. More
+    `tags` go with the same call: a run with a parent is below it from its first moment.
     """
     from mlflow import MlflowClient
     from mlflow.entities import RunTag
     from mlflow.tracking.context.registry import resolve_tags
 
-    folder = {"output_dir": str(Path(output_dir).resolve())} if output_dir else {}
-    tags = {key: redacted(str(value)) for key, value in resolve_tags().items()} | owner() | folder
-    if Path(tags.get("mlflow.source.name", "")).parts[-2:] == ("pipeline", "__main__.py"):  # of which a table shows the end
-        tags["mlflow.source.name"] = "trainyard"
+    own = owner() | ({"output_dir": str(Path(output_dir).resolve())} if output_dir else {}) | dict(tags or {})
+    context = {key: redacted(str(value)) for key, value in resolve_tags().items()}
+    if Path(context.get("mlflow.source.name", "")).parts[-2:] == ("pipeline", "__main__.py"):  # of which a table shows the end
+        context["mlflow.source.name"] = "trainyard"
     if name := os.environ.get("MLFLOW_RUN_NAME"):
-        tags["mlflow.runName"] = name
+        context["mlflow.runName"] = name
     wrapper = os.environ.pop("MLFLOW_RUN_ID", None)
 
     def new_run() -> str:
@@ -56,10 +57,10 @@ def create_run(*, dataset: str = "Default", output_dir: str = "") -> str:
         if wrapper:
             found = client.get_run(wrapper).data.tags  # `mlflow run` notes where the project came from, with the password
             clean = {k: redacted(v) for k, v in found.items() if redacted(v) != v}
-            client.log_batch(wrapper, tags=[RunTag(k, v) for k, v in (clean | owner() | folder).items()])
+            client.log_batch(wrapper, tags=[RunTag(k, v) for k, v in (clean | own).items()])
             return wrapper
         experiment, begun = _experiment(client, dataset), time.time_ns() // 1_000_000
-        run_id = client.create_run(experiment, start_time=begun, tags=tags).info.run_id
+        run_id = client.create_run(experiment, start_time=begun, tags=context | own).info.run_id
         if not _RUN_ID.fullmatch(str(run_id)):
             raise unreachable_error(f"it names a new run {str(run_id)[:80]!r}, which is no id")
         _remove_twins(client, experiment, str(run_id), begun)
@@ -208,7 +209,7 @@ def close_abandoned(*, but: str = "", status: str = "KILLED") -> None:
         run_id, tags = run.info.run_id, run.data.tags
         folder = Path(tags["output_dir"]) if tags.get("output_dir") else None
         begun = folder is not None and is_folder_of(folder, run_id)
-        if run_id == but or (run_folder.in_use(folder) if folder and begun else not _is_gone(tags)):
+        if run_id == but or (run_folder.in_use(folder) if folder and begun else not is_gone(tags)):
             continue
         parts = _read(folder / manifest.TRACKING).get("parts", {}) if folder and begun else {}
         ended = parts.get("status", {}).get("value") or status
@@ -217,7 +218,7 @@ def close_abandoned(*, but: str = "", status: str = "KILLED") -> None:
         say(f"MLflow run {run_id} ({where}) was left RUNNING by a process that is gone: now {ended}", error=True)
 
 
-def _is_gone(tags: Mapping[str, str]) -> bool:
+def is_gone(tags: Mapping[str, str]) -> bool:
     """Tell whether the process of this host that `owner` noted has ended; False where none was noted."""
     try:
         pid, started = int(tags["pid"]), float(tags["process_started"])

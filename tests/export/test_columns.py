@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.columns import with_columns
-from pipeline.data.columns import Column, encode, feature_names, fit
+from pipeline.data.columns import Column, feature_names, fit
+from pipeline.data.encoding import encode
 
 Raw = dict[str, np.ndarray]
 WORDS = [

@@ -16,6 +16,7 @@ import pytest
 from google.protobuf import text_format
 
 from export import triton
+from export.module import export_module
 from export.proven import ProvenFile
 from pipeline import manifest
 from pipeline.cli import main
@@ -99,7 +100,7 @@ def test_own_data_is_declared_in_its_own_types_and_sizes(
     run = Run(folder=tmp_path, config=config, mlflow_run_id="0" * 32, git_commit="", data=read_spec(prepare(config)))
     monkeypatch.setattr(Run, "load_model", lambda self: self.build_model().eval())
     (tmp_path / manifest.WEIGHTS).write_bytes(b"")
-    content = artifacts._build(run, None)["onnx"]
+    content = artifacts._build(run, export_module(run), None)["onnx"]
     monkeypatch.setattr(triton, "proven_file", lambda run, name: ProvenFile("model.onnx", content, "0" * 64))
     triton.add(triton.TritonConfig(repository=str(tmp_path / "models"), name="own"), run)
     found = _check(tmp_path / "models" / "own", model_config)

@@ -22,7 +22,10 @@ _LAUNCH = "import sys; sys.path.insert(0, '.'); from pipeline.distributed import
 def _statuses(folder: Path, count: int, *words: str) -> list[int]:
     (folder / "short.py").write_text(_WORKER)
     command = [sys.executable, "-c", _LAUNCH, "short", *words]
-    return [subprocess.run(command, capture_output=True, timeout=100, check=False).returncode for _ in range(count)]
+    jobs = [subprocess.run(command, capture_output=True, text=True, timeout=100, check=False) for _ in range(count)]
+    for number, job in enumerate(jobs):  # pytest shows it where a status is not the right one
+        print(f"job {number} ended with {job.returncode}\n{job.stdout}{job.stderr}")
+    return [job.returncode for job in jobs]
 
 
 def test_a_job_of_two_ranks_that_ends_at_once_ends_with_0_and_one_that_fails_does_not(tmp_path: Path) -> None:
@@ -34,5 +37,4 @@ def test_a_job_of_two_ranks_that_ends_at_once_ends_with_0_and_one_that_fails_doe
 @pytest.mark.timeout(1800)
 def test_fifty_jobs_in_a_row_end_with_0(tmp_path: Path) -> None:
     statuses = _statuses(tmp_path, 50)
-    print(f"50 jobs of two gloo ranks that end at once: {statuses.count(0)} ended with 0")
     assert statuses == [0] * 50

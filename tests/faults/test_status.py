@@ -184,13 +184,13 @@ def test_a_process_is_known_by_its_time_of_birth_too() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     zombie = me | {"pid": str(child.pid), "process_started": str(psutil.Process(child.pid).create_time())}
-    assert runs._is_gone(zombie)
+    assert runs.is_gone(zombie)
     child.wait(timeout=20)
-    assert runs._is_gone(zombie)
-    assert not runs._is_gone(me)
-    assert runs._is_gone(me | {"process_started": str(float(me["process_started"]) - 60)}), "the id was given again"
+    assert runs.is_gone(zombie)
+    assert not runs.is_gone(me)
+    assert runs.is_gone(me | {"process_started": str(float(me["process_started"]) - 60)}), "the id was given again"
     for unknown in ({}, {"pid": "1"}, me | {"pid": "x"}, me | {"process_started": "long ago"}):
-        assert not runs._is_gone(unknown)
+        assert not runs.is_gone(unknown)
 
 
 def test_a_run_of_another_process_that_lives_and_has_not_begun_is_left_alone() -> None:

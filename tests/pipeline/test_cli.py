@@ -262,8 +262,8 @@ def test_mlproject_flags_and_fields_are_in_step() -> None:
     """Each entry point runs the command of its name, and each of its parameters is a field, with the same default."""
     project = yaml.safe_load((ROOT / "MLproject").read_text())
     assert project["conda_env"] == "conda.yaml"
-    assert list(project["entry_points"]) == ["main", "inspect", "prepare", "train", "evaluate", "export", "verify", "benchmark",
-                                             "report", "promote"]  # fmt: skip
+    assert list(project["entry_points"]) == ["main", "inspect", "prepare", "train", "search", "evaluate", "export", "verify",
+                                             "benchmark", "report", "promote"]  # fmt: skip
     for entry, point in project["entry_points"].items():
         program, flags = point["command"].split(" --", 1)[0], point["command"].split()[4:]
         name = "run" if entry == "main" else entry

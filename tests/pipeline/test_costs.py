@@ -13,12 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
+from pyarrow import csv, parquet
 
 from pipeline import distributed, manifest
 from pipeline.config import RunConfig
+from pipeline.data.prepare import prepare
 from pipeline.progress import Progress
+from pipeline.resolve import resolve
 from pipeline.tracking import runs, sender
 from pipeline.tracking.journal import Journal, Outbox
 from pipeline.tracking.tracker import training_run
@@ -163,3 +169,66 @@ def test_a_whole_run_builds_its_model_once(cache_dir: Path, tmp_path: Path, monk
     ]
     assert main(["run", *flags, "--cache_dir", str(cache_dir)]) == 0
     assert devices.count("cpu") == 1 and set(devices) <= {"cpu", "meta"}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_row_of_a_table_costs_no_python(suffix: str, tmp_path: Path) -> None:
+    """From the file to the tensors all work is on whole columns and blocks of rows, in any thread."""
+
+    def calls(num_rows: int) -> int:
+        path = tmp_path / f"{num_rows}.{suffix}"
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=num_rows)
+        table = pa.table({
+            "x": pa.array(x, mask=x > 1), "k": rng.integers(0, 9, num_rows), "y": rng.integers(0, 2, num_rows),
+            "t": np.array(["a", "b", "", "c"], object)[rng.integers(0, 4, num_rows)],
+        })  # fmt: skip
+        csv.write_csv(table, path) if suffix == "csv" else parquet.write_table(table, path)
+        config = resolve({"model": "mlp", "dataset": str(path), "target": "y", "cache_dir": str(tmp_path)})
+        found = itertools.count()
+
+        def seen(frame: Any, event: str, argument: Any) -> None:
+            if event in ("call", "c_call"):
+                next(found)
+
+        threading.setprofile(seen)
+        sys.setprofile(seen)
+        try:
+            prepare(config)
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+        return next(found)
+
+    calls(1_000)  # imports
+    few, many = calls(10_000), calls(60_000)
+    assert few > 500 and many - few < 0.1 * 50_000
+
+
+def test_a_table_is_prepared_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("x,y\n" + "1,a\n2,b\n" * 30)
+    words = ["prepare", "--model", "mlp", "--dataset", str(tmp_path / "t.csv"), "--target", "y", "--cache_dir", str(tmp_path)]
+    script = f"""
+import sys
+from pipeline.cli import main
+assert main({words!r}) == 0
+print(sorted({{"torch", "matplotlib", "mlflow"}} & {{*sys.modules}}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_image_is_opened_for_its_header_and_for_its_pixels_and_written_by_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k in range(40):
+        path = tmp_path / "own" / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(k).integers(0, 256, (30 + k, 30, 3), dtype=np.uint8)  # files of different sizes
+        Image.fromarray(pixels).save(path)
+    counts: Counter[str] = Counter()
+    for owner, name in ((Image, "open"), (os, "pwrite")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, _real=real, _name=name, **k: counts.update([_name]) or _real(*a, **k))
+    prepare(resolve({"model": "cnn", "dataset": str(tmp_path / "own"), "image_size": "28", "cache_dir": str(tmp_path / "c")}))
+    assert counts == {"open": 80, "pwrite": 40}

@@ -19,7 +19,8 @@ from torchvision.ops import sigmoid_focal_loss
 from models.two_layer import TwoLayer
 from pipeline.data import find, matching
 from pipeline.losses import LOSSES, MeanLoss, loss_divisor
-from pipeline.task import METRICS, TASKS, flat_metrics, task
+from pipeline.metrics import METRICS, flat_metrics
+from pipeline.task import TASKS, task
 from tests.conftest import ROOT
 
 N = 12

@@ -131,9 +131,10 @@ def test_the_mlflow_model_is_named_told_and_tagged_and_another_file_leaves_no_tr
     assert main(["verify", *flags]) == 0
     found = client.get_run(run.mlflow_run_id)
     address = found.data.tags["model_uri"]
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        f"MLflow model: {address} (serve it: mlflow models serve -m {address} --env-manager local)"
-    )
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"MLflow model: {address} (serve it: mlflow models serve -m {address} --env-manager local)",
+        f"next: python -m pipeline report --run {run.folder}",
+    ]
     model = client.get_logged_model(address.removeprefix("models:/"))
     assert model.name == "mlp-breast_cancer" and model.source_run_id == run.mlflow_run_id
     assert all(name.startswith("verify/") for name in found.data.metrics if "argmax" in name or "size" in name)

@@ -17,9 +17,10 @@ from pipeline.cli import main
 from pipeline.config import RunConfig
 from pipeline.data.loader import Split
 from pipeline.errors import Failure
+from pipeline.layers import parameter_table
 from pipeline.progress import Progress
 from pipeline.run import Run
-from pipeline.train import Training, parameter_table
+from pipeline.train import Training
 from tests.conftest import read_rows
 from tests.trainings import begin, curve, fit, losses, same_weights
 

@@ -10,7 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.data.columns import MAX_CATEGORIES, Column, dictionary, encode, encoded_parts, feature_names, fit, raw_columns
+from pipeline.data.columns import (
+    MAX_CATEGORIES,
+    Column,
+    coded,
+    dictionary,
+    distinct,
+    feature_names,
+    fit,
+    raw_columns,
+)
+from pipeline.data.encoding import encode, pack, parts_of
 from pipeline.data.spec import Texts
 from pipeline.errors import UserError
 from tests.conftest import ROOT
@@ -101,20 +111,64 @@ def test_encoding_some_rows_gives_the_rows_of_encoding_all(monkeypatch: pytest.M
     whole = encode(raw, columns)
     rows = rng.permutation(n)[:1000]
     np.testing.assert_array_equal(whole[rows], encode({name: values[rows] for name, values in raw.items()}, columns))
-    out = np.full_like(whole, 7)
-    assert encode(raw, columns, out=out) is out
-    np.testing.assert_array_equal(out, whole)
-    monkeypatch.setattr("pipeline.data.columns._PART", 30_000)
-    coded = raw | {"c": dictionary(raw["c"])}
-    parts = [part.copy() for part in encoded_parts(coded, columns, rows)]
+    monkeypatch.setattr("pipeline.data.encoding._PART", 30_000)
+    texts = raw | {"c": dictionary(raw["c"])}
+    parts = [part.copy() for part in parts_of(pack(texts, columns), rows)]
     assert len(parts) == 2
     np.testing.assert_array_equal(np.concatenate(parts), whole[rows])
-    some = {name: values.of(rows) if isinstance(values, Texts) else values[rows] for name, values in coded.items()}
-    assert fit(some, columns) == fit({name: values[rows] for name, values in raw.items()}, columns)
+    some = {name: values.of(rows) if isinstance(values, Texts) else values[rows] for name, values in texts.items()}
+    assert fit(some, columns) == fit({name: values[rows] for name, values in raw.items()}, columns) == fit(texts, columns, rows)
     slow = [[(v - columns[0].center) / columns[0].scale, 0] if v == v else [0, 1] for v in raw["x"][:200]]
     seen = whole[:200, :2].copy()
     seen[seen[:, 1] == 1, 0] = 0  # the fill
     np.testing.assert_allclose(seen, slow, rtol=1e-6, atol=1e-7)
+
+
+def test_categories_between_numbers_keep_their_places_in_the_matrix() -> None:
+    raw = {
+        "a": np.array(["x", "y", "x", "y"], object), "b": np.array([1, np.nan, 3, 1]),
+        "c": np.array(["u", "u", "", "v"], object), "d": np.array([0.0, 1, 1, 0]),
+    }  # fmt: skip
+    columns = fit(
+        raw, [Column(name=n, kind=k) for n, k in zip("abcd", ("category", "number", "category", "boolean"), strict=True)]
+    )
+    found, first = encode(raw, columns), 0
+    assert found.shape == (4, 3 + 2 + 3 + 1)
+    for column in columns:
+        np.testing.assert_array_equal(found[:, first : first + column.width], encode(raw, [column]))
+        first += column.width
+
+
+def test_text_that_is_a_dictionary_already_is_coded_as_text_is() -> None:
+    """In the order in which texts come first, whatever that of the dictionaries is; some hold one twice, or one of no row."""
+    words = ["b", None, "a", "", "b", "ü", None, "a", "c"]
+    plain = pa.chunked_array([pa.array(words[:4]), pa.array(words[4:])])
+    other = pa.chunked_array([
+        pa.DictionaryArray.from_arrays(pa.array([1, None, 2, 3]), pa.array(["unused", "b", "a", ""])),
+        pa.DictionaryArray.from_arrays(pa.array([4, 3, 2, 0, 1]), pa.array(["a", "c", None, "ü", "b"])),
+    ])  # fmt: skip
+    twice = pa.chunked_array(
+        [pa.DictionaryArray.from_arrays(pa.array([1, 0, 3, 0, 2, 4, None, 3, 5]), pa.array(["", *"bbaüc"]))]
+    )
+    short = pa.DictionaryArray.from_arrays(pa.array([0, 3, 1, 2, 0, 4, 3, 1, 5]), pa.array(["b", "a", "", None, "ü", "c"]))
+    expected = coded(plain)
+    assert expected.found == ["b", "", "a", "ü", "c"] and expected.codes.tolist() == [0, 1, 2, 1, 0, 3, 1, 2, 4]
+    for values in (other, twice, pa.chunked_array([short])):
+        found = coded(values)
+        assert found.found == expected.found and found.codes.dtype == np.int64
+        np.testing.assert_array_equal(found.codes, expected.codes)
+
+
+@pytest.mark.parametrize("late", [None, 0.5, np.nan, 7.0], ids=str)
+def test_numbers_that_are_few_are_found_as_all_are(late: float | None) -> None:
+    """Also where one comes only after the rows that are looked at first."""
+    values = np.random.default_rng(0).integers(-1, 4, 20_000).astype(np.float64)
+    if late is not None:
+        values[-1] = late
+    found, codes = distinct(values)
+    expected, places = np.unique(values, return_inverse=True)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(codes, places)
 
 
 DAY = datetime(2024, 2, 29, 12, tzinfo=UTC)

@@ -18,6 +18,7 @@ from pipeline.data.decoding import for_each
 from pipeline.data.folder import source
 from pipeline.data.spec import DataOptions
 from pipeline.errors import UserError
+from pipeline.resolve import resolve
 from tests.pipeline.data.image_folders import SKIP, SMALL, classes, filled, load, picture, put, splits
 from tests.pipeline.data.test_images import content
 from tests.terminal import written_on_a_terminal
@@ -52,6 +53,14 @@ def test_folders_named_as_splits_say_where_each_image_belongs(tmp_path: Path, va
     names = {"train": "train", val: "val", "test": "test"}
     assert samples.split is not None
     assert [names[name.split("/")[0]] for name in samples.x.names] == samples.split.tolist()
+
+
+def test_a_validation_set_of_its_own_may_end_a_training_early_and_without_one_nothing_may(tmp_path: Path) -> None:
+    flags = {"model": "cnn", "early_stopping": "3", "monitor": "loss", "max_steps": "5"}
+    found = resolve(flags | {"dataset": str(splits(tmp_path / "own", "train", "val", "test"))})
+    assert (found.early_stopping, found.monitor) == (3, "loss")
+    with pytest.raises(UserError, match="early_stopping=3 has no effect without validation samples"):
+        resolve(flags | {"dataset": str(splits(tmp_path / "none", "train", "test")), "val_split": "0"})
 
 
 @pytest.mark.parametrize("there", [(), ("val",), ("test",)])

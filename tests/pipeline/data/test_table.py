@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.data import table_file
-from pipeline.data.columns import Column, encode, fit, raw_columns
+from pipeline.data.columns import Column, fit, raw_columns
+from pipeline.data.encoding import encode
+from pipeline.data.spec import Texts
 from pipeline.errors import UserError
 from tests.pipeline.data.tables import Cells, ask, labels, load, mixed, numbers, told, write
 
@@ -32,7 +34,7 @@ def test_the_same_table_in_every_format_gives_the_same_samples(suffix: str) -> N
     assert samples.y.dtype == np.int64 and samples.y.tolist() == [int(text == "yes") for text in cells["y"]]
     assert samples.x.shape == (40, 0) and samples.split is None and samples.groups is None and samples.raw is not None
     np.testing.assert_array_equal(samples.raw["size"], cells["size"])
-    assert samples.raw["city"][:4].tolist() == ["Rome", "Zürich", "", "NA"]
+    assert isinstance(samples.raw["city"], Texts) and samples.raw["city"].array()[:4].tolist() == ["Rome", "Zürich", "", "NA"]
     assert np.isnan(samples.raw["built"][0]) and samples.raw["built"][1] == 10958 and samples.raw["new"][:2].tolist() == [0, 1]
     assert encode(samples.raw, fit(samples.raw, found.spec.columns)).shape == (40, *found.spec.sample_shape)
     assert "built: dates are read as days since 1970-01-01" in told(found) and "'NA' is a category of city" in told(found)
@@ -197,7 +199,45 @@ def test_a_type_that_changes_after_the_first_block_is_that_of_the_whole_column(m
         found = ask(Path("t.csv"))
         raw = load(found).raw
         assert found.spec.columns[0].kind == kind and raw is not None
-        assert raw["a"][0] == ("01" if kind == "category" else 1.0) and len(raw["a"]) == 2 * n + 1
+        values = raw["a"].array() if isinstance(raw["a"], Texts) else raw["a"]
+        assert values[0] == ("01" if kind == "category" else 1.0) and len(values) == 2 * n + 1
+
+
+@pytest.mark.parametrize("differing", [0, 1, 7, 8, 9, None])
+def test_rows_that_differ_in_any_one_column_are_no_duplicates(differing: int | None) -> None:
+    """The last columns are looked at only where the first do not tell all rows apart."""
+    cells: Cells = {f"x{k}": [(row // 2) * (k + 1) % 61 for row in range(100)] for k in range(10)} | {"y": labels(100)}
+    if differing is not None:
+        cells[f"x{differing}"] = [0.5 * row for row in range(100)]
+    found = ask(write(cells))
+    groups = load(found).groups
+    if differing is None:
+        assert groups is not None and len(np.unique(groups)) == 50 and "50 of 100 rows have the same features" in told(found)
+    else:
+        assert groups is None and "the same features" not in told(found)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 1 << 18])
+def test_quotes_are_counted_as_one_by_one_wherever_a_part_of_the_file_ends(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_file, "_CHUNK", chunk)
+    generator = np.random.default_rng(0)
+    for letters in ('"\n,x', '"\n\rx', '\n\r,x"xxxxxxxxxxxxxxxx', "\n\rx"):
+        for size in (1, 5, 40, 400):
+            text = "".join(generator.choice([*letters], size))
+            Path("t.csv").write_bytes(text.encode())
+            within = {letter for k, letter in enumerate(text) if letter in "\n\r" and text[:k].count('"') % 2}
+            assert table_file._quotes(Path("t.csv")) == (text.count('"'), bool(within), "\r" in within)
+
+
+def test_a_row_that_is_longer_than_a_block_is_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_file, "_BLOCK", 64)
+    monkeypatch.setattr(table_file, "_LONG_BLOCK", 1 << 12)
+    rows = [f"{k},{'long ' * (100 if k == 30 else 1)}" for k in range(40)]
+    Path("t.csv").write_text("a,t\n" + "\n".join(rows))
+    assert table_file.read(Path("t.csv")).column("t").to_pylist() == [row.partition(",")[2] for row in rows]
+    Path("t.csv").write_text("a,t\n" + "\n".join(rows) + "x" * 10_000)
+    with pytest.raises(UserError, match=r"is not a table \(straddling"):
+        table_file.read(Path("t.csv"))
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

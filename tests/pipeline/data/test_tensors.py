@@ -76,10 +76,12 @@ def test_what_was_killed_is_gone_on_with_to_the_same_bytes(tmp_path: Path, dies_
     rows = np.random.default_rng(0).permutation(60)[:45]
     path = tmp_path / "train_x.npy"
     status = in_a_child(lambda: tensors.decode(path, Noise(60, dies_at=dies_at), rows))
-    assert status == -signal.SIGKILL and (tmp_path / "train_x.mark").read_text() == str(BLOCK * (dies_at - 1))
+    done = int((tmp_path / "train_x.mark").read_text())
+    last = BLOCK * (dies_at - 1)
+    assert status == -signal.SIGKILL and done in (last, max(0, last - BLOCK)), "a block is marked while the next is decoded"
     again = Noise(60)
     entry = tensors.decode(path, again, rows)
-    assert again.filled == rows[BLOCK * (dies_at - 1) :].tolist(), "blocks that were done are done once"
+    assert again.filled == rows[done:].tolist(), "blocks that were done are done once"
     np.save(tmp_path / "numpy.npy", expected(rows))
     assert path.read_bytes() == (tmp_path / "numpy.npy").read_bytes()
     assert entry == {"file": "train_x.npy", "dtype": "uint8", "shape": [45, 3, 4, 5], "sha256": sha256(path)}

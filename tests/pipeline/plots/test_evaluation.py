@@ -148,7 +148,9 @@ def test_a_picture_without_a_run_says_above_it_what_it_shows(
     monkeypatch.setattr(evaluation, "_embed", lambda features, *, seed: features[:, 20:22].astype(np.float32))
     saved: list[Figure] = []
     save = style.save
-    monkeypatch.setattr(style, "save", lambda figure, path, *, about: (saved.append(figure), save(figure, path, about=about)))
+    monkeypatch.setattr(
+        standalone, "save", lambda figure, path, *, about: (saved.append(figure), save(figure, path, about=about))
+    )
     assert main(["plot", "--plot", picture]) == 0
     assert (
         capsys.readouterr().out == f"drawing {picture} ...\nruns/plots/{picture}.png\n"
