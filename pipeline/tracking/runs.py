@@ -63,19 +63,18 @@ def create_run(*, dataset: str = "Default", output_dir: str = "", tags: Mapping[
         run_id = client.create_run(experiment, start_time=begun, tags=context | own).info.run_id
         if not _RUN_ID.fullmatch(str(run_id)):
             raise unreachable_error(f"it names a new run {str(run_id)[:80]!r}, which is no id")
-        _remove_twins(client, experiment, str(run_id), begun)
+        _remove_twins(client, experiment, str(run_id), begun, own)
         return str(run_id)
 
     return ask(new_run)
 
 
-def _remove_twins(client: Any, experiment: str, run_id: str, begun: int) -> None:
+def _remove_twins(client: Any, experiment: str, run_id: str, begun: int, own: Mapping[str, str]) -> None:
     """Remove the runs of the same call: MLflow asks again where an answer was lost, and each time there is one more."""
     from mlflow import MlflowException
 
-    mine = owner()
-    for run in client.search_runs([experiment], f"attributes.start_time = {begun} and tags.pid = '{mine['pid']}'"):
-        if run.info.run_id != run_id and mine.items() <= run.data.tags.items():
+    for run in client.search_runs([experiment], f"attributes.start_time = {begun} and tags.pid = '{own['pid']}'"):
+        if run.info.run_id != run_id and own.items() <= run.data.tags.items():
             client.set_terminated(run.info.run_id, "KILLED")
             with suppress(MlflowException):  # in an experiment that a colleague began, not everybody may delete
                 client.delete_run(run.info.run_id)
