@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import options, pairs
+from benchmarks.report import hardware_precision, options, pairs
 from benchmarks.training import build
 from pipeline.progress import Progress
 from pipeline.tracking import runs
@@ -155,11 +155,12 @@ def main() -> None:
     parser.add_argument("--team", default="false", choices=("true", "false"), help="measure tracking by a team's MLflow alone")
     given = parser.parse_args()
     torch.set_num_threads(1)  # a second thread of a busy machine would be measured, too
-    common = {"cache_dir": given.cache_dir}
+    precision = hardware_precision() if given.precision == "auto" else given.precision
+    common = {"cache_dir": given.cache_dir, "precision": precision}
     jobs = {"cnn on digits, 10 epochs": common | {"model": "cnn"}, "mlp, 40 epochs": common | {"model": "mlp"}}
     if given.data_dir:
         jobs["cnn on MNIST, 1 epoch"] = common | {"model": "cnn", "dataset": "mnist", "data_dir": given.data_dir, "epochs": "1"}
-    print(f"torch {torch.__version__}, {os.cpu_count()} cores, 1 thread")
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, 1 thread, {precision}")
     if given.team == "true":
         _with_team(jobs["cnn on digits, 10 epochs"] | {"epochs": "40"}, given.pairs)
         return

@@ -127,7 +127,7 @@ def test_the_command_line_takes_each_command_of_a_page(line: str, tmp_path: Path
 def test_each_flag_that_a_page_names_is_there() -> None:
     known = {flag_name(field.name) for cls, *_ in COMMANDS.values() for field in dataclasses.fields(cls)}
     known |= {"extra", "no-deps", "env-manager", "rm"}  # of uv, pip, mlflow and docker
-    known |= {"directory", "model-repository"}  # of http.server and tritonserver
+    known |= {"directory", "model-repository", "team", "pairs"}  # of http.server, tritonserver and our benchmarks
     for name, text in TEXTS.items():
         assert set(re.findall(r"(?<![\w-])--([a-z][\w-]*)", text)) <= known, name
 
