@@ -148,6 +148,11 @@ def is_missing(error: Exception) -> bool:
     return getattr(error, "error_code", "") in _NOT_THERE
 
 
+def is_unseen(error: Exception) -> bool:
+    """Tell whether MLflow has no such thing to show. A server with passwords says of what is not there that it is forbidden."""
+    return is_missing(error) or getattr(error, "error_code", "") == _FORBIDDEN
+
+
 def is_missing_model(error: Exception, name: str) -> bool:
     """Tell whether MLflow says that there is no such registered model, or no such version or alias of it.
 
@@ -243,7 +248,7 @@ def _check() -> None:
     try:
         stage = client.get_run(wrapper).info.lifecycle_stage
     except mlflow.MlflowException as error:
-        if not is_missing(error):
+        if not is_unseen(error):
             raise
         if uri().startswith("sqlite:///") and not uri().startswith("sqlite:////"):
             raise UserError(
@@ -251,8 +256,8 @@ def _check() -> None:
                 "path (sqlite:////...), or unset it."
             ) from error
         raise UserError(
-            f"MLFLOW_RUN_ID={wrapper[:80]} is not a run at {shown()}. Unset it to begin a run, or set MLFLOW_TRACKING_URI to "
-            "where it is."
+            f"MLFLOW_RUN_ID={wrapper[:80]} is no run that can be seen at {shown()}. Unset it to begin a run, or set MLFLOW_TRACKING_URI "
+            "to where it is."
         ) from error
     if stage == "deleted":
         raise UserError(

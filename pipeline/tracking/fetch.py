@@ -59,10 +59,10 @@ def _find_run(text: str, stage: str) -> Run:
         try:
             return mlflow.MlflowClient().get_run(text)
         except MlflowException as error:
-            if not connection.is_missing(error):
+            if not connection.is_unseen(error):
                 raise
             raise UserError(
-                f"run={text} is neither a folder nor a run at {connection.shown()}. "
+                f"run={text} is neither a folder nor a run that can be seen at {connection.shown()}. "
                 "Look it up with `mlflow ui`, or set MLFLOW_TRACKING_URI to where it was trained."
             ) from error
 

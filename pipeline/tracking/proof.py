@@ -181,7 +181,7 @@ def _not_there(run_id: str) -> str:
     try:
         info = MlflowClient().get_run(run_id).info
     except MlflowException as error:
-        if not connection.is_missing(error):
+        if not connection.is_unseen(error):
             raise
         return f"its run {run_id or 'is not named, and'} is not at {connection.shown()}"
     deleted = f"its run {run_id} was deleted (mlflow runs restore --run-id {run_id})"

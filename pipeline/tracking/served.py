@@ -51,7 +51,7 @@ def _file(address: str, what: str) -> Path:
     try:
         folder = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=tempfile.mkdtemp(prefix="trainyard-"))
     except mlflow.MlflowException as error:
-        if not connection.is_missing(error):
+        if not connection.is_unseen(error):
             raise
         raise _unknown(what) from error
     files = sorted(Path(folder).rglob("*.onnx"))

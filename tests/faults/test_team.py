@@ -303,7 +303,9 @@ def test_what_a_colleague_may_not_do_is_told_or_left_undone(
     number = MlflowClient().create_experiment("adas")
     as_user("grace")
     for words, said in {
-        ("evaluate", "--run", "f" * 32): f"is neither a folder nor a run at {servers.uri}.",
+        ("evaluate", "--run", "f" * 32): f"is neither a folder nor a run that can be seen at {servers.uri}.",
+        ("serve", "--onnx", f"models:/m-{'0' * 32}"): "is not in MLflow at",
+        ("serve", "--onnx", "models:/nobodys/1"): "is not in MLflow at",
         ("serve", "--onnx", "models:/nobodys@champion"): "is not in MLflow at",  # MLflow forbids a model that is not there
     }.items():
         assert main(list(words)) == 2 and said in capfd.readouterr().err

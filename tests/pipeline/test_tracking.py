@@ -199,7 +199,7 @@ def test_a_relative_store_under_mlflow_run_is_explained(monkeypatch: pytest.Monk
 
 def test_an_unknown_run_is_a_sentence(capsys: Any) -> None:
     assert main(["evaluate", "--run", "f" * 32]) == 2
-    assert "is neither a folder nor a run at sqlite:///" in capsys.readouterr().err
+    assert "is neither a folder nor a run that can be seen at sqlite:///" in capsys.readouterr().err
 
 
 def test_a_training_does_not_go_into_the_run_of_another_that_has_finished(
