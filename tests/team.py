@@ -205,6 +205,20 @@ class Team:
             return False
         return True
 
+    def crash_postgres(self) -> None:
+        """End the database as a crash would, and start it again; it listens before it has recovered from its log."""
+        import psycopg2
+
+        def recovered() -> bool:
+            try:
+                return bool(self.rows("SELECT 1"))
+            except psycopg2.OperationalError:
+                return False
+
+        self.postgres.end(signal.SIGQUIT)
+        self.postgres.start()
+        waited("PostgreSQL", recovered, self.postgres.log)
+
     def start_mlflow(self) -> None:
         self.mlflow.start()
         waited("MLflow", self.answers, self.mlflow.log)

@@ -256,8 +256,8 @@ def _check() -> None:
                 "path (sqlite:////...), or unset it."
             ) from error
         raise UserError(
-            f"MLFLOW_RUN_ID={wrapper[:80]} is no run that can be seen at {shown()}. Unset it to begin a run, or set MLFLOW_TRACKING_URI "
-            "to where it is."
+            f"MLFLOW_RUN_ID={wrapper[:80]} is no run that can be seen at {shown()}. Unset it to begin a run, or set "
+            "MLFLOW_TRACKING_URI to where it is."
         ) from error
     if stage == "deleted":
         raise UserError(

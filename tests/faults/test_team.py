@@ -159,8 +159,7 @@ def _train_through_faults(servers: Team, fleet: _Fleet, cache_dir: Path) -> None
     fleet.go_on()
     waited("senders that miss MLflow", lambda: fleet.ended() or fleet.num_missing() >= NUMBER // 2)
     servers.start_mlflow()
-    servers.postgres.end(signal.SIGQUIT)  # as a crash: it recovers from its log
-    servers.postgres.start()
+    servers.crash_postgres()
     servers.clients.cut()
     assert fleet.statuses() == [0] * NUMBER, [(folder / "said").read_text()[-500:] for folder in fleet.folders]
     missed, behind = fleet.said("does not take the metrics"), fleet.said(BEHIND)
@@ -177,8 +176,7 @@ def _send_through_faults(servers: Team, fleet: _Fleet) -> None:
     fleet.release(fleet.folders)
     waited("metrics", lambda: fleet.ended() or servers.rows("SELECT count(*) FROM metrics")[0][0] > known)
     servers.mlflow.end(signal.SIGKILL)
-    servers.postgres.end(signal.SIGQUIT)
-    servers.postgres.start()
+    servers.crash_postgres()
     servers.start_mlflow()
     struck = fleet.statuses()
     assert set(struck) <= {0, 1, 2}  # 2: it had not begun to send
