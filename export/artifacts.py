@@ -27,10 +27,10 @@ def export_run(run: Run, *, data: Path | None = None) -> dict[str, float]:
     """Write a run's `export/` folder and return the size of each file, named as MLflow metrics.
 
     The formats are those of the run's configuration, which `export/config.json` keeps; a derived one, and a calibrated model,
-    need `data`, the prepared folder. Exported again from
-    the same run, every file has the same bytes; a parity report goes, as it is of the files that are replaced, and so does the
-    file of a format that is no more, or that was rejected. The files are not sealed. Raises ExportError where a format has no
-    way to express the model, Failure where no temperature fits it, and UserError where the run's weights do not fit it.
+    need `data`, the prepared folder. Exported again from the same run, every file has the same bytes; a parity report goes, as
+    it is of the files that are replaced, and so does the file of a format that is no more, or that was rejected. The files are
+    not sealed. Raises ExportError where a format has no way to express the model, Failure where no temperature fits it, and
+    UserError where the run's weights do not fit it.
     """
     module, calibrated = export_module(run), {}
     if run.config.calibrate != "none":

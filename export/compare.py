@@ -9,7 +9,7 @@ are counted besides. A value that is not finite never agrees, also where torch g
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Difference:
     output: str
     shape: tuple[int, ...]
     want_shape: tuple[int, ...]
-    allowed: str = ""
+    allowed: str
     largest: float | None = None
     mean: float | None = None
     num_outside: int = 0
@@ -110,9 +110,9 @@ def compare(
 
 
 def _difference(name: str, got: Array, want: Array, task: Task) -> Difference:
-    shapes = {"output": name, "shape": got.shape, "want_shape": want.shape, "allowed": allowed(task)}
+    found = Difference(output=name, shape=got.shape, want_shape=want.shape, allowed=allowed(task))
     if got.shape != want.shape:
-        return Difference(**shapes)  # type: ignore[arg-type]
+        return found
     here, there = got.astype(np.float64), want.astype(np.float64)
     finite = np.isfinite(here) & np.isfinite(there)
     distance = np.abs(here[finite] - there[finite])
@@ -120,8 +120,8 @@ def _difference(name: str, got: Array, want: Array, task: Task) -> Difference:
     if task.has_decisions and there.size:
         scale = np.maximum(scale, np.where(np.isfinite(there), np.abs(there), 0).reshape(len(there), -1).max(axis=1))
     tolerance = (ATOL * scale).reshape(-1, *[1] * (there.ndim - 1)) + RTOL * np.where(np.isfinite(there), np.abs(there), 0)
-    return Difference(
-        **shapes,  # type: ignore[arg-type]
+    return replace(
+        found,
         largest=float(distance.max()) if distance.size else None,
         mean=float(distance.mean()) if distance.size else None,
         num_outside=int((distance > tolerance[finite]).sum()),

@@ -59,7 +59,7 @@ def fit(module: ExportModule, data: Path, *, has_labels: bool) -> dict[str, Any]
     try:
         found = calibration.fit_temperature(scores, target)
     except ValueError as error:
-        raise Failure(f"calibrate=temperature: {error}. Export without --calibrate.") from error
+        raise Failure(f"calibrate=temperature: {error}. Export with --calibrate none.") from error
     decided = scores > 0 if has_labels else calibration.of_classes(scores).argmax(axis=1)[:, None]
     right = decided == (target if has_labels else target[:, None])
     told = {}
@@ -94,5 +94,6 @@ def wrong(found: Mapping[str, Any], temperature: float) -> Iterator[str]:
 def said(found: Mapping[str, Any], temperature: float) -> float:
     """Return the temperature that a file tells in its metadata; where it tells none that can be one, the run's."""
     value = found.get(KEY)
-    is_one = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-    return float(value) if is_one else temperature  # type: ignore[arg-type]
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0:
+        return float(value)
+    return temperature

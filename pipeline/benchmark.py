@@ -79,6 +79,7 @@ def benchmark(config: BenchmarkConfig, run: Run) -> None:
         tracker.upload()
     say(text)
     say(f"report: {as_text}, picture: {picture}")
+    say(f"next: python -m pipeline report --run {run.folder}")
     if values["broken"]:
         raise Failure("\n".join(["proven files cannot be measured:", *values["broken"], *values["refused"], f"See {as_text}."]))
     if values["refused"]:

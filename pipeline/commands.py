@@ -106,6 +106,7 @@ def evaluate(config: EvaluateConfig, run: Run, ranks: Ranks) -> None:
             _draw(run, evaluation)
             attached.upload()
             _say_where(run, attached)
+            say(_next(run))
 
 
 def export(config: ExportConfig, run: Run) -> None:
@@ -124,8 +125,9 @@ def export(config: ExportConfig, run: Run) -> None:
         temperature.refuse(run)
     if idle:
         raise UserError(
-            f"{idle[0]}={getattr(config, idle[0])} has no effect on formats={run.config.formats}, which are made without "
-            f"samples and exact. Leave --{idle[0]} out, or use --formats onnx,onnx-int8."
+            f"{idle[0]}={getattr(config, idle[0])} has no effect on formats={run.config.formats}, which are "
+            f"{'exact' if needs_data else 'made without samples and exact'}. Leave --{idle[0]} out, or use --formats "
+            "onnx,onnx-int8."
         )
     folder = data_of(run, config, distributed.single_process())[0] if needs_data else None
     with tracking.attached(run) as tracker:
@@ -170,7 +172,7 @@ def verify(config: VerifyConfig, run: Run) -> None:
         limits = {name: getattr(config, name) for name in limited}
         _verify(run, tracker, *data_of(run, config, distributed.single_process()), limits)
         _say_where_served(tracker)
-    say(f"next: python -m pipeline report --run {run.folder}")
+    say(_next(run))
 
 
 def _ensure_promotable(folder: Path) -> None:
@@ -348,3 +350,7 @@ def _say_where(run: Run, tracker: Tracker) -> None:
 def _say_where_served(tracker: Tracker) -> None:
     if address := tracker.outbox.value("tags", {}).get("model_uri"):
         say(f"MLflow model: {address} (serve it: mlflow models serve -m {address} --env-manager local)")
+
+
+def _next(run: Run) -> str:
+    return f"next: python -m pipeline report --run {run.folder}"

@@ -280,7 +280,7 @@ def _announce_run(call: Call, *, slow: bool = True) -> None:
 
 
 COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
-    "run": (RunConfig, "prepare, train, evaluate, export and verify, in one MLflow run (MLproject's `main`)", _train),
+    "run": (RunConfig, "prepare, train, evaluate, export, verify and report, in one MLflow run (MLproject's `main`)", _train),
     "inspect": (InspectConfig, "say what a data set is, what is wrong with it, and which command trains it", _inspect),
     "prepare": (RunConfig, "convert the data set to tensors on disk", _prepare),
     "train": (RunConfig, "prepare what is missing, train and evaluate", _train),

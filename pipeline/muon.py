@@ -26,6 +26,10 @@ class Muon(torch.optim.AdamW):
         super().__init__(params, **options)
         self._step_supports_amp_scaling = False  # a scaler is to divide the gradients, and look for overflow, before a step
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what `load_state_dict` read. Adam's own looks for a count of steps in each state, and momentum has none."""
+        torch.optim.Optimizer.__setstate__(self, state)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         held: list[tuple[Tensor, Tensor]] = []

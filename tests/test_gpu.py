@@ -40,8 +40,9 @@ def test_a_run_on_the_gpu_is_proven_and_draws_the_curve_of_the_cpu(model: str, c
     flags = ["--model", model, "--epochs", SHORT[model], "--precision", "fp32"]
     run = _train(command, "gpu", cache_dir, *flags, verb="run")
     assert json.loads((run / "export" / "parity.json").read_text())["passed"]
-    for verb in ("evaluate", "export", "verify"):
-        done = command(verb, "--run", run, "--cache_dir", cache_dir, *(["--device", DEVICE] if verb == "evaluate" else []))
+    cache = ["--cache_dir", cache_dir]
+    for verb, more in (("evaluate", [*cache, "--device", DEVICE]), ("export", []), ("verify", cache)):
+        done = command(verb, "--run", run, *more)
         assert done.returncode == 0, done.stdout + done.stderr
     seen, cpu = _points(run), _points(_train(command, "cpu", cache_dir, *flags, device="cpu"))
     assert seen.keys() == cpu.keys()

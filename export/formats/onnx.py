@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,15 +39,17 @@ def build(program: ExportedProgram, properties: Mapping[str, object], *, outputs
     import torch
 
     try:
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            external_data=False,
-            input_names=list(program.graph_signature.user_inputs),
-            output_names=list(outputs),
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch 2.11, about lines of its own
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                external_data=False,
+                input_names=list(program.graph_signature.user_inputs),
+                output_names=list(outputs),
+                verbose=False,
+            )
         assert exported is not None
         model = exported.model_proto
         _clean(model)

@@ -124,7 +124,7 @@ def _write(mark: Path, text: str) -> None:
 
 
 def allocate(path: Path, shape: tuple[int, ...]) -> int:
-    """Have the disk give room for an array of uint8 now, and return where it begins in its file: one without any ends late."""
+    """Have the disk give room for an array of uint8 now, and not when it is late; return where the array begins in its file."""
     with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)

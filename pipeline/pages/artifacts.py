@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,9 +40,9 @@ def exported(run: Run, proof: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 def _format(name: str) -> str:
     """Return the format of a file whose proof is not there, by its name."""
-    ends = {".safetensors": "safetensors", ".torchscript.pt": "torchscript", ".pt2": "pt2", ".int8.onnx": "onnx-int8",
-            ".fp16.onnx": "onnx-fp16", ".onnx": "onnx"}  # fmt: skip
-    return next(kind for end, kind in ends.items() if name.endswith(end))
+    from export.artifacts import FILES
+
+    return next(kind for kind, file in FILES.items() if file == Path(name).name)
 
 
 def benchmark(run: Run) -> dict[str, Any] | None:
@@ -56,11 +55,9 @@ def benchmark(run: Run) -> dict[str, Any] | None:
 
 def calibrated(run: Run) -> dict[str, Any] | None:
     """Return how exported probabilities were calibrated, if they were."""
-    path = run.folder / "export" / "config.json"
-    if not manifest.is_sealed(run.folder, "export"):
-        return None
-    found: dict[str, Any] | None = json.loads(path.read_text()).get("calibration")
-    return found
+    from export import temperature
+
+    return (temperature.kept(run) or None) if manifest.is_sealed(run.folder, "export") else None
 
 
 def recipe(run: Run) -> dict[str, str]:

@@ -80,13 +80,12 @@ def scatter(true: Array, predicted: Array, *, name: str) -> Markup:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return round numbers between two, about so many."""
+    from matplotlib.ticker import MaxNLocator
+
     if not high > low:
         return [low]
-    raw = (high - low) / count
-    power = 10 ** math.floor(math.log10(raw))
-    step = next(power * k for k in (1, 2, 2.5, 5, 10) if power * k >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+    values, room = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high), 1e-9 * (high - low)
+    return [float(f"{value:.12g}") for value in values if low - room <= value <= high + room]
 
 
 class _Frame:

@@ -107,7 +107,7 @@ def names(texts: Sequence[str]) -> list[str]:
 
 def compare(runs: Sequence[Run], *, output: Path | None) -> None:
     """Say how runs compare, and write it as a page to `output`, if that is given. Raises UserError."""
-    twice = [run for k, run in enumerate(runs) if _identity(run) in [_identity(other) for other in runs[:k]]]
+    twice = [run for k, run in enumerate(runs) if run.mlflow_run_id in [other.mlflow_run_id for other in runs[:k]]]
     if twice:
         raise UserError(f"runs: {twice[0].folder} is given twice (MLflow run {twice[0].mlflow_run_id}). Name each run once.")
     tasks = sorted({run.task.metric for run in runs})
@@ -129,10 +129,6 @@ def compare(runs: Sequence[Run], *, output: Path | None) -> None:
         with files.atomic(output) as path:
             path.write_text(text)
         say(f"page: {output}")
-
-
-def _identity(run: Run) -> str:
-    return run.mlflow_run_id
 
 
 def _member(letter: str, run: Run) -> Member:

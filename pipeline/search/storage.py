@@ -52,7 +52,10 @@ def open_storage(storage: str) -> BaseStorage:
 
 
 class Lock:
-    """The lock of a journal, which the system lets go of however its holder ends: Optuna's own one would stay for 30 s."""
+    """The lock of a journal, which the system lets go of however its holder ends: Optuna's own one would stay for 30 s.
+
+    Not `files.locked`, which does not keep two threads of a process apart: a lease is renewed by one of its own.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._handle = path, -1

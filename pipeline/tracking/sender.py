@@ -118,7 +118,10 @@ def _send_artifacts(client: Any, outbox: Outbox, _: Any) -> None:
     """Mirror the files that the run folder's manifest names, its journals, and the manifest last."""
     folder = outbox.folder
     _upload_journals(client, outbox)
-    for name in [*manifest.read(folder)[1], manifest.MANIFEST]:
+    sealed = manifest.read(folder)[1]
+    if manifest.PAGE not in sealed:
+        _take_back(client, outbox.run_id, manifest.PAGE)  # of before a stage was done again
+    for name in [*sealed, manifest.MANIFEST]:
         parent = Path(name).parent.as_posix()
         client.log_artifact(outbox.run_id, str(folder / name), None if parent == "." else parent)
         if parent == "rejected":
@@ -126,12 +129,13 @@ def _send_artifacts(client: Any, outbox: Outbox, _: Any) -> None:
 
 
 def _take_back(client: Any, run_id: str, name: str) -> None:
-    """Remove a file that was sent before it was rejected, where the store can: the manifest names it no more in any case."""
+    """Remove a file that was sent before and holds no more, where the store can: the manifest names it no more in any case."""
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from requests import HTTPError  # of a server that keeps the files: who may write need not be one who may delete
 
-    if name in {item.path for item in client.list_artifacts(run_id, "export")}:
+    parent = Path(name).parent.as_posix()
+    if name in {item.path for item in client.list_artifacts(run_id, None if parent == "." else parent)}:
         with suppress(MlflowException, NotImplementedError, HTTPError):
             get_artifact_repository(client.get_run(run_id).info.artifact_uri).delete_artifacts(name)
 

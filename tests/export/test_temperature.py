@@ -144,7 +144,7 @@ def test_where_no_t_is_best_the_export_fails_and_leaves_what_was_there(
 
     before = {p: p.read_bytes() for p in (calibrated.run.folder / FOLDER).iterdir()}
     monkeypatch.setattr(calibration, "fit_temperature", fit)
-    with pytest.raises(Failure, match="Export without --calibrate"):
+    with pytest.raises(Failure, match="Export with --calibrate none"):
         export_run(calibrated.run, data=calibrated.data)
     assert {p: p.read_bytes() for p in (calibrated.run.folder / FOLDER).iterdir()} == before
 

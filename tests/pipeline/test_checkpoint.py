@@ -210,6 +210,17 @@ def test_changed_images_resume_bit_for_bit_too(make_config: Make, tmp_path: Path
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+@pytest.mark.parametrize("optimizer", RunConfig.__dataclass_fields__["optimizer"].metadata["choices"])
+def test_every_optimizer_goes_on_bit_for_bit(make_config: Make, tmp_path: Path, optimizer: str) -> None:
+    config = make_config(model="cnn", epochs=2, batch_size=300, optimizer=optimizer, log_every=1)
+    whole = fit(config, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        fit(config, tmp_path / "run", _StopAt(3))
+    resumed = fit(config, tmp_path / "run")
+    states = [snapshot([t.model.state_dict(), t.optimizer.state_dict()["state"]]) for t in (whole, resumed)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("every", "steps"), [("7", [14, 18]), ("epoch", [12, 18]), ("1000m", [18])])
 def test_checkpoints_come_when_asked_for(make_config: Make, tmp_path: Path, every: str, steps: list[int]) -> None:
     config = make_config(model="mlp", epochs=3, batch_size=60, checkpoint_every=every)

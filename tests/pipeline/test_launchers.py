@@ -92,6 +92,8 @@ def test_mlflow_run_does_the_main_job_from_a_git_uri(tmp_path: Path, cache_dir: 
         pytest.skip("not a git checkout: there is nothing to clone")
     bare = tmp_path / "origin"
     subprocess.run(["git", "clone", "--quiet", "--bare", ROOT, bare], check=True, timeout=60)
+    for words in (["update-ref", "refs/heads/main", "HEAD"], ["symbolic-ref", "HEAD", "refs/heads/main"]):
+        subprocess.run(["git", "-C", bare, *words], check=True, timeout=60)  # what CI checks out may be on no branch
     uri = f"file://{tmp_path}/%6Frigin"  # a folder that MLflow finds by its plain name it would use in place
     words = ["run", uri, "-e", "main", "-P", "model=mlp", "-P", "epochs=3", "-P", f"cache_dir={cache_dir}",
              "--env-manager", "local"]  # fmt: skip

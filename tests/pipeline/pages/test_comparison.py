@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from pipeline import manifest
+from pipeline import files, manifest
 from pipeline.answers import Answers
 from pipeline.cli import main
 from pipeline.pages import comparison
@@ -70,38 +72,30 @@ def test_others_are_tested_by_a_paired_bootstrap(kind: str, trained: Trained) ->
 
 
 def _copy(run: Run, folder: Path, change: Callable[[dict[str, Any]], None] | None = None) -> Path:
-    """Lay a copy of a run elsewhere, as another run with answers that `change` has changed."""
+    """Lay a copy of a run elsewhere, as a run of its own, with answers that `change` has changed."""
     from safetensors import safe_open
 
-    shutil.copytree(run.folder, folder)
+    shutil.copytree(
+        run.folder, folder, ignore=shutil.ignore_patterns("export", "rejected", "checkpoints", manifest.TRACKING, manifest.PAGE)
+    )
+    run_id = uuid.uuid4().hex
+    config = json.loads((folder / "config.json").read_text()) | {"mlflow_run_id": run_id}
+    del config["sha256"]
+    files.write_json(folder / "config.json", config | {"sha256": files.digest_of(config)})
     path = folder / manifest.ANSWERS
     with safe_open(path, framework="numpy") as file:
-        about, arrays = dict(file.metadata()), {name: file.get_tensor(name) for name in ("scores", "target", "decided")}
+        about = json.loads(file.metadata()["about"]) | {"mlflow_run_id": run_id}
+        arrays = {name: file.get_tensor(name) for name in ("scores", "target", "decided")}
     if change:
         change(arrays)
-    path.write_bytes(save(arrays, about))
-    manifest.seal(folder, run.mlflow_run_id, manifest.ANSWERS)
+    path.write_bytes(save(arrays, {"about": json.dumps(about)}))
+    (folder / manifest.MANIFEST).write_text(json.dumps({"mlflow_run_id": run_id, "sha256": {}}))
+    for stage in ("train", "evaluate"):
+        manifest.seal(folder, run_id, *manifest.FILES[stage])
     return folder
 
 
-def _as_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have each folder be a run of its own, as if it had been trained there."""
-    from pipeline.tracking import fetch
-
-    inner = fetch.find_run
-
-    def find(text: str, **kwargs: Any) -> Run:
-        return inner(text, **kwargs)
-
-    monkeypatch.setattr(fetch, "find_run", find)
-    monkeypatch.setattr(comparison, "_identity", lambda run: str(run.folder))
-
-
-def test_the_command_tells_and_writes_a_page(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _as_another(monkeypatch)
-
+def test_the_command_tells_and_writes_a_page(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def spoil(arrays: dict[str, Any]) -> None:
         arrays["decided"] = np.where(np.arange(len(arrays["target"])) % 3, arrays["decided"], 1 - arrays["target"])
 
@@ -133,11 +127,10 @@ def test_runs_on_other_samples_are_shown_and_not_tested(
     assert "so no difference can be tested" in page.read_text()
 
 
-def test_names_of_folders_do_not_become_html(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _as_another(monkeypatch)
+def test_names_of_folders_do_not_become_html(trained: Trained, tmp_path: Path) -> None:
     run = trained("mlp")
     evil = dataclasses.replace(run, data=dataclasses.replace(run.data, name=HOSTILE), git_commit=HOSTILE)
-    comparison.compare([evil, dataclasses.replace(evil, folder=_copy(run, tmp_path / "b"))], output=tmp_path / "c.html")
+    comparison.compare([evil, Run.open(_copy(run, tmp_path / "b"))], output=tmp_path / "c.html")
     complete((tmp_path / "c.html").read_text())
 
 

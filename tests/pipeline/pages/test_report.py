@@ -169,7 +169,13 @@ def test_a_stage_that_is_done_again_takes_the_page_away(command: str, proven: Pa
     shutil.copytree(proven, folder)
     assert main([command, "--run", str(folder), *([] if command == "export" else ["--cache_dir", str(cache_dir)])]) == 0
     assert not (folder / manifest.PAGE).exists() and manifest.PAGE not in manifest.read(folder)[1]
+
+    def sent() -> set[str]:
+        return {item.path for item in MlflowClient().list_artifacts(Run.open(folder).mlflow_run_id)}
+
+    assert manifest.PAGE not in sent(), "nor is it shown in MLflow"
     assert main(["report", "--run", str(folder), "--cache_dir", str(cache_dir)]) == 0
+    assert manifest.PAGE in sent()
     text = (folder / manifest.PAGE).read_text()
     assert ("The exported files were not proven yet" in text) == (command == "export")
 
