@@ -17,6 +17,7 @@ FOLDERS = {  # fields that name a folder, and what it is for
 }  # fmt: skip
 _WRITTEN = ("cache_dir", "output_dir", "output", "repository")
 FIELDS = frozenset(FOLDERS) | {"onnx", "input", "weights"}
+NAMES_OR_FILES = ("dataset", "model", "loss", "storage")  # a name, file.py:function, an address of a database, or a file
 _LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes: what Linux takes, less what the pipeline adds
 
 
@@ -25,9 +26,14 @@ def expanded(text: str) -> str:
     path = os.path.expanduser(text)
     if str(Path(path)).startswith("~"):
         raise ValueError("begins with ~, which is no home folder here. Give the path in full.")
+    check_length(path)
+    return path
+
+
+def check_length(path: str) -> None:
+    """Raise ValueError, with the end of a sentence as `expanded`, where no file system has room for such a name."""
     if len(path.encode()) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
         raise ValueError(f"is longer than a file system takes ({_LONGEST_NAME} bytes a name). Give a shorter one.")
-    return path
 
 
 def is_somewhere() -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.places import FIELDS as PLACES
-from pipeline.places import expanded
+from pipeline.places import NAMES_OR_FILES, check_length, expanded
 
 _LARGEST_INT, _LARGEST_FLOAT = 1_000_000_000, 1e38  # where a field says nothing: what every library takes, 64 and 32 bits
 _LONGEST_TEXT = 4_000  # characters; MLflow takes a parameter of 6 000
@@ -101,6 +101,8 @@ def _convert(spec: dataclasses.Field[Any], kind: Any, text: str) -> object:
         raise ValueError("holds a control character. Give a text of letters that can be read.")
     if spec.name in PLACES and text not in ("", str(spec.default)):  # a default with `~` is good on every machine
         text = expanded(text)
+    if spec.name in NAMES_OR_FILES and "://" not in text:
+        check_length(text)
     is_own = spec.metadata["takes_own"] and ":" in text
     if spec.metadata["several"] is not None:
         return text if text == spec.default else _several(spec, text)

@@ -6,6 +6,7 @@ of the prepared split. Runs on other samples stand in the table, and it is said 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -95,7 +96,7 @@ def names(texts: Sequence[str]) -> list[str]:
     """Return the runs that `--runs A B` or `--runs A,B` names: each a folder or an MLflow run id. Raises UserError."""
     if not texts:
         raise UserError("runs: nothing was given. Add --runs FOLDER FOLDER, or MLflow run ids.")
-    found = [name for text in texts for name in ([text] if Path(text).exists() else text.split(",")) if name]
+    found = [name for text in texts for name in ([text] if os.path.exists(text) else text.split(",")) if name]
     if len(found) < 2:
         raise UserError(
             f"runs={shown(' '.join(found)) or '(none)'}: two runs or more are compared. Write --runs FOLDER FOLDER."
