@@ -6,6 +6,7 @@ printed, logged or sent. What a start needs from MLflow goes through `ask`, whic
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import queue
@@ -13,7 +14,8 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -221,11 +223,28 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
     sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
 
 
+def _sqlite_file() -> Path | None:
+    if not uri().startswith("sqlite:///"):
+        return None
+    return Path(unquote(uri().removeprefix("sqlite:///").partition("?")[0]))
+
+
+@contextmanager
+def _alone_at_database() -> Iterator[None]:
+    """Hold the folder of a SQLite file, so that two processes do not fill a new one with tables at one moment, and spoil it."""
+    with ExitStack() as stack:
+        if path := _sqlite_file():
+            with suppress(OSError):  # a folder that is not there, or a file system without locks
+                folder = os.open(path.parent, os.O_RDONLY)
+                stack.callback(os.close, folder)  # which gives the lock back
+                fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+
+
 def _refuse_other_files() -> None:
     """Raise UserError where a sqlite address names something that exists and is no database."""
-    if not uri().startswith("sqlite:///"):
+    if not (path := _sqlite_file()):
         return
-    path = Path(unquote(uri().removeprefix("sqlite:///").partition("?")[0]))
     is_other = path.is_dir()
     if path.is_file():
         with path.open("rb") as file:
@@ -241,8 +260,9 @@ def _check() -> None:
     import mlflow
 
     mlflow.set_tracking_uri(uri())
-    client = mlflow.MlflowClient()
-    list(client.search_experiments(max_results=1))
+    with _alone_at_database():
+        client = mlflow.MlflowClient()
+        list(client.search_experiments(max_results=1))
     if not (wrapper := os.environ.get("MLFLOW_RUN_ID")):
         return
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import os
 import re
 import socket
 import sqlite3
@@ -26,6 +28,30 @@ from tests.servers import mlflow_server
 pytestmark = pytest.mark.timeout(200)
 SECRET = "hunter2-Zq"
 Told = Callable[..., str]
+
+
+def _ask_a_new_database(address: str, barrier: Any) -> None:
+    os.environ["MLFLOW_TRACKING_URI"] = address
+    connection.configure(check=False)
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+    barrier.wait(timeout=150)
+    connection.configure()
+
+
+def test_several_that_ask_a_new_database_at_one_moment_all_have_it(tmp_path: Path) -> None:
+    """MLflow fills it with tables at the first question, without a lock: of two at once, one fails, or both."""
+    spawn, count = multiprocessing.get_context("spawn"), 3
+    barrier = spawn.Barrier(count)
+    asking = [
+        spawn.Process(target=_ask_a_new_database, args=(f"sqlite:///{tmp_path}/new.db", barrier), daemon=True)
+        for _ in range(count)
+    ]
+    for each in asking:
+        each.start()
+    for each in asking:
+        each.join(timeout=180)
+    assert [each.exitcode for each in asking] == [0] * count
 
 
 @pytest.fixture
