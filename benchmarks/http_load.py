@@ -47,7 +47,8 @@ async def _load(port: int, request: bytes, *, connections: int, seconds: float, 
         while (asked := start + next(due) / rate if rate else time.perf_counter()) < end:
             if (early := asked - time.perf_counter()) > 0:
                 await asyncio.sleep(early)
-            failed += not await _ask(reader, writer, request)
+            is_good = await _ask(reader, writer, request)
+            failed += not is_good
             now = time.perf_counter()
             times.append((now, now - asked))
         writer.close()

@@ -6,12 +6,12 @@ added for tables: null is a missing value of a raw column, as JSON has no NaN.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 
 from export.serve.bodies import BadRequest, NotFinite, Question, check_shape, flat, numbers, parsed
 from export.serve.model import Array, Model
@@ -134,4 +134,4 @@ def _written(head: dict[str, str], names: Sequence[str], outputs: list[Array]) -
         }
         datatype = kind.get(values.dtype.kind, "BYTES")
         found.append({"name": name, "datatype": datatype, "shape": list(values.shape), "data": values.ravel().tolist()})
-    return json.dumps(head | {"outputs": found}).encode()
+    return orjson.dumps(head | {"outputs": found})

@@ -154,6 +154,7 @@ def _run(
                 for each, handler in before.items():
                     signal.signal(each, handler)
 
+    # h11 bounds the head of a request, and answers one that asks for HTTP/2; the faster httptools does neither (uvicorn 0.54)
     server = Server(
         uvicorn.Config(
             service.app(), loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None, log_level="critical",

@@ -67,8 +67,8 @@ class Service:
         for base in (path, f"{path}/versions/{self.version}"):
             shown |= {base: self._about, f"{base}/ready": self._ready}
             asked[f"{base}/infer"] = self._infer
-        routes: list[BaseRoute] = [Route(path, self._guarded(path, handle), methods=["GET"]) for path, handle in shown.items()]
-        routes += [Route(path, self._guarded(path, handle), methods=["POST"]) for path, handle in asked.items()]
+        routes: list[BaseRoute] = [Route(path, self._guarded(path, handle), methods=["POST"]) for path, handle in asked.items()]
+        routes += [Route(path, self._guarded(path, handle), methods=["GET"]) for path, handle in shown.items()]
         return FastAPI(
             routes=routes, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False,
             exception_handlers={HTTPException: self._not_ours},

@@ -12,14 +12,14 @@ from tests.conftest import ROOT
 from tests.export.serve.serving import served
 from tests.export.serve.test_predict_alone import BLOCKER, NEEDED
 
-WEB = ("fastapi", "uvicorn")
+WEB = ("fastapi", "orjson", "uvicorn")
 BENEATH = ("starlette", "h11", "click", "anyio", "pydantic", "pydantic_core", "annotated_types", "annotated_doc", "idna",
            "typing_extensions", "typing_inspection", "opentelemetry")  # fmt: skip
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 CODE = BLOCKER.replace(repr(NEEDED), repr((*NEEDED, *WEB, *BENEATH)))
 
 
-def test_it_needs_beside_what_predict_does_fastapi_and_uvicorn_alone(table_onnx: Path) -> None:
+def test_it_needs_beside_what_predict_does_what_serves_alone(table_onnx: Path) -> None:
     with served(table_onnx, code=CODE) as server:
         rows = [{"age": 20, "member": True, "since": "2020-01-01", "city": "Rome"}]
         assert json.loads(server.ask("/predict", {"rows": rows})[1])["predictions"][0]["prediction"] == "dog"

@@ -8,6 +8,7 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,13 @@ def test_more_than_200_wrong_requests_about_images_get_no_answer_and_a_right_one
         assert [server.ask(*each) for each in right] == before and {status for status, _ in before} == {200}
         assert statuses.total() >= 200 and set(statuses) == {400, 404, 405, 413, 415}, statuses
         assert _garbage(server) == b"HTTP/1.1 400"
+        assert _endless_head(server) < 16_000_000, "a head of any length was taken"
+        asks_for_http2 = {
+            "Connection": "Upgrade, HTTP2-Settings",
+            "Upgrade": "h2c",
+            "HTTP2_Settings": "AAMAAABkAAQAoAAAAAIA",
+        }
+        assert server.ask("/predict", _png(), **asks_for_http2) == before[0], "Java's client asks so at first"
         assert server.ask("/v2/health/ready")[0] == 200
     print(f"{statuses.total()} wrong requests: {dict(statuses)}")
 
@@ -192,6 +200,17 @@ def _garbage(server: Server) -> bytes:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         return connection.recv(12)
+
+
+def _endless_head(server: Server) -> int:
+    """Send a head that does not end, and return how many bytes were taken before the connection was closed."""
+    sent = 0
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection, suppress(OSError):
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nx: ")
+        while sent < 64_000_000:
+            connection.sendall(b"y" * 65_536)
+            sent += 65_536
+    return sent
 
 
 @pytest.mark.timeout(300)
