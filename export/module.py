@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from export.resize import resize
 from pipeline import __version__
 from pipeline.config import RUNTIME_FIELDS, to_json
+from pipeline.data.resize import resize
 from pipeline.errors import Failure
 from pipeline.files import sha256
 from pipeline.manifest import WEIGHTS

@@ -103,8 +103,7 @@ def verify_run(
             parts[each] |= _judge_derived(results[each], expected, each, found)
         else:
             parts[each] |= _judge(results[each], expected)
-        if "onnx" in (each, base) and run.data.any_size and not results[each].failure:
-            names = read_manifest(data)["names"]
+        if "onnx" in (each, base) and not results[each].failure and (names := read_manifest(data).get("names")):
             _judge_originals(parts[each], contents[each], expected, names, Path(dataset or run.config.dataset))
     values = _report(parts, expected, data_sha256=read_spec(data).sha256, split_sha256=split_digest(data, name))
     as_json, as_text = report_files(onnx)

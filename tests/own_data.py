@@ -94,9 +94,9 @@ def houses(root: Path) -> Path:
 
 
 def arrays(root: Path) -> Path:
-    """Write images (N, H, W, C) and their labels."""
+    """Write images (N, H, W, C), of no size that a network takes, and their labels."""
     y = np.arange(N) % 3
-    x = np.stack([pixels(k, int(label), 28, 28) for k, label in enumerate(y)])
+    x = np.stack([pixels(k, int(label), 30, 26) for k, label in enumerate(y)])
     np.savez(root.with_suffix(".npz"), x=x, y=y, classes=COLOURS)
     return root.with_suffix(".npz")
 

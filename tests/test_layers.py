@@ -15,8 +15,8 @@ LAYERS = [  # a module may import its own layer and those before it
     {"pipeline.config", "pipeline.release", "pipeline.values", "pipeline.environment", "pipeline.places"},
     {"pipeline.data", "pipeline.distributed", "pipeline.manifest", *(f"pipeline.data.{name}" for name in (
         "spec", "builtin", "mnist", "images", "decoding", "layout", "folder", "columns", "encoding", "table_file",
-        "table_target", "table_notes", "table", "arrays", "image_table", "tensors", "split", "prepare", "spill", "augment",
-        "mix", "loader"))},
+        "table_target", "table_notes", "table", "arrays", "image_table", "resize", "tensors", "split", "prepare", "spill",
+        "augment", "mix", "loader"))},
     {f"pipeline.{name}" for name in (
         "recipe", "checks", "resolve", "run", "initial", "skeleton", "layers", "norms", "ema", "muon", "optimizers", "progress",
         "cuda_graph", "precision", "baseline", "calibration", "intervals")},

@@ -117,7 +117,7 @@ def test_a_run_ends_with_its_proof(own: Callable[[str], Own], name: str, tmp_pat
         assert part["argmax_flips"] == (0 if run.task.has_decisions else None)
     assert manifest.is_whole(folder, "report")
     assert {f"export/model.{end}" for end in ("onnx", "pt2", "safetensors", "torchscript.pt")} == {*run_snippets(folder)}
-    if run.data.any_size:
+    if "names" in read_manifest(prepared_folder(run.config)):
         found = report["artifacts"]["onnx"]["original_files"]
         assert found["argmax_flips"] == 0 and found["num_files"] == report["num_samples"] == run.data.counts["test"]
     assert sum(run.data.counts.values()) == (3 * N if run.data.columns else N)
@@ -149,7 +149,7 @@ def test_predict_on_the_original_files_answers_as_the_evaluation(own: Callable[[
         outputs = dict(zip(export_module(run).outputs, export_module(run)(x), strict=False))
         scores, _ = run.load_model()(x)
     onnx = run.folder / "export" / "model.onnx"
-    if run.data.any_size:
+    if "names" in read_manifest(folder):
         names = read_manifest(folder)["names"]["test"]
         rows = _answers(onnx, *(case.dataset / each for each in names))
         assert [row["input"] for row in rows] == [str(case.dataset / each) for each in names]
@@ -172,7 +172,7 @@ def test_predict_on_the_original_files_answers_as_the_evaluation(own: Callable[[
         expected = [names[k] for k in decided]
     assert [row["prediction"] for row in rows] == expected and len(set(expected)) > 1
     found = np.array([[float(row[f"p_{each}"]) for each in names] for row in rows])
-    np.testing.assert_allclose(found, outputs["probabilities"].numpy(), atol=2e-3 if run.data.any_size else 1e-5)
+    np.testing.assert_allclose(found, outputs["probabilities"].numpy(), atol=2e-3 if case.dataset.is_dir() else 1e-5)
 
 
 @cases()

@@ -141,7 +141,7 @@ def _orientation(image: Image.Image, *, loaded: bool) -> int:
 
 
 def _resized(picture: Image.Image, side: int) -> Image.Image:
-    """Return a picture of side x side: first its width, then its height is changed, as `export/resize.py` does.
+    """Return a picture of side x side: first its width, then its height is changed, as `pipeline/data/resize.py` does.
 
     In one call, Pillow 13 takes the height first where only that shrinks, and earlier versions never do.
     """

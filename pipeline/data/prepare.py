@@ -36,7 +36,7 @@ from pipeline.task import task
 
 Array = NDArray[np.generic]
 
-FORMAT = 4
+FORMAT = 5
 RAW = "raw.feather"  # of a table: the columns of the samples on which a model is evaluated
 _FORGOTTEN = 7 * 24 * 3600  # s after which a folder that a killed process has left is removed
 
@@ -176,6 +176,8 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     except ValueError as error:
         raise UserError(f"data_args: {config.dataset} cannot be made with these arguments ({error}). Change them.") from error
     check(samples, source.spec)
+    if source.is_own and spec.sample_shape != source.spec.sample_shape:  # images: an exported file takes them as they are, too
+        spec = dataclasses.replace(spec, any_size=True)
     rows = split(samples, config, source)
     _refuse_if_too_large(folder, sum(map(len, rows.values())), spec)
     manifest: dict[str, Any] = {"identity": identity, "skipped": list(samples.skipped), "raw": []}
@@ -192,7 +194,8 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
                 entry = tensors.save_parts(path, (len(of_split), *spec.sample_shape), parts_of(packed, of_split))
             elif isinstance(samples.x, np.ndarray):
                 x = samples.x[of_split]
-                entry = tensors.save(path, tensors.resized(x, spec.sample_shape) if spec.is_image else x)
+                resized = tensors.resized_as_exported if spec.any_size else tensors.resized
+                entry = tensors.save(path, resized(x, spec.sample_shape) if spec.is_image else x)
             else:
                 entry = tensors.decode(path, samples.x, of_split)
                 manifest.setdefault("names", {})[name] = [samples.x.names[row] for row in of_split]

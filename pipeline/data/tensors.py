@@ -151,6 +151,17 @@ def resized(images: Array, shape: tuple[int, ...]) -> Array:
     return torch.cat(parts).numpy()
 
 
+def resized_as_exported(images: Array, shape: tuple[int, ...]) -> Array:
+    """Return uint8 images (N, C, H, W) as (N, *shape), to the bit as an exported file resizes what it is given."""
+    import torch
+
+    from pipeline.data.resize import resize
+
+    step = max(1, _PART // int(np.prod(np.maximum(images.shape[1:], shape))))
+    parts = [resize(torch.from_numpy(images[k : k + step]), shape[-1]).byte().numpy() for k in range(0, len(images), step)]
+    return np.concatenate(parts) if parts else images.reshape(-1, *shape)
+
+
 def statistics(x: Array, *, is_image: bool) -> tuple[list[float], list[float]]:
     """Return mean and deviation of each channel (images) or feature (vectors), summed in float64."""
     if not is_image:

@@ -17,8 +17,8 @@ from PIL import Image
 from export import artifacts
 from export.formats import FORMATS, pt2
 from export.module import ExportModule
-from export.resize import resize
 from pipeline.data import images
+from pipeline.data.resize import resize
 from pipeline.task import task
 from tests.export.conftest import EXACT, MakeRun
 

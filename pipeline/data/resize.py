@@ -1,4 +1,4 @@
-"""Images of any size to one size, inside of the exported graph: Pillow's BILINEAR with antialias, to the bit.
+"""Images of any size to one size, inside of an exported graph too: Pillow's BILINEAR with antialias, to the bit.
 
 Each pass is one matrix product with triangle weights that the graph makes from the height or width of its input. Pillow holds a
 weight as a whole number of 2^-22 and a pixel as a whole grey level after each pass. Such sums do not fit into float32, so a
