@@ -139,12 +139,13 @@ def unstandardized(got: Mapping[str, Sequence[Array]], plain: Mapping[str, Seque
 
 
 def weights(found: Mapping[str, Array], expected: Mapping[str, Array]) -> Iterator[str]:
-    """Say which tensors differ from weights.safetensors, the largest difference first.
+    """Say which tensors differ from weights.safetensors, the largest difference first, and how many are not in the file.
 
     A tensor is found by its name (a prefix and `_` for `.` allowed), or else by equal values, also transposed.
     """
     by_name = {name.removeprefix("model.").removeprefix("model_").replace(".", "_"): a for name, a in found.items()}
-    sizes: list[tuple[float, str]] = []
+    differ: list[tuple[float, str]] = []
+    absent: list[str] = []
     for name, value in expected.items():
         same = by_name.get(name.replace(".", "_"))
         if same is not None and same.shape == value.shape:
@@ -152,14 +153,22 @@ def weights(found: Mapping[str, Array], expected: Mapping[str, Array]) -> Iterat
             if not (distance == 0).all():
                 largest = float(np.nanmax(distance)) if np.isfinite(distance).any() else float("nan")
                 changed = int((distance != 0).sum())
-                sizes.append((largest, f"{name} in {changed} of {distance.size} values by up to {largest:.3g}"))
+                differ.append((largest, f"{name} in {changed} of {distance.size} values by up to {largest:.3g}"))
         elif not any(np.array_equal(a, v) for a in found.values() for v in (value, value.T)):
-            sizes.append((0.0, f"{name} {value.shape}, whose values are not in the file"))
-    if sizes:
-        sizes.sort(key=lambda entry: -np.nan_to_num(entry[0], nan=np.inf))
-        named = "; ".join(text for _, text in sizes[:_NUM_WEIGHTS])
-        more = f"; and {len(sizes) - _NUM_WEIGHTS} more tensors" if len(sizes) > _NUM_WEIGHTS else ""
-        yield f"its weights differ from weights.safetensors: {named}{more}"
+            absent.append(f"{name} {value.shape}")
+    if differ:
+        differ.sort(key=lambda entry: -np.nan_to_num(entry[0], nan=np.inf))
+        yield f"its weights differ from weights.safetensors: {_first([text for _, text in differ])}"
+    if absent:
+        yield (
+            f"{len(absent)} of the {len(expected)} tensors of weights.safetensors are not in it: {_first(absent)}. They are of "
+            "another training, or another program has put them together, as a normalization with the layer before it"
+        )
+
+
+def _first(texts: Sequence[str]) -> str:
+    more = f"; and {len(texts) - _NUM_WEIGHTS} more tensors" if len(texts) > _NUM_WEIGHTS else ""
+    return "; ".join(texts[:_NUM_WEIGHTS]) + more
 
 
 def _cases(cases: Iterable[str], split: str) -> str:

@@ -17,6 +17,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from export import explain
 from export.artifacts import FILES, FOLDER
 from export.formats import onnx as onnx_format
 from export.formats import pt2, torchscript
@@ -310,3 +311,13 @@ def test_outputs_that_are_not_finite_in_torch_either_fail(exports: Exports, tmp_
     path.write_bytes(onnx_format.build(program, metadata(run), outputs=run.task.outputs))
     problems = verify_run(run, data=trained.data, onnx=path).problems
     assert any("logits is NaN or infinite in 200 of 200" in p and "torch itself gives 200 such" in p for p in problems)
+
+
+def test_tensors_that_another_program_has_put_together_are_not_said_to_differ() -> None:
+    """A batch normalization that was folded into a convolution leaves neither under its name."""
+    whole = {"conv.weight": np.ones((4, 1, 3, 3), np.float32), "bn.weight": np.full(4, 2, np.float32), "fc.bias": np.ones(3)}
+    folded = {"onnx::Conv_7": whole["conv.weight"] * 2, "fc.bias": whole["fc.bias"]}
+    (said,) = explain.weights(folded, whole)
+    assert said.startswith(
+        "2 of the 3 tensors of weights.safetensors are not in it: conv.weight (4, 1, 3, 3); bn.weight (4,). "
+    )
