@@ -25,6 +25,7 @@ Array = NDArray[Any]
 
 _BLOCK = 2048  # rows
 _PART = 1 << 18  # bytes that are hashed together, so that they stay in the cache of a core
+_AT_ONCE = 1 << 22  # values that are resized together, so that many small images are few calls, and large ones little memory
 _CACHE = 1 << 19  # bytes of float64 that are summed together, so that they stay in the cache of a core
 
 
@@ -157,7 +158,7 @@ def resized_as_exported(images: Array, shape: tuple[int, ...]) -> Array:
 
     from pipeline.data.resize import resize
 
-    step = max(1, _PART // int(np.prod(np.maximum(images.shape[1:], shape))))
+    step = max(1, _AT_ONCE // int(np.prod(np.maximum(images.shape[1:], shape))))
     parts = [resize(torch.from_numpy(images[k : k + step]), shape[-1]).byte().numpy() for k in range(0, len(images), step)]
     return np.concatenate(parts) if parts else images.reshape(-1, *shape)
 

@@ -19,7 +19,7 @@ DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 CODE = BLOCKER.replace(repr(NEEDED), repr((*NEEDED, *WEB, *BENEATH)))
 
 
-def test_it_needs_beside_what_predict_does_what_serves_alone(table_onnx: Path) -> None:
+def test_it_needs_few_packages_beside_those_of_predict(table_onnx: Path) -> None:
     with served(table_onnx, code=CODE) as server:
         rows = [{"age": 20, "member": True, "since": "2020-01-01", "city": "Rome"}]
         assert json.loads(server.ask("/predict", {"rows": rows})[1])["predictions"][0]["prediction"] == "dog"
