@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,11 @@ def _setting(content: bytes) -> dict[str, Any]:
     return found
 
 
+def _bits(setting: Mapping[str, Any]) -> str:
+    """What the report adds where this processor multiplies 8 bits by 8 in 16."""
+    return ", weights of 7 bits" if setting.get("reduce_range") else ""
+
+
 def _answer(content: bytes, x: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: x})[0]
@@ -101,7 +106,7 @@ def test_smaller_files_decide_as_torch_does_and_the_report_says_what_they_cost(p
         worst = gate["setting"]["worst_layer"]
         assert worst["layer"] in layers and 0 < worst["error"] < 0.1 > worst["error_of_all"] > 0
         assert gate["setting"]["chosen_on"] == "val" and gate["setting"]["num_layers"] == len(layers)
-        assert f"| {name} | all layers | " in text and f"| {worst['layer']} (error alone " in text
+        assert f"| {name} | all layers{_bits(gate['setting'])} | " in text and f"| {worst['layer']} (error alone " in text
         assert report["artifacts"][name]["max_abs_diff"] > 1e-6, "it is not the exact file"
     assert "**PASSED**: onnx predicts as the trained model does." in text
     assert "onnx-int8, onnx-fp16 keep their limits" in text
@@ -162,7 +167,7 @@ def test_where_a_layer_cannot_bear_it_that_layer_stays_in_float_and_is_named(spi
     assert halved["worst_layer"]["error"] > 0.1 and halved["tried"][0]["agreement"] < 0.995
     assert main(["verify", "--run", str(spiky.folder), "--cache_dir", str(cache_dir)]) == 0
     text = (spiky.folder / "export" / "parity.md").read_text()
-    assert "| onnx-int8 | in float: fc2 | " in text and "| fc2 (error alone " in text
+    assert f"| onnx-int8 | in float: fc2{_bits(setting)} | " in text and "| fc2 (error alone " in text
 
 
 def test_a_file_that_misses_its_gate_is_moved_with_the_reason_and_the_others_stay_proven(
