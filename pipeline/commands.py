@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import models
-from pipeline import data, distributed, manifest, start
+from pipeline import data, distributed, environment, manifest, reuse, start
 from pipeline.config import DataStageConfig, EvaluateConfig, ExportConfig, RunConfig, VerifyConfig, format_names, lossy_formats
 from pipeline.data.loader import evaluation_split, open_split
 from pipeline.data.prepare import read_raw, read_spec
@@ -21,6 +21,7 @@ from pipeline.output import log_to, say
 from pipeline.pages.report import publish
 from pipeline.release import PromoteConfig, ReportConfig
 from pipeline.resume import config_before_init, resolve_device, resolve_run, with_local_overrides
+from pipeline.reuse import Found
 from pipeline.run import Run
 from pipeline.tracking import promotion, registry
 from pipeline.tracking import tracker as tracking
@@ -29,15 +30,28 @@ from pipeline.tracking.tracker import NullTracker, Tracker
 _TITLES = {"onnx": "ONNX", "torchscript": "TorchScript", "pt2": ".pt2", "onnx-int8": "int8", "onnx-fp16": "fp16"}
 
 
-def train_on_this_rank(flags: Mapping[str, str], *, export: bool, config: RunConfig | None = None) -> int:
-    """Train on this rank. What rank 0 decides counts for all; the others need neither its run folder nor its disk."""
-    with distributed.process_group(resolve_device(config or config_before_init(flags))) as ranks:
+def train_on_this_rank(
+    flags: Mapping[str, str], *, export: bool, config: RunConfig | None = None, found: Found | None = None
+) -> int:  # fmt: skip
+    """Train on this rank. What rank 0 decides counts for all; the others need neither its run folder nor its disk.
+
+    `found` is the run in which this training was done already.
+    """
+    with ExitStack() as stack:
+        ranks = stack.enter_context(distributed.process_group(resolve_device(config or config_before_init(flags))))
         if config is None:
             decided = distributed.run_on_main(lambda: resolve_run(flags, world_size=ranks.world_size), on=ranks.is_main)
             config = with_local_overrides(distributed.broadcast(decided), flags)
+            if not environment.is_launched():  # our launcher has looked before it started this
+                found = distributed.broadcast(
+                    distributed.run_on_main(
+                        lambda: reuse.look(config, stack, export=export, num_ranks=ranks.world_size, waits=False),
+                        on=ranks.is_main and reuse.applies(config, flags),
+                    )
+                )
         promotes = export and config.promote
         try:
-            folder = train(config, ranks, export=export)
+            folder = train(config, ranks, export=export, found=found)
         except Failure as error:
             if promotes:
                 raise Failure(f"{error}\nNothing was promoted.") from error
@@ -47,13 +61,20 @@ def train_on_this_rank(flags: Mapping[str, str], *, export: bool, config: RunCon
     return 0
 
 
-def train(config: RunConfig, ranks: Ranks, *, export: bool, tags: Mapping[str, str] | None = None) -> Path | None:
+def train(
+    config: RunConfig, ranks: Ranks, *, export: bool, tags: Mapping[str, str] | None = None, found: Found | None = None
+) -> Path | None:  # fmt: skip
     """Prepare, train and evaluate on all ranks; with `export`, export and verify on rank 0, all in one MLflow run.
 
-    A resumed run does what it has not done yet. Returns the run folder on rank 0, and nothing on the others. More `tags` are
-    for MLflow.
+    A resumed run does what it has not done yet, and one that was `found` what is missing. Returns the run folder on rank 0, and
+    nothing on the others. More `tags` are for MLflow.
     """
-    if distributed.broadcast(distributed.run_on_main(lambda: start.is_finished(config, export=export), on=ranks.is_main)):
+    given = config
+    if found:
+        if found.is_all:
+            return start.take(found, ranks)
+        config = reuse.continued(config, found)
+    elif distributed.broadcast(distributed.run_on_main(lambda: start.is_finished(config, export=export), on=ranks.is_main)):
         return Path(config.output_dir) if ranks.is_main else None
     folder = start.prepare_everywhere(config, ranks)
     if config.promote:
@@ -62,7 +83,10 @@ def train(config: RunConfig, ranks: Ranks, *, export: bool, tags: Mapping[str, s
         distributed.run_on_main(lambda: try_network(config, ranks, folder), on=ranks.is_main)
     with ExitStack() as stack:
         run, tracker = stack.enter_context(start.opened(config, ranks, folder, tags))
-        missing = distributed.broadcast(start.missing_stages(run, export=export) if ranks.is_main else None)
+        if ranks.is_main:
+            run = start.with_keys(run, given, ranks, folder, is_new=config.resume == "false")
+        left = found.missing if found else start.missing_stages(run, export=export) if ranks.is_main else None
+        missing = distributed.broadcast(left)
         if "train" in missing:
             again = f"python -m pipeline {'run' if export else 'train'} --output_dir {run.folder} --resume true"
             fit(run, config, ranks, tracker, folder, again=again)
@@ -267,6 +291,7 @@ def _export(run: Run, tracker: Tracker, folder: Path | None) -> None:
     sizes = export_run(run, data=folder)
     names = written_files(run)
     _log(run, tracker, sizes)  # before the seal: what is sealed is not done again
+    run.note("export")
     manifest.seal(run.folder, run.mlflow_run_id, *(f"export/{name}" for name in names))
     tracker.upload()
     say(f"exported to {run.folder / 'export'}: {', '.join(names)}")
@@ -306,7 +331,7 @@ def _verify(
             )
         tracker.set_tags({"parity": "failed" if problems else "passed"})
         _log(run, tracker, metrics)
-        manifest.seal(run.folder, run.mlflow_run_id, *manifest.FILES["verify"])  # none of somebody else's file
+        run.seal("verify")  # none of somebody else's file
         tracker.upload()
     if problems:
         raise Failure("\n".join(["exported files disagree with the model:", *problems, *verdict.rejected, f"See {report}."]))

@@ -163,6 +163,11 @@ class RunConfig:
         ge=1, le=1_000_000,
     )  # fmt: skip
     promote: bool = Field(False, "promote the verified ONNX file to `champion` at the end, as `promote` does (run)")
+    cache: str = Field(
+        "on", "whether a run of ./runs that was made by the same is taken as the result; off: do everything again",
+        choices=("on", "off"),
+    )  # fmt: skip
+    explain: bool = Field(False, "say for each stage whether it would be done, and what has changed; do nothing (run, train)")
     formats: str = Field(
         "onnx,torchscript,pt2", f"files that are exported, as a,b, onnx among them: {', '.join(FORMATS)}",
         choices=FORMATS, several=("onnx",),
@@ -328,7 +333,7 @@ RENAMED: Mapping[str, str] = {
 """Flags of earlier versions, and what to write instead."""
 RUNTIME_FIELDS = frozenset(
     ["data_dir", "cache_dir", "output_dir", "resume", "device", "nproc", "max_restarts", "collective_timeout", "num_workers"]
-) | {"upload_checkpoints", "strict_tracking", "cuda_graph", "promote"}
+) | {"upload_checkpoints", "strict_tracking", "cuda_graph", "promote", "cache", "explain"}
 """Fields that say where and how a run is computed, not what: they may change when it is resumed."""
 
 

@@ -29,6 +29,7 @@ _METAVARS = {
 
 def read_flags(words: Sequence[str], cls: type) -> dict[str, str]:
     """Return {field: text}. A flag takes the word behind it, unless that begins with two minus signs; the last one counts.
+    One of true or false means true without a word behind it.
 
     A flag of several texts takes all words up to the next flag, and may be repeated; its text is a JSON list of them.
 
@@ -36,7 +37,10 @@ def read_flags(words: Sequence[str], cls: type) -> dict[str, str]:
     """
     names = {flag_name(field.name): field.name for field in dataclasses.fields(cls)}
     names |= {"config": "config"} if issubclass(cls, RunConfig) else {}
+    if words and "action" in names and not words[0].startswith("-"):  # `cache gc`
+        words = ["--action", *words]
     lists = {field.name for field in dataclasses.fields(cls) if field.type == "tuple[str, ...]"}
+    switches = {field.name for field in dataclasses.fields(cls) if field.type == "bool"}
     flags: dict[str, str] = {}
     problems: list[str] = []
     rest = deque(words)
@@ -58,6 +62,8 @@ def read_flags(words: Sequence[str], cls: type) -> dict[str, str]:
             flags[name] = json.dumps(several)
         elif equals or follows:
             flags[name] = text if equals else rest.popleft()
+        elif name in switches:
+            flags[name] = "true"
         else:
             problems.append(f"{flag} was given without a value. Write {flag} VALUE.")
     if problems:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from pipeline.errors import UserError
 from pipeline.output import say
 from pipeline.release import (
     BenchmarkConfig,
+    CacheConfig,
     CompareConfig,
     PromoteConfig,
     ReportConfig,
@@ -48,6 +51,7 @@ class Call:
 
 def _prepare(call: Call) -> int:
     _refuse_promotion(call)
+    _refuse_reuse(call)
     config = resolve(call.flags)
     from pipeline.data.prepare import prepare
 
@@ -56,21 +60,47 @@ def _prepare(call: Call) -> int:
 
 
 def _train(call: Call) -> int:
-    """Train in this process, or start the workers that do; a mistake is told before any of them."""
-    flags = call.flags
+    """Take the run that is there already, or train in this process or in workers; a mistake is told before any of it."""
+    flags, export = call.flags, call.command == "run"
     _refuse_promotion(call)
-    if flags.get("resume", "false") == "false":
-        resolve(flags, world_size=environment.worker().world_size if environment.is_worker() else None)
-        _announce(describe(flags))
-    else:
+    if flags.get("resume", "false") != "false":
         if problems := convert(RunConfig, flags)[1]:
             raise UserError(*problems.values())
         _announce(f"{call.command} in {flags.get('output_dir')}, resume={flags['resume']}")
-    from pipeline import commands, distributed, resume
+        return _train_now(call)
+    from pipeline import reuse
 
     if environment.is_worker():
+        config = resolve(flags, world_size=environment.worker().world_size)
+        reuse.applies(config, flags)
+        if config.explain:
+            raise UserError("explain=true does nothing that ranks could share. Ask without torchrun.")
+        _announce(describe(flags))
+        return _train_now(call)
+    config = resolve(flags)
+    may_take = reuse.applies(config, flags)
+    say(describe(flags))
+    if config.explain:
+        from pipeline import explain
+
+        explain.explain(config, export=export)
+        return 0
+    if may_take and not config.promote and "MLFLOW_RUN_ID" not in os.environ and (found := reuse.glance(config, export=export)):
+        reuse.tell(found)
+        return 0
+    say(_LOADING)
+    with ExitStack() as stack:
+        return _train_now(call, stack if may_take else None)
+
+
+def _train_now(call: Call, reusing: ExitStack | None = None) -> int:
+    """Train, or do what is missing of a run that may be taken; the lock of this training is held by `reusing`."""
+    from pipeline import commands, distributed, resume, reuse
+
+    flags, export = call.flags, call.command == "run"
+    if environment.is_worker():
         environment.refuse_decided(flags)
-        return commands.train_on_this_rank(flags, export=call.command == "run")
+        return commands.train_on_this_rank(flags, export=export)
     config = resume.resolve_run(flags)
     device = resume.resolve_device(config)
     nproc = distributed.resolve_nproc(config.nproc, device)
@@ -79,8 +109,9 @@ def _train(call: Call) -> int:
             f"batch_size={config.batch_size} is smaller than {nproc} ranks x grad_accum_steps="
             f"{config.grad_accum_steps}. Use a larger --batch_size, or fewer processes (--nproc)."
         )
-    if nproc == 1 and not config.max_restarts:
-        return commands.train_on_this_rank(flags, export=call.command == "run", config=config)
+    found = reuse.look(config, reusing, export=export) if reusing else None
+    if found or (nproc == 1 and not config.max_restarts):
+        return commands.train_on_this_rank(flags, export=export, config=config, found=found)
     from pipeline.data.prepare import prepare
 
     prepare(config)  # a mistake in the data is told before any worker starts
@@ -93,7 +124,14 @@ def _train(call: Call) -> int:
     return status
 
 
+def _refuse_reuse(call: Call) -> None:
+    """Raise UserError for flags of `run` and `train` that say nothing here."""
+    if given := [name for name in ("cache", "explain") if name in call.flags]:
+        raise UserError(f"{given[0]}={call.flags[given[0]]} has no effect on `{call.command}`. Leave --{given[0]} out.")
+
+
 def _search(call: Call) -> int:
+    _refuse_reuse(call)
     from pipeline.search import command
 
     return command.search(call.config, call.flags, words=call.words, announce=_announce)
@@ -260,6 +298,12 @@ def _web(call: Call) -> int:
     return build.web(call.config, find_run=lambda: find_run(call.config.run, trust_code=True), given=call.flags)
 
 
+def _cache(call: Call) -> int:
+    from pipeline import cache
+
+    return cache.main(call.config, call.flags)
+
+
 def _inspect(call: Call) -> int:
     if not call.config.dataset:
         raise UserError("dataset: nothing was given. Add --dataset NAME, FOLDER, FILE or file.py:function.")
@@ -297,5 +341,6 @@ COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
     "triton": (TritonConfig, "add a run's proven ONNX file to a Triton server's model repository", _triton),
     "web": (WebConfig, "make a web page that answers in the browser, from a run's proven ONNX file", _web),
     "sync": (SyncConfig, "send MLflow what it did not take while a run was going on", _sync),
+    "cache": (CacheConfig, "list prepared data and the runs that are known again, or make room: cache gc --max_gb N", _cache),
     "plot": (PlotConfig, "draw a picture that needs no run", _plot),
 }

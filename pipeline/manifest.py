@@ -22,6 +22,7 @@ METRICS = "metrics.jsonl"
 SYSTEM = "system.jsonl"
 JOURNALS = (METRICS, SYSTEM)  # they grow, so they are never sealed
 TRACKING = "tracking.json"
+STAGES = "stages.json"  # by what each stage was done, its key
 EVALUATIONS = ("test.json", "train.json")  # of a split each
 LOG = "run.log"  # what the run has said; it grows too
 FORMULA = "formula.txt"
@@ -55,7 +56,7 @@ REPLACES: Mapping[str, tuple[str, ...]] = {
 }
 """What no longer holds when a stage begins to write: its own files, and those that speak of them."""
 _OPTIONAL = (*EVALUATIONS, FORMULA, *_SOURCES, "rejected/model.*.onnx", "rejected/*.json")  # some runs have none
-_UNSEALED = (MANIFEST, TRACKING, LOG, *JOURNALS, LOCK, "checkpoints/step-*.pt", "checkpoints/step-*.json",
+_UNSEALED = (MANIFEST, TRACKING, STAGES, LOG, *JOURNALS, LOCK, "checkpoints/step-*.pt", "checkpoints/step-*.json",
              "export/parity-*.json", "export/parity-*.md")  # the last two: of somebody else's file  # fmt: skip
 _KNOWN = (*sum(FILES.values(), ()), *_UNSEALED)
 _FOLDERS = {name.rpartition("/")[0] for name in _KNOWN} - {""}
@@ -168,8 +169,17 @@ def is_sealed(folder: Path, stage: str) -> bool:
 
 def is_whole(folder: Path, stage: str) -> bool:
     """Tell whether a stage has come to its end, and each of its files still is what it was then."""
-    sealed = {name: digest for name, digest in read(folder)[1].items() if matches(name, FILES[stage])}
-    return is_sealed(folder, stage) and all(_is_file(folder / n) and sha256(folder / n) == d for n, d in sealed.items())
+    return is_sealed(folder, stage) and not any(damaged(folder, stage))
+
+
+def damaged(folder: Path, stage: str) -> Iterator[str]:
+    """Yield what has become of each file of a stage that is no longer what was sealed, as `model.onnx is missing`."""
+    for name, digest in read(folder)[1].items():
+        if matches(name, FILES[stage]):
+            if not _is_file(folder / name):
+                yield f"{name} is missing"
+            elif sha256(folder / name) != digest:
+                yield f"{name} was changed"
 
 
 def need(folder: Path, stage: str) -> None:

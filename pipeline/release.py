@@ -140,6 +140,15 @@ class TritonConfig(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Parameters of `cache`."""
+
+    action: str = Field("list", "what to do; also as the first word, without its flag: cache gc", choices=("list", "gc"))
+    max_gb: float = Field(0.0, "gigabytes that may stay (gc); what was used longest ago goes first", ge=0, le=1e9)
+    cache_dir: Path = Field(Path("~/.cache/trainyard"), "folder of prepared tensors")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WebConfig:
     """Parameters of `web`."""
 

@@ -210,7 +210,7 @@ def describe(flags: Mapping[str, str]) -> str:
 def applicable(config: RunConfig) -> dict[str, Any]:
     """Return, as JSON values, what has an effect on a training; `model_args` and its like as one entry for each argument."""
     idle = without_effect(config, data.source_of(config))
-    values = {name: value for name, value in to_json(config).items() if name not in idle and name != "resume"}
+    values = {name: value for name, value in to_json(config).items() if name not in {*idle, "resume", "cache", "explain"}}
     for name in ("model_args", "data_args", "loss_args"):
         values |= {f"{name}.{argument}": value for argument, value in values.pop(name).items()}
     return values

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import models
 from models.plugin import is_file
-from pipeline import __version__, files, losses, manifest
+from pipeline import __version__, files, losses, manifest, stages
 from pipeline.config import RunConfig, from_json, to_json
 from pipeline.data.spec import DataSpec
 from pipeline.errors import UserError
@@ -48,6 +48,8 @@ class Run:
     data: DataSpec
     code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Of an own model, an own loss, by field: the `name` within its folder of code, and the `sha256`."""
+    keys: Mapping[str, stages.Key] = field(default_factory=dict)
+    """The keys of the stages that this process does, so that another one knows the result again."""
 
     @classmethod
     def create(cls, folder: Path, *, config: RunConfig, mlflow_run_id: str, git_commit: str, data: DataSpec) -> Run:
@@ -167,8 +169,14 @@ class Run:
                     "Put back what was there."
                 )
 
+    def note(self, stage: str) -> None:
+        """Write down by what `stage` has made its files, before they are sealed."""
+        key = self.keys.get(stage)
+        stages.note(self.folder, stage, stages.with_inputs(self.folder, stage, key) if key and stage != "train" else key)
+
     def seal(self, stage: str) -> None:
         """Put the files that `stage` makes into the manifest: it has written all of them."""
+        self.note(stage)
         manifest.seal(self.folder, self.mlflow_run_id, *manifest.FILES[stage])
 
     def unseal(self, stage: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 import models
-from pipeline import distributed, manifest, precision
+from pipeline import distributed, machine, manifest, precision, reuse, stages
 from pipeline.config import RunConfig
 from pipeline.data import prepare as prepared
 from pipeline.data.loader import open_split
@@ -19,6 +20,7 @@ from pipeline.data.spec import DataSpec
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError
 from pipeline.output import log_to, say
+from pipeline.reuse import Found
 from pipeline.run import Run, ensure_new, ensure_writable, parse_rows
 from pipeline.signals import Interrupted
 from pipeline.skeleton import estimate_size
@@ -97,6 +99,28 @@ def open_training(
     log_to(run.folder / manifest.LOG)
     say(f"run folder {run.folder}, MLflow run {run.mlflow_run_id}")
     return run, tracker
+
+
+def with_keys(run: Run, config: RunConfig, ranks: Ranks, data: Path, *, is_new: bool) -> Run:
+    """Return the run with the keys of its stages; of a new one it is written down with what it begins."""
+    found = stages.keys(
+        config, prepared.read_manifest(data), num_ranks=ranks.world_size, device=machine.kind(ranks.device.type),
+        tracking=connection.place(),
+    )  # fmt: skip
+    if is_new:
+        stages.begin(run.folder, found)
+    return dataclasses.replace(run, keys=found if is_new else stages.resumed(run.folder, found))
+
+
+def take(found: Found, ranks: Ranks) -> Path | None:
+    """Take a run that was found as the result; return its folder on rank 0. What `mlflow run` has opened is shown below it."""
+    if not ranks.is_main:
+        return None
+    if os.environ.get("MLFLOW_RUN_ID"):
+        connection.configure()
+        runs.set_parent_run(found.run.mlflow_run_id, {"cache": "hit"})
+    reuse.tell(found)
+    return found.run.folder
 
 
 def _resumed(config: RunConfig, ranks: Ranks, spec: DataSpec) -> Run:

@@ -15,7 +15,8 @@ from pyarrow import csv, parquet
 from tests.conftest import ROOT
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "your-data.md", ROOT / "docs" / "your-model.md",
-         ROOT / "docs" / "search.md", ROOT / "docs" / "deploy.md", ROOT / "docs" / "team.md")  # fmt: skip
+         ROOT / "docs" / "search.md", ROOT / "docs" / "deploy.md",
+         ROOT / "docs" / "team.md", ROOT / "docs" / "cache.md")  # fmt: skip
 _COLORS = {"daisy": (230, 225, 200), "rose": (190, 30, 60), "tulip": (230, 150, 30)}
 
 

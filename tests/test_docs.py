@@ -55,6 +55,7 @@ OUTCOMES = {  # what has to be there in the end
                   "runs/search-shared/plots/parallel_coordinates.png"],
     "your-model.md": ["runs/net/export/parity.json", "runs/net/code/mynets.py", "runs/resnet/weights.safetensors"],
     "team.md": ["runs/first/report.html"],
+    "cache.md": ["mlflow.db"],
 }  # fmt: skip
 
 

@@ -12,15 +12,18 @@ from tests.conftest import ROOT
 LAYERS = [  # a module may import its own layer and those before it
     {"models", "pipeline", "pipeline.errors", "pipeline.files", "pipeline.output", "pipeline.signals", "pipeline.losses",
      "pipeline.metrics", "pipeline.task"},
-    {"pipeline.config", "pipeline.release", "pipeline.values", "pipeline.environment", "pipeline.places"},
+    {"pipeline.config", "pipeline.release", "pipeline.values", "pipeline.environment", "pipeline.places",
+     "pipeline.sources", "pipeline.machine"},
     {"pipeline.data", "pipeline.distributed", "pipeline.manifest", *(f"pipeline.data.{name}" for name in (
         "spec", "builtin", "mnist", "images", "decoding", "layout", "folder", "columns", "encoding", "table_file",
         "table_target", "table_notes", "table", "arrays", "image_table", "resize", "tensors", "split", "prepare", "spill",
         "augment", "mix", "loader"))},
     {f"pipeline.{name}" for name in (
-        "recipe", "checks", "resolve", "run", "initial", "skeleton", "layers", "norms", "ema", "muon", "optimizers", "progress",
+        "recipe", "checks", "resolve", "stages", "run",
+        "initial", "skeleton", "layers", "norms", "ema", "muon", "optimizers", "progress",
         "cuda_graph", "precision", "baseline", "calibration", "intervals")},
-    {"pipeline.checkpoint", "pipeline.tracking", "pipeline.tracking.connection", "pipeline.tracking.journal",
+    {"pipeline.checkpoint", "pipeline.reuse", "pipeline.explain",
+     "pipeline.tracking", "pipeline.tracking.connection", "pipeline.tracking.journal",
      "pipeline.tracking.monitor", "pipeline.tracking.registry", "pipeline.tracking.runs", "pipeline.tracking.sender",
      "pipeline.tracking.fetch", "pipeline.tracking.served", "pipeline.tracking.tracker",
      *(f"pipeline.tracking.{name}" for name in ("history", "lease", "parent", "proof", "promotion"))},
@@ -30,7 +33,8 @@ LAYERS = [  # a module may import its own layer and those before it
      "pipeline.train", "pipeline.pages",
      *(f"pipeline.pages.{name}" for name in (
         "page", "charts", "figures", "samples", "artifacts", "loading", "report", "comparison"))},
-    {"pipeline.start", "pipeline.fitting", "pipeline.commands", "pipeline.benchmark", "pipeline.reporting", "pipeline.flags",
+    {"pipeline.start", "pipeline.fitting", "pipeline.commands", "pipeline.benchmark", "pipeline.reporting",
+     "pipeline.cache", "pipeline.flags",
      "pipeline.inspection",
      *(f"pipeline.inspection.{name}" for name in ("command", "images", "columns", "arrays", "targets", "costs", "report")),
      "pipeline.search", *(f"pipeline.search.{name}" for name in (

@@ -8,6 +8,7 @@ one are written into `NAME.part`, where a process that comes after one that was 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import machine, sources
 from pipeline.config import RunConfig
 from pipeline.data import forget, options_of, source_of, tensors
 from pipeline.data.columns import fit
@@ -36,8 +38,9 @@ from pipeline.task import task
 
 Array = NDArray[np.generic]
 
-FORMAT = 5
 RAW = "raw.feather"  # of a table: the columns of the samples on which a model is evaluated
+_LIBRARIES = ("numpy", "scikit-learn", "torchvision", "pillow", "pyarrow")  # that tensors come from
+_held: dict[Path, int] = {}  # open files, by their paths
 _FORGOTTEN = 7 * 24 * 3600  # s after which a folder that a killed process has left is removed
 
 
@@ -46,14 +49,16 @@ def prepare(config: RunConfig) -> Path:
 
     Raises UserError where the data cannot be had, the cache cannot be written, or other data lies there.
     """
-    folder, identity = _locate(config)
+    folder, identity = locate(config)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
-        with locked(folder.parent / f"{folder.name}.lock"):
+        with locked(lock_of(folder)):
+            _hold(folder)
             _refuse_other_data(folder, identity)
             if not is_intact(folder):
                 _make(folder, config, identity)
+            os.utime(folder)  # of what was used longest ago, `cache gc` makes room
     except OSError as error:
         raise UserError(
             f"cache_dir={config.cache_dir} cannot be used ({error.strerror or error}). Make room, or give a folder that can be "
@@ -62,18 +67,37 @@ def prepare(config: RunConfig) -> Path:
     return folder
 
 
+def lock_of(folder: Path) -> Path:
+    """Return the lock of who prepares a folder."""
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def use_of(folder: Path) -> Path:
+    """Return the lock that is shared by all who read a folder, to their end."""
+    return folder.with_name(f"{folder.name}.use")
+
+
+def _hold(folder: Path) -> None:
+    """Have a folder stay as long as this process lives."""
+    path = use_of(folder)
+    if path not in _held:
+        _held[path] = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+        fcntl.lockf(_held[path], fcntl.LOCK_SH)
+
+
 def prepared_folder(config: RunConfig) -> Path:
     """Return where `prepare` has laid the tensors, without looking at them."""
-    return _locate(config)[0]
+    return locate(config)[0]
 
 
-def _locate(config: RunConfig) -> tuple[Path, dict[str, Any]]:
+def locate(config: RunConfig) -> tuple[Path, dict[str, Any]]:
     """Return the folder for all that shapes the tensors, and these facts themselves."""
     source = source_of(config)
     files = source.files(config.data_dir) if source.files else []
     identity = {
-        "format": FORMAT, "dataset": source.spec.name, "val_split": config.val_split, "test_split": config.test_split,
+        "dataset": source.spec.name, "val_split": config.val_split, "test_split": config.test_split,
         "split_seed": config.split_seed, "raw": source.digest + _fingerprint(files), **vars(options_of(vars(config))),
+        "code": sources.digests("pipeline.data.prepare"), "versions": machine.versions(*_LIBRARIES),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     try:
@@ -146,7 +170,7 @@ def _sweep(cache_dir: Path) -> None:
     """Remove what killed processes have left of data sets that nobody prepares now; images half decoded are kept for a week."""
     for leftover in cache_dir.glob("*.part"):
         if not any(leftover.glob("*.mark")) or time.time() - leftover.stat().st_mtime > _FORGOTTEN:
-            with suppress(OSError), locked(cache_dir / f"{leftover.name.removesuffix('.part')}.lock", wait=0):
+            with suppress(OSError), locked(lock_of(leftover.with_suffix("")), wait=0):
                 shutil.rmtree(leftover)
 
 

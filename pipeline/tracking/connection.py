@@ -48,6 +48,12 @@ def shown() -> str:
     return redacted(uri())
 
 
+def place() -> str:
+    """Return where a new run would be, without a password: the store, and the experiment unless the data set names it."""
+    number, name = (os.environ.get(f"MLFLOW_EXPERIMENT_{which}", "") for which in ("ID", "NAME"))
+    return redacted(f"{uri()} {number or name}".strip())
+
+
 def redacted(text: str) -> str:
     """Return a text without passwords and tokens: those of any address in it, and those of the store wherever they stand."""
     for secret in sorted(_secrets(), key=len, reverse=True):

@@ -131,6 +131,10 @@ class Outbox:
                 self._state["sent_bytes"].get(name, 0) < size for name, size in sizes.items()
             )
 
+    def is_told(self) -> bool:
+        """Tell whether how the training ended was noted, as the last thing that a training does."""
+        return not self.value("reopened") or self.value("status", "KILLED") != "KILLED"
+
     def sent(self, part: str, version: int) -> None:
         with self._lock:
             self._state["parts"][part]["sent"] = version

@@ -181,8 +181,8 @@ def search(query: str) -> Iterator[Any]:
             return
 
 
-def set_parent_run(run_id: str) -> None:
-    """Show the run that `mlflow run` opened for this stage under the training's run, and write no metrics into it.
+def set_parent_run(run_id: str, more: Mapping[str, str] | None = None) -> None:
+    """Show the run that `mlflow run` opened for this stage under the training's run, with `more` tags; it gets no metrics.
 
     It is told whose it is, as a training's is, so that it too is closed if this process and `mlflow run` are killed.
     """
@@ -191,7 +191,7 @@ def set_parent_run(run_id: str) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import RunTag
 
-        tags = [RunTag(key, value) for key, value in (owner() | {"mlflow.parentRunId": run_id}).items()]
+        tags = [RunTag(key, value) for key, value in (owner() | {"mlflow.parentRunId": run_id} | dict(more or {})).items()]
         ask(lambda: MlflowClient().log_batch(wrapper, tags=tags))
 
 

@@ -204,8 +204,7 @@ def attached(run: Run) -> Iterator[Tracker]:
 
 def is_told(run: Run) -> bool:
     """Tell whether how a training ended was noted, as the last thing that a training does."""
-    outbox = Outbox(run.folder, run.mlflow_run_id)
-    return not outbox.value("reopened") or outbox.value("status", "KILLED") != "KILLED"
+    return Outbox(run.folder, run.mlflow_run_id).is_told()
 
 
 def send_rest(run: Run) -> None:
