@@ -61,9 +61,9 @@ def metrics(report: Mapping[str, Any], *, prefixes: Mapping[str, str]) -> dict[s
     found = {(kind, name): part[key] for kind, part in parts.items() for key, name in names.items()}
     found |= {(kind, name): part["gate"][key] for kind, part in parts.items() if "gate" in part for key, name in gates.items()}
     found |= {
-        (kind, "original_files_argmax_flips"): part["original_files"].get("argmax_flips")
+        (kind, "originals_argmax_flips"): part["originals"].get("argmax_flips")
         for kind, part in parts.items()
-        if "original_files" in part
+        if "originals" in part
     }
     return {f"{prefixes[kind]}/{name}": float(value) for (kind, name), value in found.items() if value is not None}
 
@@ -125,9 +125,9 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     )  # fmt: skip
     yield ""
     for kind, part in artifacts.items():
-        if "argmax_flips" in (found := part.get("original_files", {})):
+        if "argmax_flips" in (found := part.get("originals", {})):
             yield (
-                f"{kind}, from the {found['num_files']} original files as they are: {found['argmax_flips']} flips, {metric} "
+                f"{kind}, from the {found['num_images']} original images as they are: {found['argmax_flips']} flips, {metric} "
                 f"{_short(found['metric'], digits=6)}, max abs diff {_short(found['max_abs_diff'])} of the first output."
             )
             yield ""

@@ -30,7 +30,7 @@ from export.module import INPUT, ExportModule, export_module, input_shape, metad
 from export.runner import BATCH_SIZES, CHUNK, RunResult, ready
 from pipeline import files, manifest
 from pipeline.data.loader import Split, evaluation_split, open_split
-from pipeline.data.prepare import read_manifest, read_raw, read_spec, split_digest
+from pipeline.data.prepare import read_raw, read_spec, split_digest
 from pipeline.errors import UserError
 from pipeline.run import Run
 from pipeline.task import Task
@@ -95,6 +95,7 @@ def verify_run(
         )  # fmt: skip
         results = runner.results()
     parts: dict[str, dict[str, Any]] = {}
+    images = originals.find(run, data, name, dataset=dataset or run.config.dataset)
     for each in places:
         parts[each] = {"file": onnx.name if onnx else Path(places[each]).name}
         parts[each] |= {"sha256": hashlib.sha256(contents[each]).hexdigest()}
@@ -103,8 +104,8 @@ def verify_run(
             parts[each] |= _judge_derived(results[each], expected, each, found)
         else:
             parts[each] |= _judge(results[each], expected)
-        if "onnx" in (each, base) and not results[each].failure and (names := read_manifest(data).get("names")):
-            _judge_originals(parts[each], contents[each], expected, names, Path(dataset or run.config.dataset))
+        if "onnx" in (each, base) and not results[each].failure and images is not None:
+            _judge_originals(parts[each], contents[each], expected, images)
     values = _report(parts, expected, data_sha256=read_spec(data).sha256, split_sha256=split_digest(data, name))
     as_json, as_text = report_files(onnx)
     if not onnx:
@@ -229,12 +230,10 @@ def _judge_derived(result: RunResult, expected: _Expected, kind: str, found: dic
     return report.artifact(result, comparison, problems=problems) | {"gate": gate}
 
 
-def _judge_originals(
-    part: dict[str, Any], content: bytes, expected: _Expected, names: Mapping[str, list[str]], root: Path
-) -> None:
-    """Add what came of the original files, which lie below `root`, to an artifact's part of the report."""
-    part["original_files"], problems = originals.judge(
-        content, originals.read(root, names[expected.split_name]),
+def _judge_originals(part: dict[str, Any], content: bytes, expected: _Expected, images: originals.Images) -> None:
+    """Add what came of the images before they were resized to an artifact's part of the report."""
+    part["originals"], problems = originals.judge(
+        content, images,
         channels=expected.run.data.sample_shape[0], want=expected.outputs["all"][0], labels=expected.split.y.numpy(),
         task=expected.task, limits=expected.limits if "gate" in part else None,
     )  # fmt: skip

@@ -117,9 +117,10 @@ def test_a_run_ends_with_its_proof(own: Callable[[str], Own], name: str, tmp_pat
         assert part["argmax_flips"] == (0 if run.task.has_decisions else None)
     assert manifest.is_whole(folder, "report")
     assert {f"export/model.{end}" for end in ("onnx", "pt2", "safetensors", "torchscript.pt")} == {*run_snippets(folder)}
-    if "names" in read_manifest(prepared_folder(run.config)):
-        found = report["artifacts"]["onnx"]["original_files"]
-        assert found["argmax_flips"] == 0 and found["num_files"] == report["num_samples"] == run.data.counts["test"]
+    assert run.data.any_size == ("originals" in report["artifacts"]["onnx"])
+    if run.data.any_size:
+        found = report["artifacts"]["onnx"]["originals"]
+        assert found["argmax_flips"] == 0 and found["num_images"] == report["num_samples"] == run.data.counts["test"]
     assert sum(run.data.counts.values()) == (3 * N if run.data.columns else N)
     test = json.loads((folder / "test.json").read_text())
     if run.data.is_image:
@@ -139,7 +140,7 @@ def _answers(onnx: Path, *inputs: object) -> list[dict[str, str]]:
 
 
 @cases()
-def test_predict_on_the_original_files_answers_as_the_evaluation(own: Callable[[str], Own], name: str) -> None:
+def test_predict_on_the_originals_answers_as_the_evaluation(own: Callable[[str], Own], name: str) -> None:
     """Held against torch's outputs for the prepared test split, class by class, and in the probabilities."""
     case, run = own(name), own(name).run
     folder = prepared_folder(run.config)

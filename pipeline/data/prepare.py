@@ -74,7 +74,7 @@ def lock_of(folder: Path) -> Path:
 
 def use_of(folder: Path) -> Path:
     """Return the lock that is shared by all who read a folder, to their end."""
-    return folder.with_name(f"{folder.name}.use")
+    return folder.with_name(f"{folder.name}.use.lock")
 
 
 def _hold(folder: Path) -> None:
@@ -215,11 +215,13 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
         for name, of_split in rows.items():
             path = folder / f"{name}_x.npy"
             if packed:
-                entry = tensors.save_parts(path, (len(of_split), *spec.sample_shape), parts_of(packed, of_split))
+                shape = (len(of_split), *spec.sample_shape)
+                entry = tensors.save_parts(path, shape, "float32", parts_of(packed, of_split))
             elif isinstance(samples.x, np.ndarray):
-                x = samples.x[of_split]
-                resized = tensors.resized_as_exported if spec.any_size else tensors.resized
-                entry = tensors.save(path, resized(x, spec.sample_shape) if spec.is_image else x)
+                parts = tensors.shaped(samples.x, of_split, spec.sample_shape, as_exported=spec.any_size)
+                entry = tensors.save_parts(path, (len(of_split), *spec.sample_shape), str(samples.x.dtype), parts)
+                if spec.any_size:
+                    manifest.setdefault("rows", {})[name] = of_split.tolist()
             else:
                 entry = tensors.decode(path, samples.x, of_split)
                 manifest.setdefault("names", {})[name] = [samples.x.names[row] for row in of_split]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,10 @@ def save(path: Path, array: Array) -> dict[str, Any]:
     return entry(path, array)
 
 
-def save_parts(path: Path, shape: tuple[int, ...], parts: Iterable[NDArray[np.float32]]) -> dict[str, Any]:
+def save_parts(path: Path, shape: tuple[int, ...], dtype: str, parts: Iterable[Array]) -> dict[str, Any]:
     """Write an array that comes in parts, and return its entry; a part is read while the next one is made, and no longer."""
     start = io.BytesIO()
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(start, header)
     digest = hashlib.sha256(start.getvalue())
     with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
@@ -56,7 +57,7 @@ def save_parts(path: Path, shape: tuple[int, ...], parts: Iterable[NDArray[np.fl
             file.write(part.data.cast("B"))
         file.flush()
         os.fsync(file.fileno())
-    return {"file": path.name, "dtype": "float32", "shape": [*shape], "sha256": digest.hexdigest()}
+    return {"file": path.name, "dtype": dtype, "shape": [*shape], "sha256": digest.hexdigest()}
 
 
 def decode(path: Path, images: Images, rows: NDArray[np.int64]) -> dict[str, Any]:
@@ -138,29 +139,34 @@ def entry(path: Path, array: Array) -> dict[str, Any]:
     return {"file": path.name, "dtype": str(array.dtype), "shape": list(array.shape), "sha256": sha256(path)}
 
 
-def resized(images: Array, shape: tuple[int, ...]) -> Array:
-    """Return uint8 images (N, C, H, W) as (N, *shape), bilinear with antialiasing."""
-    if images.shape[1:] == shape or not len(images):
-        return images.reshape(-1, *shape)
+def shaped(x: Array, rows: NDArray[np.int64], shape: tuple[int, ...], *, as_exported: bool) -> Iterator[Array]:
+    """Yield some rows of samples as (n, *shape), a few at a time: images are resized, bilinear with antialiasing.
+
+    `as_exported` resizes uint8 images to the bit as an exported file resizes what it is given.
+    """
+    largest = max(math.prod(x.shape[1:]), math.prod(shape))
+    step = max(1, _AT_ONCE // max(1, largest))
+    for start in range(0, len(rows), step):
+        part = x[rows[start : start + step]]
+        if part.shape[1:] != shape and len(shape) > 1:
+            part = _as_exported(part, shape) if as_exported else _resized(part, shape)
+        yield np.ascontiguousarray(part.reshape(-1, *shape))
+
+
+def _resized(images: Array, shape: tuple[int, ...]) -> Array:
     import torch
     from torch.nn.functional import interpolate
 
-    parts = [
-        interpolate(chunk.float(), size=shape[1:], mode="bilinear", antialias=True).round().clamp(*IMAGE_RANGE).byte()
-        for chunk in torch.from_numpy(images).split(4096)
-    ]
-    return torch.cat(parts).numpy()
+    large = interpolate(torch.from_numpy(images).float(), size=shape[1:], mode="bilinear", antialias=True)
+    return np.asarray(large.round().clamp(*IMAGE_RANGE).byte().numpy())
 
 
-def resized_as_exported(images: Array, shape: tuple[int, ...]) -> Array:
-    """Return uint8 images (N, C, H, W) as (N, *shape), to the bit as an exported file resizes what it is given."""
+def _as_exported(images: Array, shape: tuple[int, ...]) -> Array:
     import torch
 
     from pipeline.data.resize import resize
 
-    step = max(1, _AT_ONCE // int(np.prod(np.maximum(images.shape[1:], shape))))
-    parts = [resize(torch.from_numpy(images[k : k + step]), shape[-1]).byte().numpy() for k in range(0, len(images), step)]
-    return np.concatenate(parts) if parts else images.reshape(-1, *shape)
+    return np.asarray(resize(torch.from_numpy(images), shape[-1]).byte().numpy())
 
 
 def statistics(x: Array, *, is_image: bool) -> tuple[list[float], list[float]]:

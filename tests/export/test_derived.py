@@ -334,8 +334,8 @@ def test_images_of_any_size_are_resized_before_anything_is_rounded(cache_dir: Pa
         products = [node for node in made.node if node.op_type == "MatMul"]
         assert len(products) == 2 and not any("Quantize" in name or "fp16" in name for node in products for name in node.input)
         assert np.abs(_answer(content, image) - exact).max() < 0.2 * np.abs(exact).max()
-        found = (report["artifacts"] | report.get("rejected", {}))[name]["original_files"]
-        assert found["num_files"] == report["num_samples"] and found["argmax_flips"] <= 1
+        found = (report["artifacts"] | report.get("rejected", {}))[name]["originals"]
+        assert found["num_images"] == report["num_samples"] and found["argmax_flips"] <= 1
 
 
 @pytest.mark.parametrize(

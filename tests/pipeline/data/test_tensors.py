@@ -261,7 +261,7 @@ def test_an_array_written_in_parts_is_the_file_and_the_entry_of_one_written_at_o
     once, in_parts = tmp_path / "once" / "x.npy", tmp_path / "parts" / "x.npy"
     for path in (once, in_parts):
         path.parent.mkdir()
-    assert tensors.save(once, x) == tensors.save_parts(in_parts, x.shape, parts())
+    assert tensors.save(once, x) == tensors.save_parts(in_parts, x.shape, "float32", parts())
     assert once.read_bytes() == in_parts.read_bytes()
 
 
