@@ -66,19 +66,19 @@ def _train(call: Call) -> int:
     if flags.get("resume", "false") != "false":
         if problems := convert(RunConfig, flags)[1]:
             raise UserError(*problems.values())
+        _refuse_reuse(call, "with --resume, which asks for that run and no other")
         _announce(f"{call.command} in {flags.get('output_dir')}, resume={flags['resume']}")
         return _train_now(call)
+    is_worker = environment.is_worker()
+    config = resolve(flags, world_size=environment.worker().world_size if is_worker else None)
     from pipeline import reuse
 
-    if environment.is_worker():
-        config = resolve(flags, world_size=environment.worker().world_size)
-        reuse.applies(config, flags)
-        if config.explain:
-            raise UserError("explain=true does nothing that ranks could share. Ask without torchrun.")
+    may_take = reuse.applies(config, flags)
+    if config.explain and is_worker:
+        raise UserError("explain=true does nothing that ranks could share. Ask without torchrun.")
+    if is_worker:
         _announce(describe(flags))
         return _train_now(call)
-    config = resolve(flags)
-    may_take = reuse.applies(config, flags)
     say(describe(flags))
     if config.explain:
         from pipeline import explain
@@ -124,10 +124,11 @@ def _train_now(call: Call, reusing: ExitStack | None = None) -> int:
     return status
 
 
-def _refuse_reuse(call: Call) -> None:
+def _refuse_reuse(call: Call, where: str = "") -> None:
     """Raise UserError for flags of `run` and `train` that say nothing here."""
     if given := [name for name in ("cache", "explain") if name in call.flags]:
-        raise UserError(f"{given[0]}={call.flags[given[0]]} has no effect on `{call.command}`. Leave --{given[0]} out.")
+        where = where or f"on `{call.command}`"
+        raise UserError(f"{given[0]}={call.flags[given[0]]} has no effect {where}. Leave --{given[0]} out.")
 
 
 def _search(call: Call) -> int:

@@ -44,11 +44,11 @@ class Found:
 def applies(config: RunConfig, flags: Mapping[str, str]) -> bool:
     """Tell whether another run may be taken as the result. Raises UserError for one of `flags` that has no effect."""
     is_new = config.resume == "false" and not config.output_dir
-    for name, value in (("cache", "on"), ("explain", "true")):
-        if flags.get(name) == value and not is_new:
-            raise UserError(
-                f"{name}={value} has no effect with --output_dir, which asks for that run and no other. Leave --{name} out."
-            )
+    if not is_new and (given := [name for name in ("cache", "explain") if name in flags]):
+        raise UserError(
+            f"{given[0]}={flags[given[0]]} has no effect with --output_dir, which asks for that run and no other. Leave "
+            f"--{given[0]} out."
+        )
     return is_new and config.cache == "on"
 
 
@@ -74,7 +74,10 @@ def glance(config: RunConfig, *, export: bool) -> Found | None:
     """Return the run that a configuration means, if nothing is left to do there. Nothing is written, waited for or said."""
     if not _is_prepared(config):
         return None
-    keys = keys_of(config, prepare.read_manifest(prepare.prepared_folder(config)))
+    try:
+        keys = keys_of(config, prepare.read_manifest(prepare.prepared_folder(config)))
+    except UserError:  # told by whoever looks closer
+        return None
     found = find(keys, export=export, tells=lambda _: None)
     return found if found and found.is_all else None
 

@@ -15,12 +15,14 @@ import models
 from models import libraries, plugin
 from pipeline import files, losses, machine, manifest, sources
 from pipeline.config import RUNTIME_FIELDS, RunConfig, to_json
+from pipeline.errors import UserError
 
 Key = dict[str, Any]
 
 FILE = manifest.STAGES
 BEGUN = "begun"  # what a training was begun with: one that goes on with anything else is not what its arguments say
 LATER = ("evaluate", "export", "verify", "report")
+_UNASKED: Key = {"arguments": {}, "inputs": {}}  # of one that goes on: they are the run's own, and the run has checked them
 EXPORT = ("formats", "max_metric_drop", "min_speedup")  # fields that no weight hangs on
 _ARGUMENTS = {"export": ("formats", "max_metric_drop"), "verify": ("max_metric_drop", "min_speedup")}
 _MODULES = {
@@ -38,14 +40,17 @@ _MADE_FROM = {"evaluate": ("train",), "export": ("train",), "verify": ("train", 
 
 
 def keys(
-    config: RunConfig, prepared: Mapping[str, Any], *, num_ranks: int, device: str, tracking: str
+    config: RunConfig, prepared: Mapping[str, Any], *, num_ranks: int, device: str, tracking: str,
+    places: Mapping[str, str] | None = None,
 ) -> dict[str, Key]:  # fmt: skip
     """Return the key of each stage of a training on prepared tensors with this manifest; of those behind it without inputs.
 
-    `device` is its kind, and `tracking` where MLflow is to have the run. Raises PluginError for own code that cannot be read.
+    `device` is its kind, `tracking` where MLflow is to have the run, and `places` names the copies of own model and loss that a
+    run keeps, by field. Raises UserError for own code or weights that cannot be read.
     """
-    builtin = models.find(config.model)
-    own = dict(_own_code(config))
+    places = {"model": config.model, "loss": config.loss} | dict(places or {})
+    builtin = models.find(places["model"])
+    own = dict(_own_code(config, places))
     library = [libraries.library_of(config.model)] if builtin.is_library else []
     network = [builtin.builder.partition(":")[0]] if builtin.is_builtin else []
     formats = sources.modules_of("export.formats")
@@ -62,18 +67,22 @@ def keys(
         }  # fmt: skip
     inputs = {"data": prepared["spec"]["sha256"]}
     if config.weights:
-        inputs["weights"] = files.sha256(Path(config.weights))
+        try:
+            inputs["weights"] = files.sha256(Path(config.weights))
+        except OSError as error:
+            raise UserError(f"weights={config.weights} cannot be read ({error.strerror}). Give a file of weights.") from error
     found["train"] |= {"inputs": inputs, "num_ranks": num_ranks, "tracking": tracking}
     return found
 
 
-def _own_code(config: RunConfig) -> Iterator[tuple[str, str]]:
+def _own_code(config: RunConfig, places: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield what the user's own code is called, and its SHA-256."""
-    for name, given, is_own in (
-        ("model", config.model, models.find(config.model).is_own), ("loss", config.loss, losses.is_own(config.loss))
-    ):  # fmt: skip
+    for name, is_own in (("model", models.find(places["model"]).is_own), ("loss", losses.is_own(config.loss))):
         if is_own:
-            yield f"{name} {given}", _digest(given)
+            try:
+                yield f"{name} {getattr(config, name)}", _digest(places[name])
+            except plugin.PluginError as error:
+                raise UserError(f"{name}={getattr(config, name)} {error}") from error
 
 
 def _digest(name: str) -> str:
@@ -124,8 +133,8 @@ def resumed(folder: Path, wanted: Mapping[str, Key]) -> dict[str, Key]:
     """Return the keys for a training that goes on: without its own, if it was begun by other code or on another machine."""
     begun = read(folder).get(BEGUN)
     others = {name: key for name, key in wanted.items() if name != "train"}
-    if not begun or differences(begun | {"arguments": {}}, wanted["train"] | {"arguments": {}}):
-        return others  # its arguments are the run's own: a measured precision stands there in the place of `auto`
+    if not begun or differences(begun | _UNASKED, wanted["train"] | _UNASKED):
+        return others
     return others | {"train": begun}
 
 

@@ -103,9 +103,11 @@ def open_training(
 
 def with_keys(run: Run, config: RunConfig, ranks: Ranks, data: Path, *, is_new: bool) -> Run:
     """Return the run with the keys of its stages; of a new one it is written down with what it begins."""
+    if not is_new:
+        config = dataclasses.replace(config, weights="")  # which may be gone by now
     found = stages.keys(
         config, prepared.read_manifest(data), num_ranks=ranks.world_size, device=machine.kind(ranks.device.type),
-        tracking=connection.place(),
+        tracking=connection.place(), places=run.own_files,
     )  # fmt: skip
     if is_new:
         stages.begin(run.folder, found)

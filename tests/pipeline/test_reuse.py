@@ -243,6 +243,7 @@ def test_off_means_everything_again_and_a_folder_of_its_own_is_asked_for_nothing
     ("words", "said"),
     [
         (["run", "--cache", "on", "--output_dir", "x"], "cache=on has no effect with --output_dir"),
+        (["run", "--explain", "--output_dir", "x", "--resume", "auto"], "explain=true has no effect with --resume"),
         (["train", "--explain", "true", "--output_dir", "x"], "explain=true has no effect with --output_dir"),
         (["prepare", "--explain", "true"], "explain=true has no effect on `prepare`"),
         (["search", "--space", "lr=0.1,0.2", "--cache", "off"], "cache=off has no effect on `search`"),
@@ -264,6 +265,14 @@ def test_own_code_that_was_changed_is_another_training(folder: Path, cache_dir: 
     assert main([*words, "--explain"]) == 0
     text = capsys.readouterr().out
     assert _again(text) == ["train", "evaluate"] and "model net.py:Net has changed" in text
+
+
+def test_weights_and_code_that_are_not_there_get_their_sentence(folder: Path, say: Say) -> None:
+    before = sorted(folder.parent.iterdir())
+    for more in ((), ("--explain",)):
+        status, text = say("--weights", "none.safetensors", *more)
+        assert status == 2 and text.splitlines()[-1].startswith("weights=") and "none.safetensors" in text
+        assert "Traceback" not in text and sorted(folder.parent.iterdir()) == before
 
 
 def test_a_run_that_mlflow_has_opened_is_shown_below_the_one_that_is_taken(
@@ -313,7 +322,7 @@ def _writes(say: Say, folder: Path) -> Iterator[tuple[str, int]]:
     """Do what is missing for another list of formats, and yield each file that is written, with the how many-th write."""
     with Hook(lambda *_: None) as hook:
         assert say("--formats", "onnx")[0] == 0
-    counts = Counter(hook.names)
+    counts = Counter(name.removeprefix(f"{folder.name}/") for name in hook.names)
     assert {"export/model.onnx", "export/parity.json"} <= counts.keys()
     yield from ((name, k + 1) for name, count in counts.items() if name != manifest.TRACKING for k in range(count))
 
@@ -339,7 +348,7 @@ def _cut_and_again(place: tuple[str, int], folder: Path, say: Say) -> None:
     weights = (folder / manifest.WEIGHTS).read_bytes()
 
     def strike(name: str, number: int, after: bool) -> None:
-        if after and (name.rpartition(f"{folder.name}/")[2], number) == place:
+        if after and (name.removeprefix(f"{folder.name}/"), number) == place:
             raise Cut
 
     with pytest.raises(Cut), Hook(strike):
