@@ -26,6 +26,7 @@ SCRIPTS = (
     "images",
     "tables",
     "serving",
+    "shards",
     "gpu",
 )
 

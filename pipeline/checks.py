@@ -52,6 +52,8 @@ def violations(
             f"preprocess=scale needs images, dataset={c.dataset} has {_shape(spec.sample_shape)} "
             "without a fixed range. Use --preprocess standardize.",
         )
+    if message := _too_little_cache(c, source):
+        yield ("dataset", "local_cache_gb", "shuffle_window"), message
     if c.weights and c.pretrained:
         yield ("weights", "pretrained"), f"weights={c.weights} and pretrained=true cannot both be the start. Leave one out."
     if c.init != "random" and (c.weights or c.pretrained):
@@ -136,6 +138,24 @@ def violations(
         yield ("resume",), f"resume={c.resume} was given without a run folder. Add --output_dir FOLDER."
 
 
+def _too_little_cache(c: RunConfig, source: Source) -> str:
+    """Return what is wrong where the shards that an order needs at a time are more than may lie here, or nothing."""
+    if not c.local_cache_gb or source.shards is None:
+        return ""
+    entries = source.shards.index["splits"]["train"]["x"]
+    largest, total = max(e["bytes"] for e in entries), sum(e["bytes"] for e in entries)
+    window = c.shuffle_window or source.num_train
+    needed = min(total, window / source.num_train * total + 4 * largest)  # a window's, and those at its ends
+    if needed <= c.local_cache_gb * 1e9:
+        return ""
+    fits = int((c.local_cache_gb * 1e9 - 4 * largest) / total * source.num_train)
+    advice = f"Give --shuffle_window {fits} or less" if fits > 0 else "Write smaller shards"
+    return (
+        f"local_cache_gb={c.local_cache_gb:g} is less than the {needed / 1e9:.3g} GB of shards that shuffle_window="
+        f"{c.shuffle_window} needs at a time. {advice}, or more --local_cache_gb."
+    )
+
+
 def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Return the fields that have no effect on a training: why, and because of which other fields."""
     idle: dict[str, tuple[str, tuple[str, ...]]] = {}
@@ -169,6 +189,9 @@ def without_effect(c: RunConfig, source: Source) -> dict[str, tuple[str, tuple[s
     is_idle(has_no_val, "without validation samples (val_split=0)", "val_split", "early_stopping", "monitor", "calibrate")
     is_idle(not c.epochs, "while max_steps decides", "max_steps", "epochs")
     is_idle(not c.max_steps, "while epochs decide", "epochs", "max_steps")
+    is_idle(source.shards is None, f"on dataset={c.dataset}, which is no folder of shards", "dataset", "shuffle_window")
+    is_fetched = source.shards is not None and "://" in source.shards.address
+    is_idle(not is_fetched, f"on dataset={c.dataset}, which is not fetched", "dataset", "local_cache_gb")
     exact = not lossy_formats(c.formats)
     is_idle(exact, f"on formats={c.formats}, which are exact", "formats", "max_metric_drop", "min_speedup")
     return idle

@@ -72,6 +72,10 @@ class RunConfig:
         choices=("random", "pca"),
     )  # fmt: skip
     epochs: int = Field(20, "passes over the training samples; 0: max_steps decides", ge=0)
+    shuffle_window: int = Field(0, "samples among which the order of an epoch is drawn, of data in shards; 0: all", ge=0)
+    local_cache_gb: float = Field(
+        0.0, "gigabytes of fetched shards that lie on this host at a time (dataset=s3://...); 0: all", ge=0, le=1e9
+    )
     max_steps: int = Field(0, "optimizer steps after which training ends, even within an epoch; 0: epochs decide", ge=0)
     batch_size: int = Field(64, "samples in one optimizer step, over all ranks together", ge=1)
     grad_accum_steps: int = Field(1, "parts in which a rank works through its share of a batch", ge=1, le=10_000)
@@ -183,6 +187,16 @@ class RunConfig:
     min_speedup: float = Field(
         0.0, "how many times as fast as model.onnx such a file must be at batch 1, on one thread; 0: it need not", ge=0, le=1000
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(RunConfig):
+    """Parameters of `prepare`: those of a training that say what its samples are, and shards."""
+
+    shards: str = Field(
+        "", "size of a shard, as 256MB: write Arrow IPC files into --output_dir, a folder or s3://BUCKET/FOLDER; empty: write "
+        "tensors into --cache_dir",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,7 +346,18 @@ RENAMED: Mapping[str, str] = {
 }  # fmt: skip
 """Flags of earlier versions, and what to write instead."""
 RUNTIME_FIELDS = frozenset(
-    ["data_dir", "cache_dir", "output_dir", "resume", "device", "nproc", "max_restarts", "collective_timeout", "num_workers"]
+    [
+        "data_dir",
+        "cache_dir",
+        "output_dir",
+        "resume",
+        "device",
+        "nproc",
+        "max_restarts",
+        "collective_timeout",
+        "num_workers",
+        "local_cache_gb",
+    ]
 ) | {"upload_checkpoints", "strict_tracking", "cuda_graph", "promote", "cache", "explain"}
 """Fields that say where and how a run is computed, not what: they may change when it is resumed."""
 

@@ -42,7 +42,8 @@ def fit(
     checkpoint = distributed.broadcast(found)
     drawn = None if checkpoint else distributed.run_on_main(lambda: initial_state(run), on=ranks.is_main)
     initial = distributed.broadcast(drawn)
-    training = Training(run, ranks, tracker, open_split(folder, "train"), open_split(folder, "val"), initial=initial)
+    train = open_split(folder, "train", most_gb=config.local_cache_gb)
+    training = Training(run, ranks, tracker, train, open_split(folder, "val"), initial=initial)
     if checkpoint:
         training.restore(checkpoint[1])
     if ranks.is_main and run.config.optimizer == "muon" and not training.has_matrices():

@@ -15,6 +15,7 @@ from pipeline.config import (
     InspectConfig,
     PlotConfig,
     PredictConfig,
+    PrepareConfig,
     RunConfig,
     SearchConfig,
     SyncConfig,
@@ -52,10 +53,30 @@ class Call:
 def _prepare(call: Call) -> int:
     _refuse_promotion(call)
     _refuse_reuse(call)
+    if call.config.shards:
+        return _write_shards(call)
     config = resolve(call.flags)
     from pipeline.data.prepare import prepare
 
     say(str(prepare(config)))
+    return 0
+
+
+def _write_shards(call: Call) -> int:
+    """Write this process's part of the shards; torchrun's other processes, on whatever host, write theirs."""
+    from pipeline.data.shards import size_of
+
+    num_bytes = size_of(call.config.shards)
+    flags = {name: text for name, text in call.flags.items() if name not in ("shards", "output_dir")}
+    config = resolve(flags)
+    if not call.config.output_dir:
+        raise UserError("output_dir: nothing was given. Add --output_dir FOLDER, or --output_dir s3://BUCKET/FOLDER.")
+    worker = environment.worker()
+    from pipeline.data.shards.places import Place
+    from pipeline.data.shards.write import write
+
+    write(config, Place(call.config.output_dir), num_bytes=num_bytes, rank=worker.rank, world_size=worker.world_size,
+          patience=config.collective_timeout)  # fmt: skip
     return 0
 
 
@@ -327,7 +348,7 @@ def _announce_run(call: Call, *, slow: bool = True) -> None:
 COMMANDS: Mapping[str, tuple[type, str, Callable[[Call], int]]] = {
     "run": (RunConfig, "prepare, train, evaluate, export, verify and report, in one MLflow run (MLproject's `main`)", _train),
     "inspect": (InspectConfig, "say what a data set is, what is wrong with it, and which command trains it", _inspect),
-    "prepare": (RunConfig, "convert the data set to tensors on disk", _prepare),
+    "prepare": (PrepareConfig, "convert the data set to tensors on disk, or to shards for more than a disk holds", _prepare),
     "train": (RunConfig, "prepare what is missing, train and evaluate", _train),
     "search": (SearchConfig, "try values of a training's flags, train the best anew, export and prove it", _search),
     "evaluate": (EvaluateConfig, "evaluate a run's best weights on its test split", _evaluate),

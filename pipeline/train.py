@@ -88,7 +88,7 @@ class Training:
             train, batch_size=c.batch_size, grad_accum_steps=c.grad_accum_steps, seed=c.seed, rank=ranks.rank,
             world_size=ranks.world_size, device=ranks.device, num_workers=c.num_workers,
             shift=c.augment_shift, affine=c.augment_affine, crop=c.augment_crop, flip=c.augment_flip, color=c.augment_color,
-            mixup=c.mixup, cutmix=c.cutmix,
+            mixup=c.mixup, cutmix=c.cutmix, window=c.shuffle_window,
         )  # fmt: skip
         self.val = val.to(ranks.device) if fits_on(ranks.device, val) else val
         weights = class_weights(c.class_weights, self.task, run.data.classes or run.data.targets, train.y)

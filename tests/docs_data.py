@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "your-data.md", ROOT / "docs" / "your-model.md",
          ROOT / "docs" / "search.md", ROOT / "docs" / "deploy.md",
-         ROOT / "docs" / "team.md", ROOT / "docs" / "cache.md")  # fmt: skip
+         ROOT / "docs" / "team.md", ROOT / "docs" / "cache.md", ROOT / "docs" / "scale.md")  # fmt: skip
 _COLORS = {"daisy": (230, 225, 200), "rose": (190, 30, 60), "tulip": (230, 150, 30)}
 
 

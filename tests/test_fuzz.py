@@ -152,8 +152,9 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from export import triton
     from export.serve import predict, server
     from export.web import build
-    from pipeline import benchmark, commands, distributed, reporting
+    from pipeline import benchmark, cache, commands, distributed, reporting
     from pipeline.data import prepare
+    from pipeline.data.shards import write
     from pipeline.distributed import Ranks, single_process
     from pipeline.inspection import command
     from pipeline.pages import comparison
@@ -177,7 +178,7 @@ def doors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (prepare, "prepare"), (distributed, "launch"), (tracker, "send"), (predict, "predict"), (command, "inspect"),
         (server, "serve"), (promotion, "promote"), (promotion, "rollback"), (build, "web"), (benchmark, "benchmark"),
         (triton, "add"), (study, "search_on_this_rank"),
-        (comparison, "compare"), (reporting, "report"),
+        (comparison, "compare"), (reporting, "report"), (cache, "main"), (write, "write"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, opened)
     monkeypatch.setattr(distributed, "process_group", alone)

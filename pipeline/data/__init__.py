@@ -25,7 +25,7 @@ _OWN = "a folder of images, a table (.csv, .tsv, .parquet, .feather), an .npz fi
 
 def address(name: str) -> str:
     """Return a data set's name, or the whole path of one that is given by its path."""
-    return name if name in SOURCES or not name else os.path.abspath(os.path.expanduser(name))
+    return name if name in SOURCES or not name or "://" in name else os.path.abspath(os.path.expanduser(name))
 
 
 def find(name: str, options: DataOptions | None = None) -> Source:
@@ -36,6 +36,8 @@ def find(name: str, options: DataOptions | None = None) -> Source:
     if name in SOURCES:
         return SOURCES[name]
     path = Path(os.path.expanduser(name))
+    if "://" in name:
+        return _own(name, options or DataOptions())
     if name and (name.rpartition(":")[0].endswith(".py") or os.path.exists(path)):
         whole = address(name)
         try:
@@ -96,6 +98,10 @@ def _stamp(path: str) -> tuple[int, ...]:
 
 def _read(name: str, options: DataOptions) -> Source:
     path = Path(name)
+    from pipeline.data.shards import source as shards
+
+    if shards.is_place(name):
+        return shards.source(name, options)
     if path.is_dir():
         from pipeline.data import folder
 

@@ -18,6 +18,10 @@ from torch import Tensor
 from pipeline.data.augment import changes
 from pipeline.data.mix import draw
 from pipeline.data.prepare import read_manifest
+from pipeline.data.shards.order import within_windows
+from pipeline.data.shards.places import Place
+from pipeline.data.shards.rows import ShardRows
+from pipeline.data.shards.store import Store
 from pipeline.data.spill import scratch
 
 Batch = tuple[Tensor, ...]  # samples and targets; mixed ones have two targets and the share of the first
@@ -25,9 +29,12 @@ Batch = tuple[Tensor, ...]  # samples and targets; mixed ones have two targets a
 
 @dataclass(frozen=True)
 class Split:
-    """One split: x (N, *input_shape) uint8 or float32, and y (N,) int64 labels or (N, 1) float32 values."""
+    """One split: x (N, *input_shape) uint8 or float32, and y (N,) int64 labels or (N, 1) float32 values.
 
-    x: Tensor
+    Training samples that lie in shards are no tensor, but answer as one where rows are asked for.
+    """
+
+    x: Any
     y: Tensor
 
     def __len__(self) -> int:
@@ -42,11 +49,18 @@ def evaluation_split(folder: Path) -> str:
     return "test" if "test" in read_manifest(folder)["splits"] else "train"
 
 
-def open_split(folder: Path, name: str) -> Split:
-    """Return split `name` of a prepared folder, memory-mapped: pages are read when used and shared by all processes."""
+def open_split(folder: Path, name: str, *, most_gb: float = 0.0) -> Split:
+    """Return split `name` of a prepared folder, memory-mapped: pages are read when used and shared by all processes.
+
+    Of shards that are fetched, `most_gb` gigabytes may lie on this host at a time; 0: all.
+    """
     parts = read_manifest(folder)["splits"][name]
-    x, y = (_map(folder / parts[axis]["file"]) for axis in ("x", "y"))
-    return Split(x, y)
+    y = _map(folder / parts["y"]["file"])
+    if "shards" in (of_x := parts["x"]):
+        store = Store(Place(of_x["place"]), of_x["shards"], tuple(of_x["shape"][1:]), folder / "shards")
+        store.limit = round(most_gb * 1e9)
+        return Split(ShardRows(store, of_x["dtype"]), y)
+    return Split(_map(folder / of_x["file"]), y)
 
 
 def _map(path: Path) -> Tensor:
@@ -97,14 +111,17 @@ class Batches:
         color: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        window: int = 0,
     ) -> None:
         self.batch_size, self.grad_accum_steps = batch_size, grad_accum_steps
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.device, self.num_workers = device, num_workers
         self.augment: dict[str, Any] = {"shift": shift, "affine": affine, "crop": crop, "flip": flip, "color": color}
         self.mix = {"mixup": mixup, "cutmix": cutmix}
+        self.window = window  # samples among which the order is drawn; 0: all
         self.more = int(mixup + cutmix > 0)  # rows that a part needs beyond its own
         self.num_samples = len(split)
+        self.sizes = split.x.sizes if isinstance(split.x, ShardRows) else []
         self.split = split.to(device) if not num_workers and fits_on(device, split) else split
 
     def __len__(self) -> int:
@@ -130,6 +147,10 @@ class Batches:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         count = self.num_samples
         order = torch.randperm(count, generator=generator, dtype=torch.int32, out=scratch((count,), torch.int32))
+        if self.sizes and 0 < self.window < count:
+            order = within_windows(self.sizes, self.window, generator)
+        if isinstance(self.split.x, ShardRows) and not self.num_workers:  # these fetch what they need, each by itself
+            self.split.x.needs(order[first_step * self.batch_size :])
         steps = range(first_step, len(self) if end is None else end)
         change = changes(count, generator, **self.augment, device=self.split.x.device)
         shape = self.split.x.shape[1:]
@@ -153,6 +174,8 @@ class Batches:
             if mixing:
                 there = [mixing.apply(step, x, y) for x, y in there]
             yield there
+        if isinstance(self.split.x, ShardRows):
+            self.split.x.store.rest()
 
     def _indices(self, order: Tensor, step: int) -> list[Tensor]:
         """Return the rows of each part of a step; to be mixed, with the one behind its last, behind which comes the first."""

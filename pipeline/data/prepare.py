@@ -29,7 +29,7 @@ from pipeline.config import RunConfig
 from pipeline.data import forget, options_of, source_of, tensors
 from pipeline.data.columns import fit
 from pipeline.data.encoding import Packed, pack, parts_of
-from pipeline.data.spec import DataSpec, Samples, Texts
+from pipeline.data.spec import DataSpec, Samples, Shards, Texts
 from pipeline.data.split import split
 from pipeline.errors import UserError
 from pipeline.files import digest_of, locked, read_json, sha256
@@ -133,7 +133,7 @@ def split_digest(folder: Path, name: str) -> str:
     """
     manifest = read_manifest(folder)
     entries, spec = manifest["splits"][name], manifest["spec"]
-    samples = [each["sha256"] for each in manifest["raw"]] or [entries["x"]["sha256"]]
+    samples = [each["sha256"] for each in manifest["raw"] or entries["x"].get("shards", [entries["x"]])]
     return digest_of({"samples": samples, "targets": entries["y"]["sha256"], "names": [spec["classes"], spec["targets"]]})
 
 
@@ -160,7 +160,7 @@ def is_intact(folder: Path) -> bool:
         if manifest.pop("sha256") != digest_of(manifest):
             return False
         parts = [part for split in manifest["splits"].values() for part in split.values()]
-        files = {part["file"]: part["sha256"] for part in (*parts, *manifest["raw"])}
+        files = {part["file"]: part["sha256"] for part in (*parts, *manifest["raw"]) if "file" in part}
         return all(sha256(folder / name) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or damaged beyond reading
         return False
@@ -192,24 +192,16 @@ def _make(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
 def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     """Write the arrays of a data set and their manifest into a folder."""
     source = source_of(config)
-    spec = source.spec.resized(config.image_size)
-    try:
-        samples = source.load(data_dir=config.data_dir, seed=config.split_seed, **config.data_args)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"data_args: {config.dataset} cannot be made with these arguments ({error}). Change them.") from error
-    check(samples, source.spec)
-    if source.is_own and spec.sample_shape != source.spec.sample_shape:  # images: an exported file takes them as they are, too
-        spec = dataclasses.replace(spec, any_size=True)
+    if source.shards:
+        return _fill_from_shards(folder, source.shards, identity)
+    spec, samples = load(config)
     rows = split(samples, config, source)
     _refuse_if_too_large(folder, sum(map(len, rows.values())), spec)
     manifest: dict[str, Any] = {"identity": identity, "skipped": list(samples.skipped), "raw": []}
-    packed = None
     if samples.raw is not None:
-        _save_raw(folder, samples.raw, rows.get("test", rows["train"]))
+        (folder / RAW).write_bytes(raw_bytes(samples.raw, rows.get("test", rows["train"])))
         manifest["raw"] = [{"file": RAW, "sha256": sha256(folder / RAW)}]
-        spec, packed = _fitted(spec, samples.raw, rows["train"])
+    spec, packed = fitted(spec, samples, rows["train"])
     entries: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(1) as behind:
         for name, of_split in rows.items():
@@ -232,21 +224,67 @@ def _fill(folder: Path, config: RunConfig, identity: dict[str, Any]) -> None:
     mean, std = measured.result()
     counts = {name: len(of_split) for name, of_split in rows.items()}
     spec = dataclasses.replace(spec, mean=tuple(mean), std=tuple(std), counts=counts, sha256=digest_of(entries))
-    if source.is_own and not task(spec.task).has_decisions:
-        center, unit = tensors.statistics(samples.y[rows["train"]], is_image=False)
-        spec = dataclasses.replace(spec, target_mean=tuple(center), target_std=tuple(each or 1.0 for each in unit))
+    if source.is_own:
+        spec = with_targets(spec, samples.y[rows["train"]])
     manifest |= {"spec": spec.to_json(), "splits": entries}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1))
 
 
-def _fitted(spec: DataSpec, raw: Mapping[str, Array | Texts], train: NDArray[np.int64]) -> tuple[DataSpec, Packed]:
-    """Return what a table's samples are as features, by what its training rows are, and these features."""
-    columns = fit(raw, spec.columns, train)
-    return dataclasses.replace(spec, columns=columns, sample_shape=(sum(each.width for each in columns),)), pack(raw, columns)
+def load(config: RunConfig) -> tuple[DataSpec, Samples]:
+    """Return all samples of a data set, checked, and what they are to become. Raises UserError."""
+    source = source_of(config)
+    try:
+        samples = source.load(data_dir=config.data_dir, seed=config.split_seed, **config.data_args)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"data_args: {config.dataset} cannot be made with these arguments ({error}). Change them.") from error
+    check(samples, source.spec)
+    spec = source.spec.resized(config.image_size)
+    if source.is_own and spec.sample_shape != source.spec.sample_shape:  # images: an exported file takes them as they are, too
+        spec = dataclasses.replace(spec, any_size=True)
+    return spec, samples
 
 
-def _save_raw(folder: Path, raw: Mapping[str, Array | Texts], rows: NDArray[np.int64]) -> None:
-    """Write the columns as they were, of the samples on which a model is evaluated."""
+def fitted(spec: DataSpec, samples: Samples, train: NDArray[np.int64]) -> tuple[DataSpec, Packed | None]:
+    """Return what a table's samples are as features, by what its training rows are, and these features; None for other data."""
+    if samples.raw is None:
+        return spec, None
+    columns = fit(samples.raw, spec.columns, train)
+    width = sum(each.width for each in columns)
+    return dataclasses.replace(spec, columns=columns, sample_shape=(width,)), pack(samples.raw, columns)
+
+
+def with_targets(spec: DataSpec, y: Array) -> DataSpec:
+    """Return a spec of own data with the statistics of its training targets y, where these are values."""
+    if task(spec.task).has_decisions:
+        return spec
+    center, unit = tensors.statistics(y, is_image=False)
+    return dataclasses.replace(spec, target_mean=tuple(center), target_std=tuple(each or 1.0 for each in unit))
+
+
+def _fill_from_shards(folder: Path, shards: Shards, identity: dict[str, Any]) -> None:
+    """Write all but the training samples, which are read from their shards. Raises UserError for a shard that cannot be had."""
+    index, entries = shards.index, {}
+    spec = DataSpec.from_json(index["spec"])
+    _refuse_if_too_large(folder, sum(n for name, n in spec.counts.items() if name != "train"), spec)
+    for name, parts in index["splits"].items():
+        shape = (spec.counts[name], *spec.sample_shape)
+        if name == "train":
+            x: dict[str, Any] = {"shards": parts["x"], "place": shards.address, "shape": [*shape], "dtype": spec.dtype}
+        else:
+            x = tensors.save_parts(folder / f"{name}_x.npy", shape, spec.dtype, shards.arrays(folder, name, spec.sample_shape))
+        y = shards.fetch(parts["y"], folder / f"{name}_y.npy")
+        entries[name] = {"x": x, "y": {"file": y.name, "sha256": parts["y"]["sha256"]}}
+    raw = [index["raw"]] if "raw" in index else []
+    for each in raw:
+        shards.fetch(each, folder / each["file"])
+    manifest = {"identity": identity, "skipped": index["skipped"], "spec": index["spec"], "splits": entries, "raw": raw}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}, indent=1))
+
+
+def raw_bytes(raw: Mapping[str, Array | Texts], rows: NDArray[np.int64]) -> bytes:
+    """Return the file of the columns as they were, of the samples on which a model is evaluated."""
     import pyarrow as pa
     from pyarrow import feather
 
@@ -255,7 +293,9 @@ def _save_raw(folder: Path, raw: Mapping[str, Array | Texts], rows: NDArray[np.i
             return pa.array(values[rows])
         return pa.array(values.found, pa.string()).take(pa.array(values.codes[rows]))
 
-    feather.write_feather(pa.table({name: picked(values) for name, values in raw.items()}), str(folder / RAW))
+    sink = pa.BufferOutputStream()
+    feather.write_feather(pa.table({name: picked(values) for name, values in raw.items()}), sink)
+    return bytes(sink.getvalue())
 
 
 def _refuse_if_too_large(folder: Path, count: int, spec: DataSpec) -> None:

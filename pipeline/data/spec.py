@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -43,6 +43,17 @@ class Images(Protocol):
     def fill(self, out: Placed, rows: Array) -> None:
         """Have `out[i]` be row `rows[i]`. Raises UserError with the names of all files that cannot be read."""
         ...
+
+
+class Shards(Protocol):
+    """Samples that were prepared before, and lie in a folder or a bucket as their `index` says."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def index(self) -> Mapping[str, Any]: ...
+    def fetch(self, entry: Mapping[str, Any], path: Path) -> Path: ...
+    def arrays(self, folder: Path, split: str, shape: tuple[int, ...]) -> Iterator[NDArray[Any]]: ...
 
 
 class Texts(NamedTuple):
@@ -217,7 +228,8 @@ class Source:
     The fractions are shares of all samples that have no split of their own; a data set with a test set gives the validation
     share of its training samples. `files` returns the raw files, fetching into `data_dir` what is `missing`. `is_random` says
     that chance makes it, `is_own` that it is given by its path, `has_target` that one of its columns is what is predicted.
-    `notes` are told before it is prepared. `digest` stands for what does not lie in the files.
+    `notes` are told before it is prepared. `digest` stands for what does not lie in the files. `shards` are those in which it
+    was prepared already.
     """
 
     summary: str
@@ -235,6 +247,7 @@ class Source:
     missing: Callable[[Path], list[Path]] | None = None
     notes: tuple[str, ...] = ()
     digest: str = ""
+    shards: Shards | None = None
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:

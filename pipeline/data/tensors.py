@@ -169,14 +169,29 @@ def _as_exported(images: Array, shape: tuple[int, ...]) -> Array:
     return np.asarray(resize(torch.from_numpy(images), shape[-1]).byte().numpy())
 
 
+def npy(array: Array) -> bytes:
+    """Return the bytes of the file that `save` writes."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0))
+    return file.getvalue()
+
+
 def statistics(x: Array, *, is_image: bool) -> tuple[list[float], list[float]]:
     """Return mean and deviation of each channel (images) or feature (vectors), summed in float64."""
-    if not is_image:
-        return _of_features(x)
-    counts = np.zeros((x.shape[1], 256), np.int64)  # of each value: exact, and no float copy of the whole split
+    return of_histogram(histogram(x)) if is_image else _of_features(x)
+
+
+def histogram(x: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return how often each value is there in each channel of images (N, C, H, W), as (C, 256), without a float copy."""
+    counts = np.zeros((x.shape[1], 256), np.int64)
     step = max(1, _PART // int(np.prod(x.shape[1:])))
     for start in range(0, len(x), step):
         counts += [_histogram(channel) for channel in np.moveaxis(x[start : start + step], 1, 0)]
+    return counts
+
+
+def of_histogram(counts: NDArray[np.int64]) -> tuple[list[float], list[float]]:
+    """Return mean and deviation of the channels that have such a `histogram`."""
     values = np.arange(256, dtype=np.float64)
     mean = [float(c @ values / c.sum()) for c in counts]
     return mean, [float(np.sqrt(c @ (values - m) ** 2 / c.sum())) for c, m in zip(counts, mean, strict=True)]

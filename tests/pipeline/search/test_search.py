@@ -38,9 +38,9 @@ def searched(session_folder: Path, cache_dir: Path, tmp_path_factory: pytest.Tem
     for module in (commands, evaluate, fitting):
         inner = module.open_split
 
-        def spy(data: Path, name: str, inner: Callable[..., Any] = inner) -> Any:
+        def spy(data: Path, name: str, inner: Callable[..., Any] = inner, **more: float) -> Any:
             opened["winner" if list(folder.glob("winner-*")) else "trials"].add(name)
-            return inner(data, name)
+            return inner(data, name, **more)
 
         patch.setattr(module, "open_split", spy)
     said: list[str] = []

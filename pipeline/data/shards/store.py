@@ -1,0 +1,243 @@
+"""Shards where they can be mapped: in their own folder, or fetched from a bucket into one of this host, and never half of one.
+
+What was fetched has its name only after its SHA-256 is what the index says. Processes of one host share what they fetch; a lock
+for each shard keeps two from fetching the same. Beyond `limit` bytes, those go that are needed last.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pipeline import files
+from pipeline.data.shards import table
+from pipeline.data.shards.places import Place
+from pipeline.errors import Failure
+
+Array = NDArray[Any]
+
+_TRIES = 6  # for one file
+_PAUSE = 0.2  # s before the second try, twice as long before each one after it
+_LOOK = 0.02  # s between two looks whether there is room
+_AT_ONCE = 4  # shards that are fetched ahead at the same time: one connection does not fill a network
+_OPEN = 256  # shards that are mapped at a time
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+VERIFIED = "verified.json"  # of shards that lie where they were written: their hashes were right when they had these times
+
+
+def fetch(place: Place, entry: Mapping[str, Any], path: Path) -> Path:
+    """Return `path`, to which a file of a place was fetched; what is there already is taken.
+
+    A connection that breaks, or bytes that are others, are tried again. Raises Failure where it cannot be had, OSError where
+    the disk takes no more.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.locked(path.with_name(f".{path.name}.lock")):
+        if path.is_file() and path.stat().st_size == entry["bytes"]:
+            return path
+        problem = ""
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(_PAUSE * 2 ** (attempt - 1))
+            digest = hashlib.sha256()
+            try:
+                with files.atomic(path) as temporary:
+                    with temporary.open("wb") as file:
+                        for part in place.parts(entry["file"]):
+                            digest.update(part)
+                            file.write(part)
+                    if digest.hexdigest() != entry["sha256"]:
+                        raise ValueError("its bytes are not those that were written (its SHA-256 differs)")
+                return path
+            except FileNotFoundError:
+                problem = "it is not there"
+                break
+            except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in _FULL:
+                    raise
+                problem = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    raise Failure(
+        f"dataset={place.address}: {entry['file']} cannot be had: {problem}. Mend the place, and go on with --resume true."
+    )
+
+
+class Store:
+    """The shards of one split: `open(k)` maps one; `plan` says when each will be needed, and has them fetched before."""
+
+    def __init__(self, place: Place, entries: Sequence[Mapping[str, Any]], shape: tuple[int, ...], folder: Path) -> None:
+        self.place, self.entries, self.shape, self.folder = place, list(entries), shape, folder
+        self.limit = 0  # bytes of what was fetched that may lie here; 0: no limit
+        self._maps: OrderedDict[int, Array] = OrderedDict()
+        self._lock = threading.RLock()
+        self._fetching = [threading.Lock() for _ in self.entries]  # a file's lock does not keep threads apart
+        self._verified: dict[str, list[int]] = {}
+        self._first: dict[int, int] = {}  # place in the epoch at which a shard is first needed, and last
+        self._last: dict[int, int] = {}
+        self._now = 0
+        self._epoch = 0
+        self._turn = threading.Lock()
+        self._coming: set[int] = set()  # shards that are being fetched: they take room already
+
+    def open(self, k: int) -> Array:
+        """Return the samples of shard k (n, *shape), memory-mapped. Raises Failure where it cannot be had, or is not whole."""
+        with self._lock:
+            self._now = max(self._now, self._first.get(k, 0))
+            if k in self._maps:
+                self._maps.move_to_end(k)
+                return self._maps[k]
+        path = self._local(k) if self.place.local else self._fetched(k)
+        with self._lock:
+            found = self._maps[k] = table.open_x(path, self.shape)
+            while len(self._maps) > _OPEN:
+                self._maps.popitem(last=False)
+            return found
+
+    def rest(self) -> None:
+        """Fetch nothing more ahead."""
+        with self._lock:
+            self._epoch += 1
+
+    def plan(self, first: Mapping[int, int], last: Mapping[int, int]) -> None:
+        """Take notice of where in an epoch each shard is needed first and last, and fetch ahead what does not lie here."""
+        if self.place.local:
+            return
+        with self._lock:
+            self._first, self._last, self._now = dict(first), dict(last), 0
+            self._epoch += 1
+            wanted = iter(sorted(self._first, key=self._first.__getitem__))
+            arguments = (self._epoch, wanted)
+        for _ in range(_AT_ONCE):
+            threading.Thread(target=self._fetch_ahead, args=arguments, name="fetching shards", daemon=True).start()
+
+    def _fetch_ahead(self, epoch: int, wanted: Iterator[int]) -> None:
+        """Fetch in the order in which shards are needed, as far as there is room beside those that are needed now."""
+        while (k := self._next(epoch, wanted)) is not None:
+            try:
+                self._fetched(k)
+            except (Failure, OSError):  # told by who needs it
+                return
+
+    def _next(self, epoch: int, wanted: Iterator[int]) -> int | None:
+        """Return the next shard that is to be fetched ahead, as soon as there is room for it, which is then its own."""
+        with self._turn:  # only one waits for room, or a later shard could take that of an earlier one
+            for k in wanted:
+                while True:
+                    with self._lock:
+                        if epoch != self._epoch:
+                            return None
+                        if self._last[k] < self._now:  # and perhaps gone already
+                            break
+                        if not self.limit or self._kept_bytes(k) <= self.limit:
+                            self._coming.add(k)
+                            return k
+                    time.sleep(_LOOK)
+        return None
+
+    def _here(self) -> list[int]:
+        """Return the shards that lie here, or are about to."""
+        there = (n for n, entry in enumerate(self.entries) if (self.folder / str(entry["file"])).is_file())
+        return [*dict.fromkeys([*there, *self._coming])]
+
+    def _kept_bytes(self, k: int) -> int:
+        """Return the bytes of shard k and of those here that are still needed."""
+        kept = {n for n in self._here() if self._last.get(n, -1) >= self._now} | {k}
+        return sum(int(self.entries[n]["bytes"]) for n in kept)
+
+    def _fetched(self, k: int) -> Path:
+        entry = self.entries[k]
+        path = self.folder / str(entry["file"])
+        with self._fetching[k]:
+            while True:
+                with self._lock:
+                    if path.is_file() or self._make_room(k) or k in self._coming or not self._coming:
+                        self._coming.add(k)
+                        break
+                time.sleep(_LOOK)  # until one that is coming is there, and can go if it must
+            try:
+                return fetch(self.place, entry, path)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                self._make_room(k, everything=True)
+            finally:
+                self._coming.discard(k)
+            try:
+                return fetch(self.place, entry, path)
+            except OSError as error:
+                raise Failure(
+                    f"cache_dir: the disk of {self.folder} has no room for {entry['file']} ({entry['bytes'] / 1e6:,.0f} MB; "
+                    f"{error.strerror}). Make room, or give another --cache_dir."
+                ) from error
+
+    def _make_room(self, k: int, *, everything: bool = False) -> bool:
+        """Remove what was fetched and is needed no more, then what is needed last, so that shard k finds room below the limit.
+
+        `everything` that is not needed now goes where the disk is full. Who has a file mapped keeps it. Returns whether there
+        is room now.
+        """
+        if not self.limit and not everything:
+            return True
+        with self._lock:
+            here = [n for n in self._here() if n != k]
+            size = sum(int(self.entries[n]["bytes"]) for n in (*here, k))
+            loose = [n for n in here if n not in self._coming]
+            past = [n for n in loose if self._last.get(n, -1) < self._now]
+            later = sorted((n for n in loose if self._first.get(n, -1) > self._now), key=self._first.__getitem__, reverse=True)
+            for n in (*past, *later):
+                if size <= self.limit and not everything:
+                    break
+                self._maps.pop(n, None)
+                (self.folder / str(self.entries[n]["file"])).unlink(missing_ok=True)
+                size -= int(self.entries[n]["bytes"])
+            return size <= self.limit
+
+    def _local(self, k: int) -> Path:
+        """Return where shard k lies, after its hash was right at least once since it was last written."""
+        assert self.place.local
+        entry, path = self.entries[k], self.place.local / str(self.entries[k]["file"])
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise Failure(
+                f"dataset={self.place.address}: {path.name} cannot be read ({error.strerror}). Put it back."
+            ) from error
+        stamp = [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+        with self._lock:
+            if not self._verified:
+                self._verified = _read(self.folder / VERIFIED)
+            if self._verified.get(path.name) == stamp:
+                return path
+        if files.sha256(path) != entry["sha256"]:
+            raise Failure(
+                f"dataset={self.place.address}: {path.name} is not what was written (its SHA-256 differs). Write it anew."
+            )
+        with self._lock:
+            self._verified = _read(self.folder / VERIFIED) | self._verified | {path.name: stamp}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.write_json(self.folder / VERIFIED, self._verified)
+        return path
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a loader's process is given: it maps the shards itself."""
+        kept = ("place", "entries", "shape", "folder", "limit")
+        return {name: value for name, value in vars(self).items() if name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["place"], state["entries"], state["shape"], state["folder"])  # type: ignore[misc]
+        self.limit = state["limit"]
+
+
+def _read(path: Path) -> dict[str, list[int]]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -1,0 +1,175 @@
+"""Shards in a bucket: a real S3 server on loopback, whose connections break, and processes that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import read_rows
+from tests.servers import free_port
+from tests.team import Service, Wire
+from tests.trainings import CLOCKS, same_weights
+
+WINDOW = ["--shuffle_window", "40"]
+
+
+@pytest.fixture(scope="module")
+def wire(session_folder: Path) -> Iterator[Wire]:
+    """The way to a server that holds a bucket called bucket."""
+    port = free_port()
+    folder = session_folder / "s3"
+    folder.mkdir()
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    server = Service([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], folder, clean, port=port)
+    server.start()
+    made = Wire(port)
+    patch = pytest.MonkeyPatch()
+    for name, value in {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{made.port}", "AWS_ACCESS_KEY_ID": "key",
+                        "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}.items():  # fmt: skip
+        patch.setenv(name, value)
+    import boto3
+
+    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
+    try:
+        yield made
+    finally:
+        patch.undo()
+        made.cut()
+        server.end()
+
+
+@pytest.fixture(scope="module")
+def data(session_folder: Path, wire: Wire) -> Path:
+    """Images, written as shards of 16 to s3://bucket/images, and as the same ones to `shards`."""
+    folder = session_folder / "images"
+    folder.mkdir()
+    x = np.random.default_rng(0).integers(0, 256, (300, 28, 28), dtype=np.uint8)
+    np.savez(folder / "data.npz", x=x, y=np.arange(300) % 3)
+    for place in ("s3://bucket/images", str(folder / "shards")):
+        words = ["--dataset", str(folder / "data.npz"), "--model", "cnn", "--shards", "13KB", "--output_dir", place]
+        _run(folder, "prepare", *words)
+    return folder
+
+
+def _start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "pipeline", *words], cwd=folder, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def _run(folder: Path, *words: str) -> str:
+    process = _start(folder, *words)
+    text = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, text
+    return text
+
+
+def _train(place: str, out: Path, *more: str) -> list[str]:
+    flags = {
+        "model": "cnn", "dataset": place, "epochs": "3", "batch_size": "16", "precision": "fp32",
+        "cache_dir": str(out / "cache"), "output_dir": str(out / "run"),
+    }  # fmt: skip
+    return ["train", *(word for name, text in flags.items() for word in (f"--{name}", text)), *WINDOW, *more]
+
+
+def _curve(run: Path) -> list[Any]:
+    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in read_rows(run)]
+
+
+@pytest.fixture(scope="module")
+def local(data: Path) -> Path:
+    """A training on the shards that lie on this machine."""
+    (data / "local").mkdir()
+    _run(data, *_train(str(data / "shards"), data / "local"))
+    return data / "local" / "run"
+
+
+def test_a_training_from_a_bucket_with_little_room_is_the_one_from_the_disk(data: Path, local: Path, tmp_path: Path) -> None:
+    _run(tmp_path, *_train("s3://bucket/images", tmp_path, "--local_cache_gb", "0.00011"))
+    assert same_weights(local / "weights.safetensors", tmp_path / "run" / "weights.safetensors")
+    (kept,) = (tmp_path / "cache").glob("*/shards")
+    assert 0 < sum(path.stat().st_size for path in kept.glob("train-*.arrow")) <= 110_000
+
+
+@pytest.mark.timeout(200)
+def test_two_ranks_share_what_they_fetch(data: Path, local: Path, tmp_path: Path) -> None:
+    _run(tmp_path, *_train("s3://bucket/images", tmp_path, "--nproc", "2", "--device", "cpu"))
+    one, two = (
+        np.array([row["train/loss"] for row in _curve(run) if "train/loss" in row]) for run in (local, tmp_path / "run")
+    )
+    np.testing.assert_allclose(one, two, rtol=1e-4)
+
+
+def test_too_little_room_for_a_window_is_told_before_anything_is_made(data: Path, tmp_path: Path) -> None:
+    process = _start(tmp_path, *_train("s3://bucket/images", tmp_path, "--local_cache_gb", "0.00002"))
+    text = process.communicate(timeout=100)[0]
+    assert process.returncode == 2 and "local_cache_gb=2e-05 is less than" in text and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_connections_that_break_and_a_server_that_is_away_change_nothing(
+    data: Path, local: Path, wire: Wire, tmp_path: Path
+) -> None:  # fmt: skip
+    process = _start(tmp_path, *_train("s3://bucket/images", tmp_path, "--local_cache_gb", "0.00011"))
+    while process.poll() is None:
+        time.sleep(0.7)
+        wire.cut()
+        time.sleep(0.2)
+        wire.mend()
+    assert process.returncode == 0, process.communicate()[0]
+    assert same_weights(local / "weights.safetensors", tmp_path / "run" / "weights.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_training_that_is_killed_at_any_moment_goes_on_to_the_same_weights(data: Path, local: Path, tmp_path: Path) -> None:
+    for k in range(20):
+        out = tmp_path / str(k)
+        out.mkdir()
+        words = _train("s3://bucket/images", out, "--local_cache_gb", "0.00011", "--checkpoint_every", "5")
+        process = _start(out, *words)
+        assert process.stdout
+        for number, _ in enumerate(process.stdout):  # its own words are its clock
+            if number >= 4 + k % 7:
+                break
+        time.sleep(0.05 * (k // 7))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert not [path for path in out.glob("cache/*/shards/*.arrow") if path.stat().st_size == 0]
+        _run(out, *words, "--resume", "auto")
+        assert same_weights(local / "weights.safetensors", out / "run" / "weights.safetensors"), k
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_writer_that_is_killed_at_any_moment_goes_on_to_the_same_shards(data: Path, tmp_path: Path, capsys: Any) -> None:
+    """50 kills of one of two processes; the shards are those that nobody has killed."""
+    whole = {path.name: path.read_bytes() for path in (data / "shards").iterdir()}
+    words = ["prepare", "--dataset", str(data / "data.npz"), "--model", "cnn", "--shards", "13KB", "--output_dir", "out"]
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29556"}
+    kills = 0
+    for k in range(25):
+        place = tmp_path / str(k)
+        place.mkdir()
+        for stop in (k % 13, k % 13 + 5):  # files that are there when it is killed
+            process = subprocess.Popen([sys.executable, "-m", "pipeline", *words], cwd=place, stdout=subprocess.DEVNULL,
+                                       env=os.environ | job | {"RANK": str(k % 2), "LOCAL_RANK": "0"})  # fmt: skip
+            while process.poll() is None and len(list(place.glob("out/*"))) < stop:
+                time.sleep(0.001)
+            kills += process.poll() is None
+            process.kill()
+            process.wait(timeout=60)
+        _run(place, *words)
+        found = {path.name: path.read_bytes() for path in (place / "out").iterdir() if not path.name.startswith(".")}
+        assert found == whole, k
+    with capsys.disabled():
+        print(f"\n{kills} kills of a writer of shards")
