@@ -9,7 +9,7 @@ from pipeline import stages
 from pipeline.config import RunConfig
 from pipeline.data import prepare
 from pipeline.output import say
-from pipeline.reuse import RUNS, damage, is_proven, keys_of, known_runs
+from pipeline.reuse import RUNS, damage, is_fetched, is_proven, keys_of, known_runs
 from pipeline.stages import Key
 
 _SHOWN = 4  # changes that a line names
@@ -24,6 +24,9 @@ _BEFORE = {
 
 def explain(config: RunConfig, *, export: bool) -> None:
     """Say for each stage whether it would be done, and what has changed since the run that is most like it."""
+    if not is_fetched(config):
+        say(f"the raw files of {config.dataset} are not in {config.data_dir}: all is to be done")
+        return
     folder, identity = prepare.locate(config)
     prepared = {"identity": identity, "spec": {"sha256": ""}}
     is_prepared = prepare.is_intact(folder)

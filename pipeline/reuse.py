@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline import files, machine, manifest, stages
 from pipeline.config import RUNTIME_FIELDS, RunConfig
-from pipeline.data import prepare
+from pipeline.data import prepare, source_of
 from pipeline.errors import UserError
 from pipeline.output import say
 from pipeline.run import Run, parse_rows
@@ -82,7 +82,15 @@ def glance(config: RunConfig, *, export: bool) -> Found | None:
     return found if found and found.is_all else None
 
 
+def is_fetched(config: RunConfig) -> bool:
+    """Tell whether the raw files of the data are here: nothing is downloaded to look for a result."""
+    missing = source_of(config).missing
+    return not (missing and missing(config.data_dir))
+
+
 def _is_prepared(config: RunConfig) -> bool:
+    if not is_fetched(config):
+        return False
     try:
         return bool(prepare.read_manifest(prepare.prepared_folder(config))["spec"])
     except (OSError, ValueError, KeyError, TypeError):

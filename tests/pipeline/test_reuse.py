@@ -194,11 +194,10 @@ def test_another_list_of_formats_is_exported_in_the_run_that_is_there(folder: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "again"),
-    [("export/model.onnx", ["export", "verify", "report"]), ("export/parity.json", ["verify", "report"]),
-     ("report.html", ["report"]), ("plots/curves.png", ["evaluate", "report"])],
+    ("name", "again", "how"),
+    [("export/model.onnx", ["export", "verify", "report"], "changed"), ("export/parity.json", ["verify", "report"], "deleted"),
+     ("report.html", ["report"], "changed"), ("plots/curves.png", ["evaluate", "report"], "deleted")],
 )  # fmt: skip
-@pytest.mark.parametrize("how", ["deleted", "changed"])
 def test_a_file_that_is_gone_or_was_changed_has_its_stage_done_again(
     name: str, again: list[str], how: str, folder: Path, say: Say
 ) -> None:
@@ -273,6 +272,16 @@ def test_weights_and_code_that_are_not_there_get_their_sentence(folder: Path, sa
         status, text = say("--weights", "none.safetensors", *more)
         assert status == 2 and text.splitlines()[-1].startswith("weights=") and "none.safetensors" in text
         assert "Traceback" not in text and sorted(folder.parent.iterdir()) == before
+
+
+def test_nothing_is_downloaded_to_look_for_a_result(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any) -> None:
+        raise AssertionError("it asks the network")
+
+    monkeypatch.setattr("pipeline.data.mnist._fetch", download)
+    words = ["train", "--model", "cnn", "--dataset", "mnist", "--data_dir", str(tmp_path / "none")]
+    assert main([*words, "--explain"]) == 0 and "the raw files of mnist are not in" in capsys.readouterr().out
+    assert main([*words, "--model_args", "dropout=7"]) == 2 and list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_mlflow_has_opened_is_shown_below_the_one_that_is_taken(

@@ -99,6 +99,7 @@ def test_a_training_from_a_bucket_with_little_room_is_the_one_from_the_disk(data
     assert 0 < sum(path.stat().st_size for path in kept.glob("train-*.arrow")) <= 110_000
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_two_ranks_share_what_they_fetch(data: Path, local: Path, tmp_path: Path) -> None:
     _run(tmp_path, *_train("s3://bucket/images", tmp_path, "--nproc", "2", "--device", "cpu"))
