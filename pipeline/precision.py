@@ -53,7 +53,7 @@ def choose(run: Run, split: Split, ranks: Ranks) -> tuple[RunConfig, str]:
         if run.data.is_image:
             model.to(memory_format=torch.channels_last)
         count = max(1, min(len(split), c.batch_size) // (ranks.world_size * c.grad_accum_steps))
-        part = Split(split.x[:count], split.y[:count]).to(ranks.device)
+        part = split.first(count).to(ranks.device)
         times: dict[str, list[float]] = {"fp32": [], "bf16": []}
         begin = time.perf_counter()
         for turn in range(_TURNS + _WARM_UP):

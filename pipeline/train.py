@@ -104,7 +104,7 @@ class Training:
         self.num_epochs = math.ceil(self.total_steps / len(self.batches))  # the last one may be cut short
         self.patient_until = math.ceil(warmup_steps(c, self.total_steps) / len(self.batches))  # epochs with too small a step
         if c.init == "pca":
-            images = self.model.standardized(train.x[:_PATCH_IMAGES].to(ranks.device))
+            images = self.model.standardized(train.first(_PATCH_IMAGES).to(ranks.device).x)
             set_pca_filters(next(m for m in self.model.modules() if isinstance(m, nn.Conv2d)), images)
         self.optimizer = build_optimizer(self.model, c)
         self.all_parameters = list(self.model.parameters())

@@ -40,6 +40,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.x)
 
+    def first(self, count: int) -> Split:
+        """Return the first samples, as tensors wherever they lie."""
+        if isinstance(self.x, ShardRows):
+            return Split(self.x.index_select(0, torch.arange(min(count, len(self)))), self.y[:count])
+        return Split(self.x[:count], self.y[:count])
+
     def to(self, device: torch.device) -> Split:
         return Split(self.x.to(device), self.y.to(device))
 
@@ -142,7 +148,8 @@ class Batches:
         changing = any(self.augment.values()) or self.more
         if len(self) == 1 and self.world_size * self.grad_accum_steps == 1 and not self.num_workers and not changing:
             if not first_step:
-                yield [(self.split.x, self.split.y)]  # a full batch is the split itself: nothing to gather
+                whole = self.split.first(self.num_samples)
+                yield [(whole.x, whole.y)]  # a full batch is the split itself: of a tensor, nothing is gathered
             return
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         count = self.num_samples

@@ -91,16 +91,36 @@ def test_shards_hold_what_tensors_hold(kind: str, shards: Any) -> None:
     assert len(list(place.glob("train-*.arrow"))) == len(list(place.glob("train-*.json"))) > 1
 
 
-@pytest.mark.parametrize(("kind", "size"), [("npz", 20_000), ("npz", 10_000_000), ("table", 1000)])
+@pytest.mark.parametrize(
+    ("kind", "size", "more"),
+    [
+        ("npz", 20_000, ()),
+        ("npz", 10_000_000, ()),
+        ("table", 1000, ()),
+        ("npz", 20_000, ("--batch_size", "200", "--init", "pca")),
+    ],
+    ids=["npz", "one shard", "table", "a full batch"],
+)
 def test_a_training_on_shards_ends_with_the_weights_of_the_one_on_tensors(
-    kind: str, size: int, shards: Any, tmp_path: Path
-) -> None:
+    kind: str, size: int, more: tuple[str, ...], shards: Any, tmp_path: Path
+) -> None:  # fmt: skip
     flags, place = shards(kind, size)
     for folder, given in (("on-tensors", flags), ("on-shards", _on(place, flags))):
-        assert main(["train", *_words(given), "--precision", "fp32", "--output_dir", str(tmp_path / folder)]) == 0
+        words = ["train", *_words(given), "--precision", "fp32", *more]
+        assert main([*words, "--output_dir", str(tmp_path / folder)]) == 0
     assert same_weights(tmp_path / "on-tensors" / "weights.safetensors", tmp_path / "on-shards" / "weights.safetensors")
     test = [json.loads((tmp_path / folder / "test.json").read_text()) for folder in ("on-tensors", "on-shards")]
     assert test[0] == test[1]
+
+
+def test_without_held_out_samples_the_training_samples_are_evaluated_from_their_shards(tmp_path: Path, cache_dir: Path) -> None:
+    flags = _data("npz", tmp_path / "data") | {"cache_dir": str(cache_dir), "test_split": "0", "val_split": "0"}
+    without = {name: text for name, text in flags.items() if name not in ("epochs", "batch_size")}
+    write(resolve(without), Place(str(tmp_path / "place")), num_bytes=20_000)
+    sharded = {n: t for n, t in _on(tmp_path / "place", flags).items() if n not in ("test_split", "val_split")}
+    assert main(["run", *_words(sharded), "--precision", "fp32", "--output_dir", str(tmp_path / "run")]) == 0
+    table = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert np.sum(table["confusion_matrix"]) == 90 and not (tmp_path / "run" / "test.json").exists()
 
 
 def test_samples_that_lie_by_class_or_as_the_file_has_them_are_mixed_before_they_are_cut(shards: Any) -> None:
