@@ -44,7 +44,7 @@ class Split:
         """Return the first samples, as tensors wherever they lie."""
         if isinstance(self.x, ShardRows):
             return Split(self.x.index_select(0, torch.arange(min(count, len(self)))), self.y[:count])
-        return Split(self.x[:count], self.y[:count])
+        return self if count >= len(self) else Split(self.x[:count], self.y[:count])
 
     def to(self, device: torch.device) -> Split:
         return Split(self.x.to(device), self.y.to(device))
