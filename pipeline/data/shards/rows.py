@@ -22,7 +22,8 @@ class ShardRows:
 
     def __init__(self, store: Store, dtype: str, start: int = 0, stop: int | None = None) -> None:
         self.store, self._dtype = store, dtype
-        self.ends = torch.tensor([int(entry["num_samples"]) for entry in store.entries]).cumsum(0)
+        self.ends = torch.tensor([int(entry["num_samples"]) for entry in store.entries], dtype=torch.int32).cumsum(0)
+        self._firsts = [0, *self.ends.tolist()]
         self.start, self.stop = start, int(self.ends[-1]) if stop is None else stop
         self.dtype = getattr(torch, dtype)
 
@@ -48,20 +49,26 @@ class ShardRows:
     def index_select(self, dim: int, indices: Tensor) -> Tensor:
         """Return rows (n, *shape), as a tensor's own `index_select` does."""
         assert dim == 0
-        rows = indices.long() + self.start
+        rows = indices + self.start if self.start else indices
+        if len(self.ends) == 1:
+            return self._view(0).index_select(0, rows)
         places = torch.bucketize(rows, self.ends, right=True)
         used = [*dict.fromkeys(places.tolist())]  # in the order in which they are needed: what lies behind may go
         if len(used) == 1:
-            k = used[0]
-            return self._view(k).index_select(0, rows - self._first(k))
-        out = torch.empty((len(rows), *self.store.shape), dtype=self.dtype)
-        for k in used:
-            where = (places == k).nonzero().view(-1)
-            out.index_copy_(0, where, self._view(k).index_select(0, rows[where] - self._first(k)))
-        return out
+            return self._view(used[0]).index_select(0, rows - self._first(used[0]))
+        by_shard = torch.empty((len(rows), *self.store.shape), dtype=self.dtype)
+        where = [(places == k).nonzero().view(-1) for k in used]
+        start = 0
+        for k, of_shard in zip(used, where, strict=True):
+            stop = start + len(of_shard)
+            torch.index_select(self._view(k), 0, rows[of_shard] - self._first(k), out=by_shard[start:stop])
+            start = stop
+        return by_shard.index_select(0, torch.cat(where).argsort())  # which is faster than writing rows where they belong
 
     def needs(self, order: Tensor) -> None:
         """Take notice of the rows that are needed from now on, in their order, so that their shards can be fetched ahead."""
+        if self.store.place.local:
+            return
         places, at = torch.bucketize(order.long(), self.ends, right=True), torch.arange(len(order))
         first, last = (
             torch.zeros(len(self.ends), dtype=torch.int64).scatter_reduce_(0, places, at, how, include_self=False).tolist()
@@ -71,7 +78,7 @@ class ShardRows:
         self.store.plan({k: first[k] for k in used}, {k: last[k] for k in used})
 
     def _first(self, k: int) -> int:
-        return int(self.ends[k - 1]) if k else 0
+        return self._firsts[k]
 
     def _view(self, k: int) -> Tensor:
         return torch.from_numpy(self.store.open(k))
