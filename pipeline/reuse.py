@@ -49,6 +49,8 @@ def applies(config: RunConfig, flags: Mapping[str, str]) -> bool:
             f"{given[0]}={flags[given[0]]} has no effect with --output_dir, which asks for that run and no other. Leave "
             f"--{given[0]} out."
         )
+    if config.explain and config.cache == "off":
+        raise UserError("explain=true compares with runs that cache=off passes over. Leave one of the two out.")
     return is_new and config.cache == "on"
 
 

@@ -63,8 +63,7 @@ def open_split(folder: Path, name: str, *, most_gb: float = 0.0) -> Split:
     parts = read_manifest(folder)["splits"][name]
     y = _map(folder / parts["y"]["file"])
     if "shards" in (of_x := parts["x"]):
-        store = Store(Place(of_x["place"]), of_x["shards"], tuple(of_x["shape"][1:]), folder / "shards")
-        store.limit = round(most_gb * 1e9)
+        store = Store(Place(of_x["place"]), of_x["shards"], tuple(of_x["shape"][1:]), folder / "shards", round(most_gb * 1e9))
         return Split(ShardRows(store, of_x["dtype"]), y)
     return Split(_map(folder / of_x["file"]), y)
 

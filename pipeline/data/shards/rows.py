@@ -55,13 +55,13 @@ class ShardRows:
         places = torch.bucketize(rows, self.ends, right=True)
         used = [*dict.fromkeys(places.tolist())]  # in the order in which they are needed: what lies behind may go
         if len(used) == 1:
-            return self._view(used[0]).index_select(0, rows - self._first(used[0]))
+            return self._view(used[0]).index_select(0, rows - self._firsts[used[0]])
         by_shard = torch.empty((len(rows), *self.store.shape), dtype=self.dtype)
         where = [(places == k).nonzero().view(-1) for k in used]
         start = 0
         for k, of_shard in zip(used, where, strict=True):
             stop = start + len(of_shard)
-            torch.index_select(self._view(k), 0, rows[of_shard] - self._first(k), out=by_shard[start:stop])
+            torch.index_select(self._view(k), 0, rows[of_shard] - self._firsts[k], out=by_shard[start:stop])
             start = stop
         return by_shard.index_select(0, torch.cat(where).argsort())  # which is faster than writing rows where they belong
 
@@ -76,9 +76,6 @@ class ShardRows:
         )
         used = places.unique().tolist()
         self.store.plan({k: first[k] for k in used}, {k: last[k] for k in used})
-
-    def _first(self, k: int) -> int:
-        return self._firsts[k]
 
     def _view(self, k: int) -> Tensor:
         return torch.from_numpy(self.store.open(k))

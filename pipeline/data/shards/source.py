@@ -83,9 +83,7 @@ def source(address: str, options: DataOptions) -> Source:
         )
     if problems:
         raise UserError(*problems)
-    plain = dataclasses.replace(
-        spec, mean=(), std=(), target_mean=(), target_std=(), counts={}, sha256="", columns=spec.columns
-    )
+    plain = dataclasses.replace(spec, mean=(), std=(), target_mean=(), target_std=(), counts={}, sha256="")
 
     def load(data_dir: Path, seed: int) -> Samples:
         raise UserError(f"dataset={address} is prepared already. Use the data that its shards were made of.")

@@ -73,9 +73,11 @@ def fetch(place: Place, entry: Mapping[str, Any], path: Path) -> Path:
 class Store:
     """The shards of one split: `open(k)` maps one; `plan` says when each will be needed, and has them fetched before."""
 
-    def __init__(self, place: Place, entries: Sequence[Mapping[str, Any]], shape: tuple[int, ...], folder: Path) -> None:
+    def __init__(
+        self, place: Place, entries: Sequence[Mapping[str, Any]], shape: tuple[int, ...], folder: Path, limit: int = 0
+    ) -> None:  # fmt: skip
         self.place, self.entries, self.shape, self.folder = place, list(entries), shape, folder
-        self.limit = 0  # bytes of what was fetched that may lie here; 0: no limit
+        self.limit = limit  # bytes of what was fetched that may lie here; 0: no limit
         self._maps: OrderedDict[int, Array] = OrderedDict()
         self._lock = threading.RLock()
         self._fetching = [threading.Lock() for _ in self.entries]  # a file's lock does not keep threads apart
@@ -148,8 +150,8 @@ class Store:
         return [*dict.fromkeys([*there, *self._coming])]
 
     def _kept_bytes(self, k: int) -> int:
-        """Return the bytes of shard k and of those here that are still needed."""
-        kept = {n for n in self._here() if self._last.get(n, -1) >= self._now} | {k}
+        """Return the bytes of shard k and of those here that are still needed, or are in another thread's hands."""
+        kept = {n for n in self._here() if self._last.get(n, -1) >= self._now} | self._coming | {k}
         return sum(int(self.entries[n]["bytes"]) for n in kept)
 
     def _fetched(self, k: int) -> Path:
@@ -226,14 +228,9 @@ class Store:
             files.write_json(self.folder / VERIFIED, self._verified)
         return path
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """What a loader's process is given: it maps the shards itself."""
-        kept = ("place", "entries", "shape", "folder", "limit")
-        return {name: value for name, value in vars(self).items() if name in kept}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["place"], state["entries"], state["shape"], state["folder"])  # type: ignore[misc]
-        self.limit = state["limit"]
+        return Store, (self.place, self.entries, self.shape, self.folder, self.limit)
 
 
 def _read(path: Path) -> dict[str, list[int]]:

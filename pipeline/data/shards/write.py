@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,12 +29,13 @@ from pipeline.data.shards.source import INDEX
 from pipeline.data.spec import DataSpec, Samples
 from pipeline.data.split import split
 from pipeline.errors import Failure, UserError
-from pipeline.files import digest_of
+from pipeline.files import digest_of, written_as
 from pipeline.output import say
 
 Array = NDArray[Any]
 Rows = NDArray[np.int64]
 
+_OURS = re.compile(r"index\.json|raw\.feather|(train|val|test)(_y\.npy|-\d{5,}\.(arrow|json))")  # what is written here
 _POLL = 0.2  # s between two looks for the marks of other processes
 
 
@@ -79,7 +81,14 @@ def _cut(rows: Rows, size: int) -> list[Rows]:
 
 
 def _refuse_others(place: Place, key: str) -> None:
-    """Raise UserError where the shards of other data, or of other arguments, lie in a place."""
+    """Raise UserError where shards of other data or arguments lie in a place, or, on this machine, anything else."""
+    if place.local and place.local.is_dir():
+        strange = sorted(p.name for p in place.local.iterdir() if not _OURS.fullmatch(p.name) and not written_as(p.name))
+        if strange:
+            raise UserError(
+                f"output_dir={place.address} holds something else ({', '.join(strange[:3])}). Give a folder that is empty, "
+                "that does not exist yet, or that holds these shards."
+            )
     try:
         found = json.loads(place.read(INDEX))
         other = digest_of(found["identity"]) != key

@@ -215,6 +215,14 @@ def test_other_shards_are_not_written_over(shards: Any, tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in place.iterdir()} == before
 
 
+def test_shards_are_not_laid_among_other_files(shards: Any, tmp_path: Path, capsys: Any) -> None:
+    flags, _ = shards("npz")
+    words = _words({name: text for name, text in flags.items() if name not in ("epochs", "batch_size")})
+    assert main(["prepare", *words, "--shards", "20KB", "--output_dir", str(tmp_path / "data")]) == 2
+    assert "holds something else (data.npz)" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["data.npz"]
+
+
 def test_shards_of_others_that_stay_away_are_told(shards: Any, tmp_path: Path) -> None:
     flags, _ = shards("npz")
     config = resolve({name: text for name, text in flags.items() if name not in ("epochs", "batch_size")})
