@@ -71,6 +71,11 @@ def _write_shards(call: Call) -> int:
     config = resolve(flags)
     if not call.config.output_dir:
         raise UserError("output_dir: nothing was given. Add --output_dir FOLDER, or --output_dir s3://BUCKET/FOLDER.")
+    if "cache_dir" in call.flags:
+        raise UserError(
+            f"cache_dir={call.flags['cache_dir']} has no effect with --shards, which are written into --output_dir. Leave "
+            "--cache_dir out."
+        )
     worker = environment.worker()
     from pipeline.data.shards.places import Place
     from pipeline.data.shards.write import write

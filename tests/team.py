@@ -62,8 +62,10 @@ def waited(what: str, ready: Callable[[], bool], log: Path | None = None, *, sec
 class Service:
     """A process that listens on a port of its own, and that can end and begin again there."""
 
-    def __init__(self, words: list[str], folder: Path, environment: dict[str, str], *, port: int) -> None:
-        self.words, self.folder, self.environment, self.port = words, folder, environment, port
+    def __init__(
+        self, words: list[str], folder: Path, environment: dict[str, str], *, port: int, address: str = "127.0.0.1"
+    ) -> None:
+        self.words, self.folder, self.environment, self.port, self.address = words, folder, environment, port, address
         self.log = folder / f"{Path(words[-1]).name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -78,7 +80,7 @@ class Service:
     def _listens(self) -> bool:
         assert self._process and self._process.poll() is None, self.log.read_text(errors="replace")[-3000:]
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return probe.connect_ex((self.address, self.port)) == 0
 
     def send(self, number: signal.Signals) -> None:
         """Signal the process and all that it has started."""
@@ -95,7 +97,12 @@ class Service:
 
 
 class Wire:
-    """Carries bytes between whoever connects and a port, until it is cut: then connections break, and new ones are refused."""
+    """Carries bytes between whoever connects and a port, until it is cut: then connections break, and new ones are refused.
+
+    With a `pause` it carries a kilobyte, and rests so many seconds before the next.
+    """
+
+    pause = 0.0
 
     def __init__(self, to: int) -> None:
         self._to, self.port = to, free_port()
@@ -140,7 +147,8 @@ class Wire:
 
     def _carry(self, a: socket.socket, b: socket.socket, left: list[int], both: tuple[socket.socket, ...]) -> None:
         with suppress(OSError):
-            while content := a.recv(1 << 16):
+            while content := a.recv(1 << (10 if self.pause else 16)):
+                time.sleep(self.pause)
                 b.sendall(content)
         with suppress(OSError):
             b.shutdown(socket.SHUT_WR)

@@ -37,7 +37,8 @@ LAYERS = [  # a module may import its own layer and those before it
     {"pipeline.start", "pipeline.fitting", "pipeline.commands", "pipeline.benchmark", "pipeline.reporting",
      "pipeline.cache", "pipeline.flags",
      "pipeline.inspection",
-     *(f"pipeline.inspection.{name}" for name in ("command", "images", "columns", "arrays", "targets", "costs", "report")),
+     *(f"pipeline.inspection.{name}" for name in (
+        "command", "images", "columns", "arrays", "shards", "targets", "costs", "report")),
      "pipeline.search", *(f"pipeline.search.{name}" for name in (
         "space", "storage", "queue", "loop", "show", "plan", "command", "trial", "winner", "study"))},
     {"pipeline.handlers", "pipeline.cli", "pipeline.__main__"},

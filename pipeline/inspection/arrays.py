@@ -54,11 +54,12 @@ def of_images(source: Source, samples: Samples) -> Found:
     ]
     return Found(
         kind="images in arrays", facts=facts, source=source, samples=samples, side=min(height, width),
-        draw=partial(_draw, source, samples),
+        draw=partial(draw_images, source, samples),
     )  # fmt: skip
 
 
-def _draw(source: Source, samples: Samples, side: int) -> Figure:
+def draw_images(source: Source, samples: Samples, side: int) -> Figure:
+    """Draw images (N, C, H, W) uint8 that are in memory, those of a class in a row."""
     from pipeline.plots.data import image_rows
 
     spec, x = source.spec, samples.x

@@ -16,10 +16,11 @@ from pipeline import data
 from pipeline.config import InspectConfig, RunConfig
 from pipeline.data import image_table, table
 from pipeline.data.prepare import check
+from pipeline.data.shards.source import is_place
 from pipeline.data.spec import DataSpec, Samples, Source
 from pipeline.data.split import split
 from pipeline.errors import UserError
-from pipeline.inspection import arrays, columns, costs, images, targets
+from pipeline.inspection import arrays, columns, costs, images, shards, targets
 from pipeline.inspection.report import Found, Part, render
 from pipeline.inspection.targets import Rows
 from pipeline.output import say
@@ -39,9 +40,10 @@ def inspect(config: InspectConfig, flags: Mapping[str, str]) -> None:
         _say([head, *found.parts, notes])
         raise UserError(*found.problems)
     source, samples = found.source, found.samples
-    model, image_size = costs.propose(found.side, image_size=config.image_size, name=config.dataset)
+    asked = config.image_size or (found.side if source.shards else 0)  # which were made for one size
+    model, image_size = costs.propose(found.side, image_size=asked, name=config.dataset)
     given |= found.flags
-    run = _resolved(given, model, image_size)
+    run = _resolved(given, model, image_size, is_sharded=source.shards is not None)
     spec = source.spec.resized(image_size or run.image_size)
     parts = [head]
     if samples:
@@ -49,7 +51,7 @@ def inspect(config: InspectConfig, flags: Mapping[str, str]) -> None:
         if uncut:
             given |= {"val_split": "0", "test_split": "0"}
             notes = Part(title=notes.title, rows=[(uncut,), *notes.rows])
-        needs = costs.needs(run, spec, samples, rows, model)
+        needs = costs.needs(run, spec, samples, rows, model, is_sharded=source.shards is not None)
         if balance := targets.balance(spec, samples.y):
             parts = [Part(title=head.title, rows=[*head.rows, ("balance", balance)])]
         parts += [targets.targets(source.spec, samples, rows), targets.cut(source, samples, rows), *found.parts, notes]
@@ -65,10 +67,10 @@ def inspect(config: InspectConfig, flags: Mapping[str, str]) -> None:
         _draw(found, config.output, name=source.spec.name, side=spec.sample_shape[-1] if spec.is_image else 0)
 
 
-def _resolved(flags: Mapping[str, str], model: str, image_size: int) -> RunConfig:
+def _resolved(flags: Mapping[str, str], model: str, image_size: int, *, is_sharded: bool = False) -> RunConfig:
     """Return the configuration of the training that is proposed. Raises UserError as it would."""
     asked = dict(flags) | {"model": model}
-    if model == costs.RESNET:  # torch would be asked for it, which takes seconds: another model's recipe says the same
+    if model == costs.RESNET and not is_sharded:  # torch would be asked, which takes seconds: another's recipe says the same
         asked |= {"model": "cnn"}
     elif image_size:
         asked |= {"image_size": str(image_size)}
@@ -80,10 +82,12 @@ def _find(config: InspectConfig, flags: Mapping[str, str]) -> Found:
     name, options = config.dataset, data.options_of(vars(config))
     is_own = name not in data.matching()
     path = Path(name).expanduser()
-    if is_own and path.is_dir():
+    if is_own and path.is_dir() and not is_place(name):
         return images.of_folder(name, options)
     if is_own and path.is_file() and path.suffix.lower() in table.SUFFIXES:
         return images.of_table(name, options) if image_table.column_of(path) else columns.of_table(name, options)
+    if is_own and is_place(name):
+        return shards.of_shards(name, options)
     source = data.find(name, options)
     kind = "" if source.is_own else source.summary
     side = min(source.spec.sample_shape[1:], default=0)

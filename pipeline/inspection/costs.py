@@ -58,16 +58,23 @@ def command(flags: Mapping[str, str]) -> str:
     return " ".join([program(), "run", *(word for name, text in flags.items() for word in (f"--{name}", shlex.quote(text)))])
 
 
-def needs(config: RunConfig, spec: DataSpec, samples: Samples, rows: Mapping[str, NDArray[np.int64]], model: str) -> list[Any]:
-    """Return labels and texts: the disk, the memory and the steps that a training of `model` takes."""
+def needs(
+    config: RunConfig, spec: DataSpec, samples: Samples, rows: Mapping[str, NDArray[np.int64]], model: str,
+    *, is_sharded: bool = False,
+) -> list[Any]:  # fmt: skip
+    """Return labels and texts: the disk, the memory and the steps that a training of `model` takes.
+
+    Training samples that are sharded stay where they are, or are fetched as far as --local_cache_gb lets.
+    """
     there, available = _free(config.cache_dir), psutil.virtual_memory().available
-    disk, memory = num_bytes(spec, samples, rows), _memory(config, spec, samples, rows, model)
+    kept = {name: r for name, r in rows.items() if not is_sharded or name != "train"}
+    disk, memory = num_bytes(spec, samples, kept), _memory(config, spec, samples, rows, model)
     num_train = len(rows["train"])
     steps = max(1, -(-num_train // config.batch_size))
-    lines = []
+    lines, beside = [], ", beside training shards" if is_sharded else ""
     if there is not None:
         more = "" if disk < there else ": ATTENTION, that is too little; give another --cache_dir, or a smaller --image_size"
-        lines.append(("disk", f"{size(disk)} of prepared tensors; {size(there)} are free in {config.cache_dir}{more}"))
+        lines.append(("disk", f"{size(disk)} of prepared tensors{beside}; {size(there)} are free in {config.cache_dir}{more}"))
     more = "" if memory < available else ": ATTENTION, that is too little; give a smaller --batch_size or --image_size"
     return [
         *lines,
@@ -82,7 +89,7 @@ def num_bytes(spec: DataSpec, samples: Samples, rows: Mapping[str, NDArray[np.in
     count = sum(map(len, rows.values()))
     sample = math.prod(spec.sample_shape) * np.dtype(spec.dtype).itemsize
     target = samples.y.itemsize * (samples.y.shape[1] if samples.y.ndim > 1 else 1)
-    raw = len(rows.get("test", rows["train"])) * sum(16 if c.is_category else 8 for c in spec.columns)
+    raw = len(rows.get("test", rows.get("train", ()))) * sum(16 if c.is_category else 8 for c in spec.columns)
     return count * (sample + target) + raw
 
 

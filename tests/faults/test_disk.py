@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import tempfile
@@ -19,27 +18,16 @@ from pipeline.data.spill import scratch
 from pipeline.errors import Failure
 from pipeline.run import Run
 from tests.conftest import read_rows
+from tests.disks import fill, mount, small_disk
 
 pytestmark = pytest.mark.timeout(200)
-
-
-def _mount(*words: str) -> None:
-    subprocess.run(["mount", *words], check=True, timeout=20, capture_output=True)
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 24 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        _mount("-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder))
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"nothing can be mounted here: {error}")
-    try:
+    with small_disk(tmp_path / "disk") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=20)
 
 
 def _train(folder: Path, cache_dir: Path, *flags: str) -> subprocess.Popen[str]:
@@ -68,7 +56,7 @@ def test_a_disk_without_room_is_told_before_anything_is_created(disk: Path, cach
 
 def test_a_read_only_disk_is_told_before_anything_is_created(disk: Path, cache_dir: Path, capsys: Any) -> None:
     """One that becomes read-only in mid-run: tests/faults/test_kills.py has EROFS at every hook of a save."""
-    _mount("-o", "remount,ro", str(disk))
+    mount("-o", "remount,ro", str(disk))
     assert main(["train", "--model", "mlp", "--output_dir", str(disk / "run"), "--cache_dir", str(cache_dir)]) == 2
     assert f"output_dir={disk / 'run'} cannot be written (Read-only file system)" in capsys.readouterr().err
 
@@ -100,9 +88,7 @@ def test_a_disk_that_fills_up_in_mid_run_fails_the_save_and_keeps_the_checkpoint
     process = _train(run, cache_dir)
     try:
         _wait_for_epoch(process, 3)
-        with (disk / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
+        fill(disk)
         _, told = process.communicate(timeout=150)
     finally:
         process.kill()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
 from pipeline.run import Run
 from tests.conftest import all_runs, read_rows
 from tests.hosts import GATEWAY, Host, two_hosts
-from tests.servers import mlflow_server
+from tests.servers import free_port, mlflow_server
+from tests.team import Service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -127,3 +131,65 @@ def test_rank_0_moves_to_the_other_host_and_goes_on_from_mlflow(hosts: tuple[Hos
     _assert_one_whole_run(server, second.folder / "run")
     tags = all_runs(server)[0].data.tags
     assert tags["host"] == second.name and json.loads((second.folder / "run" / "test.json").read_text())
+
+
+@pytest.fixture
+def bucket(hosts: tuple[Host, Host], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A bucket called bucket, which both hosts reach."""
+    import boto3
+
+    (tmp_path / "s3").mkdir()
+    port = free_port()
+    words = [sys.executable, "-m", "moto.server", "-H", GATEWAY, "-p", str(port)]
+    service = Service(words, tmp_path / "s3", dict(os.environ), port=port, address=GATEWAY)
+    service.start()
+    try:
+        for name, value in {"AWS_ENDPOINT_URL": f"http://{GATEWAY}:{port}", "AWS_ACCESS_KEY_ID": "key",
+                            "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        client = boto3.client("s3", region_name="us-east-1")
+        client.create_bucket(Bucket="bucket")
+        yield
+    finally:
+        service.end()
+
+
+def test_two_hosts_write_shards_into_a_bucket_and_train_on_them(
+    hosts: tuple[Host, Host], server: str, bucket: None, tmp_path: Path
+) -> None:
+    """The shards are those that one process writes; the losses those of one process, and each host has a cache of its own."""
+    import boto3
+
+    x = np.random.default_rng(0).integers(0, 256, (300, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(300) % 3)
+
+    def together(*words: str, log: str) -> None:
+        jobs = [host.torchrun(*words, torchrun=_c10d(hosts[0], "2"), log=log) for host in hosts]
+        assert [job.wait(timeout=150) for job in jobs] == [0, 0], [host.said(log) for host in hosts]
+
+    def alone(*words: str) -> None:
+        job = hosts[0].start(sys.executable, "-m", "pipeline", *words, log="alone")
+        assert job.wait(timeout=150) == 0, hosts[0].said("alone")
+
+    write = ["prepare", "--dataset", str(tmp_path / "data.npz"), "--model", "cnn", "--shards", "13KB", "--output_dir"]
+    together(*write, "s3://bucket/images", log="prepare")
+    assert all("shards of up to 16 samples to s3://" in host.said("prepare") for host in hosts)
+    alone(*write, "shards")
+    client = boto3.client("s3", region_name="us-east-1")
+    names = [each["Key"].removeprefix("images/") for each in client.list_objects_v2(Bucket="bucket")["Contents"]]
+    here = {path.name: path.read_bytes() for path in (hosts[0].folder / "shards").iterdir()}
+    assert here == {n: client.get_object(Bucket="bucket", Key=f"images/{n}")["Body"].read() for n in names}
+
+    train = ["train", "--model", "cnn", "--epochs", "3", "--batch_size", "16", "--precision", "fp32", "--shuffle_window", "40",
+             "--device", "cpu", "--cache_dir", "cache"]  # fmt: skip
+    room = ["--local_cache_gb", "0.00011"]
+    together(*train, "--dataset", "s3://bucket/images", *room, "--output_dir", "run", log="train")
+    alone(*train, "--dataset", "shards", "--output_dir", "alone-run")
+    (holder,) = [host for host in hosts if (host.folder / "run").exists()]
+    both, one = (
+        [row["train/loss"] for row in read_rows(folder) if "train/loss" in row]
+        for folder in (holder.folder / "run", hosts[0].folder / "alone-run")
+    )
+    np.testing.assert_allclose(both, one, rtol=1e-4)
+    kept = {host.name: [*(host.folder / "cache").glob("*/shards/train-*.arrow")] for host in hosts}
+    assert all(0 < sum(path.stat().st_size for path in found) <= 110_000 for found in kept.values()), kept

@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pipeline.data.shards.places import Place
-from pipeline.data.shards.store import Store, fetch
+from pipeline.data.shards.store import Store, fetch, remove
 from pipeline.data.spec import DataOptions, DataSpec, Samples, Source
 from pipeline.errors import UserError
 from pipeline.files import digest_of
@@ -41,7 +41,7 @@ class Shards:
         for k, entry in enumerate(store.entries):
             yield store.open(k)
             if not self.place.local:
-                (folder / str(entry["file"])).unlink(missing_ok=True)
+                remove(folder / str(entry["file"]))
                 (folder / f".{entry['file']}.lock").unlink(missing_ok=True)
 
 

@@ -1,27 +1,29 @@
 """Shards where they can be mapped: in their own folder, or fetched from a bucket into one of this host, and never half of one.
 
-What was fetched has its name only after its SHA-256 is what the index says. Processes of one host share what they fetch; a lock
-for each shard keeps two from fetching the same. Beyond `limit` bytes, those go that are needed last.
+What was fetched has its name only after its SHA-256 is what the index says, and is hashed again by the process that maps it if
+it was touched since. Processes of one host share what they fetch; a lock for each shard keeps two from fetching the same.
+Beyond `limit` bytes, those go that are needed last.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline import files
+from pipeline import environment, files
 from pipeline.data.shards import table
 from pipeline.data.shards.places import Place
 from pipeline.errors import Failure
+from pipeline.output import say
 
 Array = NDArray[Any]
 
@@ -31,7 +33,7 @@ _LOOK = 0.02  # s between two looks whether there is room
 _AT_ONCE = 4  # shards that are fetched ahead at the same time: one connection does not fill a network
 _OPEN = 256  # shards that are mapped at a time
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-VERIFIED = "verified.json"  # of shards that lie where they were written: their hashes were right when they had these times
+_SLOW = 5.0  # s after which it is said what a training waits for
 
 
 def fetch(place: Place, entry: Mapping[str, Any], path: Path) -> Path:
@@ -42,7 +44,7 @@ def fetch(place: Place, entry: Mapping[str, Any], path: Path) -> Path:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.locked(path.with_name(f".{path.name}.lock")):
-        if path.is_file() and path.stat().st_size == entry["bytes"]:
+        if is_whole(path, entry, path.parent):
             return path
         problem = ""
         for attempt in range(_TRIES):
@@ -57,6 +59,7 @@ def fetch(place: Place, entry: Mapping[str, Any], path: Path) -> Path:
                             file.write(part)
                     if digest.hexdigest() != entry["sha256"]:
                         raise ValueError("its bytes are not those that were written (its SHA-256 differs)")
+                _keep_seal(path, path.parent)
                 return path
             except FileNotFoundError:
                 problem = "it is not there"
@@ -70,6 +73,57 @@ def fetch(place: Place, entry: Mapping[str, Any], path: Path) -> Path:
     )
 
 
+def is_whole(path: Path, entry: Mapping[str, Any], folder: Path) -> bool:
+    """Tell whether a file has the SHA-256 of its entry. Raises OSError where it cannot be read.
+
+    It is hashed only if it was touched since it last had: `folder` keeps the times that it had then.
+    """
+    if not path.is_file():
+        return False
+    before = _stamp(path)
+    with suppress(OSError, ValueError):
+        if _seal(path, folder).read_text() == before:
+            return True
+    if path.stat().st_size != entry["bytes"] or files.sha256(path) != entry["sha256"]:
+        return False
+    if _stamp(path) == before:
+        _keep_seal(path, folder)
+    return True
+
+
+def _keep_seal(path: Path, folder: Path) -> None:
+    with suppress(OSError):  # a disk that is full or not ours: it is hashed again then
+        folder.mkdir(parents=True, exist_ok=True)
+        _seal(path, folder).write_text(_stamp(path))
+
+
+def _seal(path: Path, folder: Path) -> Path:
+    return folder / f".{path.name}.seal"
+
+
+def _stamp(path: Path) -> str:
+    found = path.stat()
+    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
+def remove(path: Path) -> None:
+    """Remove a file that was fetched; its lock stays, as another process may hold it."""
+    path.unlink(missing_ok=True)
+    _seal(path, path.parent).unlink(missing_ok=True)
+
+
+@contextmanager
+def _said_when_slow(text: str) -> Iterator[None]:
+    timer = threading.Timer(_SLOW, say, [text])
+    timer.daemon = True
+    if not environment.worker().local_rank:  # the others of this host wait for the same
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class Store:
     """The shards of one split: `open(k)` maps one; `plan` says when each will be needed, and has them fetched before."""
 
@@ -81,7 +135,6 @@ class Store:
         self._maps: OrderedDict[int, Array] = OrderedDict()
         self._lock = threading.RLock()
         self._fetching = [threading.Lock() for _ in self.entries]  # a file's lock does not keep threads apart
-        self._verified: dict[str, list[int]] = {}
         self._first: dict[int, int] = {}  # place in the epoch at which a shard is first needed, and last
         self._last: dict[int, int] = {}
         self._now = 0
@@ -96,7 +149,8 @@ class Store:
             if k in self._maps:
                 self._maps.move_to_end(k)
                 return self._maps[k]
-        path = self._local(k) if self.place.local else self._fetched(k)
+        with _said_when_slow(f"waiting for {self.entries[k]['file']} of {self.place.address} ..."):
+            path = self._local(k) if self.place.local else self._fetched(k)
         with self._lock:
             found = self._maps[k] = table.open_x(path, self.shape)
             while len(self._maps) > _OPEN:
@@ -198,43 +252,27 @@ class Store:
                 if size <= self.limit and not everything:
                     break
                 self._maps.pop(n, None)
-                (self.folder / str(self.entries[n]["file"])).unlink(missing_ok=True)
+                remove(self.folder / str(self.entries[n]["file"]))
                 size -= int(self.entries[n]["bytes"])
             return size <= self.limit
 
     def _local(self, k: int) -> Path:
         """Return where shard k lies, after its hash was right at least once since it was last written."""
         assert self.place.local
-        entry, path = self.entries[k], self.place.local / str(self.entries[k]["file"])
+        path = self.place.local / str(self.entries[k]["file"])
         try:
-            found = path.stat()
+            path.stat()
+            whole = is_whole(path, self.entries[k], self.folder)
         except OSError as error:
             raise Failure(
                 f"dataset={self.place.address}: {path.name} cannot be read ({error.strerror}). Put it back."
             ) from error
-        stamp = [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-        with self._lock:
-            if not self._verified:
-                self._verified = _read(self.folder / VERIFIED)
-            if self._verified.get(path.name) == stamp:
-                return path
-        if files.sha256(path) != entry["sha256"]:
+        if not whole:
             raise Failure(
                 f"dataset={self.place.address}: {path.name} is not what was written (its SHA-256 differs). Write it anew."
             )
-        with self._lock:
-            self._verified = _read(self.folder / VERIFIED) | self._verified | {path.name: stamp}
-            self.folder.mkdir(parents=True, exist_ok=True)
-            files.write_json(self.folder / VERIFIED, self._verified)
         return path
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What a loader's process is given: it maps the shards itself."""
         return Store, (self.place, self.entries, self.shape, self.folder, self.limit)
-
-
-def _read(path: Path) -> dict[str, list[int]]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.cli import main
 from tests.conftest import read_rows
+from tests.disks import fill, small_disk
 from tests.servers import free_port
 from tests.team import Service, Wire
 from tests.trainings import CLOCKS, same_weights
@@ -56,7 +58,10 @@ def data(session_folder: Path, wire: Wire) -> Path:
     np.savez(folder / "data.npz", x=x, y=np.arange(300) % 3)
     for place in ("s3://bucket/images", str(folder / "shards")):
         words = ["--dataset", str(folder / "data.npz"), "--model", "cnn", "--shards", "13KB", "--output_dir", place]
-        _run(folder, "prepare", *words)
+        if place.startswith("s3"):
+            _run(folder, "prepare", *words)
+        else:
+            assert main(["prepare", *words]) == 0
     return folder
 
 
@@ -88,7 +93,7 @@ def _curve(run: Path) -> list[Any]:
 def local(data: Path) -> Path:
     """A training on the shards that lie on this machine."""
     (data / "local").mkdir()
-    _run(data, *_train(str(data / "shards"), data / "local"))
+    assert main(_train(str(data / "shards"), data / "local")) == 0
     return data / "local" / "run"
 
 
@@ -107,6 +112,57 @@ def test_two_ranks_share_what_they_fetch(data: Path, local: Path, tmp_path: Path
         np.array([row["train/loss"] for row in _curve(run) if "train/loss" in row]) for run in (local, tmp_path / "run")
     )
     np.testing.assert_allclose(one, two, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_more_ranks_than_shards_train_alike(data: Path, tmp_path: Path) -> None:
+    words = ["--dataset", str(data / "data.npz"), "--model", "cnn", "--shards", "1MB", "--output_dir", "s3://bucket/one"]
+    _run(tmp_path, "prepare", *words)
+    for ranks in ("1", "3"):
+        (tmp_path / ranks).mkdir()
+        _run(tmp_path, *_train("s3://bucket/one", tmp_path / ranks, "--nproc", ranks, "--device", "cpu"))
+        assert len([*(tmp_path / ranks / "cache").glob("*/shards/*.arrow")]) == 1
+    one, three = (
+        np.array([row["train/loss"] for row in _curve(tmp_path / ranks / "run") if "train/loss" in row]) for ranks in ("1", "3")
+    )
+    np.testing.assert_allclose(one, three, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_answers_that_are_slow_are_waited_for(data: Path, local: Path, wire: Wire, tmp_path: Path) -> None:
+    """A kilobyte in 50 ms: a shard takes most of a second."""
+    wire.pause = 0.05
+    try:
+        _run(tmp_path, *_train("s3://bucket/images", tmp_path, "--local_cache_gb", "0.00011"))
+    finally:
+        wire.pause = 0.0
+    assert same_weights(local / "weights.safetensors", tmp_path / "run" / "weights.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_disk_that_is_full_makes_do_with_what_it_has_and_then_says_so(data: Path, local: Path, tmp_path: Path) -> None:
+    """With room for a few shards the training is the same; without room for one it ends, and goes on when there is some."""
+    with small_disk(tmp_path / "disk") as disk:
+        for name, leaving in (("few", 100_000), ("none", 4096)):
+            out = tmp_path / name
+            out.mkdir()
+            words = [*_train("s3://bucket/images", out), "--cache_dir", str(disk / name)]
+            _run(out, "prepare", "--dataset", "s3://bucket/images", "--model", "cnn", "--cache_dir", str(disk / name))
+            fill(disk, leaving=leaving)
+            process = _start(out, *words)
+            text = process.communicate(timeout=200)[0]
+            if name == "none":
+                assert process.returncode == 1 and "has no room for train-" in text and "Traceback" not in text, text
+                assert not [*disk.glob("none/*/shards/*.arrow")]
+                (disk / "ballast").unlink()
+                _run(out, *words, "--resume", "auto")
+            else:
+                assert process.returncode == 0, text
+            (disk / "ballast").unlink(missing_ok=True)
+            assert same_weights(local / "weights.safetensors", out / "run" / "weights.safetensors")
 
 
 def test_too_little_room_for_a_window_is_told_before_anything_is_made(data: Path, tmp_path: Path) -> None:

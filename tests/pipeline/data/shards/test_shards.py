@@ -118,7 +118,7 @@ def test_without_held_out_samples_the_training_samples_are_evaluated_from_their_
     without = {name: text for name, text in flags.items() if name not in ("epochs", "batch_size")}
     write(resolve(without), Place(str(tmp_path / "place")), num_bytes=20_000)
     sharded = {n: t for n, t in _on(tmp_path / "place", flags).items() if n not in ("test_split", "val_split")}
-    assert main(["run", *_words(sharded), "--precision", "fp32", "--output_dir", str(tmp_path / "run")]) == 0
+    assert main(["train", *_words(sharded), "--precision", "fp32", "--output_dir", str(tmp_path / "run")]) == 0
     table = json.loads((tmp_path / "run" / "train.json").read_text())
     assert np.sum(table["confusion_matrix"]) == 90 and not (tmp_path / "run" / "test.json").exists()
 
@@ -150,13 +150,9 @@ def test_any_number_of_processes_writes_the_same_files(kind: str, world: int, sh
     assert {p.name: p.read_bytes() for p in alone.iterdir()} == {p.name: p.read_bytes() for p in together.iterdir()}
 
 
-def test_processes_of_torchrun_write_together(tmp_path: Path, cache_dir: Path) -> None:
+def test_processes_of_torchrun_write_together(tmp_path: Path) -> None:
     """Without a process group: rank 0 waits for the marks of the others."""
-    flags = _data("npz", tmp_path / "data") | {
-        "cache_dir": str(cache_dir),
-        "output_dir": str(tmp_path / "out"),
-        "shards": "20KB",
-    }
+    flags = _data("npz", tmp_path / "data") | {"output_dir": str(tmp_path / "out"), "shards": "20KB"}
     words = _words({name: text for name, text in flags.items() if name not in ("epochs", "batch_size")})
     job = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}
     started = [
@@ -217,7 +213,7 @@ def test_other_shards_are_not_written_over(shards: Any, tmp_path: Path) -> None:
 
 def test_shards_are_not_laid_among_other_files(shards: Any, tmp_path: Path, capsys: Any) -> None:
     flags, _ = shards("npz")
-    words = _words({name: text for name, text in flags.items() if name not in ("epochs", "batch_size")})
+    words = _words({name: text for name, text in flags.items() if name not in ("epochs", "batch_size", "cache_dir")})
     assert main(["prepare", *words, "--shards", "20KB", "--output_dir", str(tmp_path / "data")]) == 2
     assert "holds something else (data.npz)" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["data.npz"]
@@ -241,7 +237,7 @@ def test_a_shard_is_an_arrow_file_whose_columns_have_one_width(shards: Any) -> N
     assert len(set(found["row"].to_pylist())) == len(x)
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut off", "gone"])
+@pytest.mark.parametrize("damage", ["changed", *(pytest.param(each, marks=pytest.mark.slow) for each in ("cut off", "gone"))])
 def test_a_shard_that_is_not_what_was_written_is_told_and_not_read(
     damage: str, shards: Any, tmp_path: Path, capsys: Any
 ) -> None:
@@ -279,6 +275,7 @@ def test_an_index_that_was_changed_is_told(shards: Any, capsys: Any) -> None:
     ("words", "said"),
     [
         (["prepare", "--shards", "256MB"], "output_dir: nothing was given"),
+        (["prepare", "--shards", "1MB", "--output_dir", "x", "--cache_dir", "y"], "cache_dir=y has no effect with --shards"),
         (["prepare", "--shards", "big", "--output_dir", "x"], "shards=big is no size"),
         (["prepare", "--shards", "0MB", "--output_dir", "x"], "shards=0MB is out of range"),
         (["prepare", "--shards", "1MB", "--output_dir", "ftp://x/y"], "is no place for shards"),

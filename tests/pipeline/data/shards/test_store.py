@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -213,3 +214,43 @@ def test_what_is_there_is_not_fetched_again(bucket: Any, tmp_path: Path) -> None
     for _ in range(2):
         fetch(Place("s3://bucket/x"), entries[0], tmp_path / "here" / entries[0]["file"])
     assert asked.total() == 1
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-4] + b"abcd", lambda content: content[:-100]])
+def test_a_fetched_shard_that_was_damaged_since_is_fetched_again(damage: Any, bucket: Any, tmp_path: Path) -> None:
+    """One that nobody touched is not even hashed again."""
+    entries, asked, _ = bucket
+    _store(entries, tmp_path).open(4)
+    path = tmp_path / "here" / entries[4]["file"]
+    path.write_bytes(damage(path.read_bytes()))
+    assert np.array_equal(_store(entries, tmp_path).open(4), X[4 * ROWS : 5 * ROWS]) and asked.total() == 2
+    os.utime(path)
+    assert np.array_equal(_store(entries, tmp_path).open(4), X[4 * ROWS : 5 * ROWS]) and asked.total() == 2
+
+
+def test_a_shard_that_nobody_touched_is_hashed_once(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries, _, _ = bucket
+    _store(entries, tmp_path).open(4)
+    monkeypatch.setattr(stores.files, "sha256", lambda path: pytest.fail("hashed again"))
+    assert np.array_equal(_store(entries, tmp_path).open(4), X[4 * ROWS : 5 * ROWS])
+
+
+def test_a_shard_that_is_slow_to_come_is_waited_for_with_words(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """It drips until the words are there."""
+    entries, _, instead = bucket
+    told = threading.Event()
+    monkeypatch.setattr(stores, "_SLOW", 0.05)
+    monkeypatch.setattr(stores, "say", lambda text: (print(text), told.set()))
+
+    def drips(place: Place, name: str) -> Iterator[bytes]:
+        content = (tmp_path / "bucket" / name).read_bytes()
+        yield content[:10]
+        assert told.wait(60)
+        yield content[10:]
+
+    instead[entries[1]["file"]] = drips
+    store = _store(entries, tmp_path)
+    assert np.array_equal(store.open(1), X[ROWS : 2 * ROWS]) and np.array_equal(store.open(0), X[:ROWS])
+    assert capfd.readouterr().out == "waiting for train-00001.arrow of s3://bucket/x ...\n"
