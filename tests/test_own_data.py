@@ -100,7 +100,7 @@ def moved(own: Callable[[str], Own], tmp_path: Path) -> Iterator[Callable[[Own],
         here.rename(there)
 
 
-@cases(quick=(*PROVEN, "module"))
+@cases(quick=PROVEN)
 def test_a_run_ends_with_its_proof(own: Callable[[str], Own], name: str, tmp_path: Path) -> None:
     case = own(name)
     assert case.status == 0, case.said

@@ -29,6 +29,7 @@ def test_formats_are_the_modules_of_their_folder_onnx_first() -> None:
         assert bool(each.base) == bool(each.derivation) == (each.build is None) == name.startswith(f"{each.base}-")
 
 
+@pytest.mark.slow
 def test_a_new_format_is_one_new_file(exports: Callable[[str], Trained], tmp_path: Path) -> None:
     """It is built, sealed, run by an isolated process, and stands in the report."""
     trained = exports("two_layer")

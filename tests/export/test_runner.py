@@ -23,6 +23,9 @@ from tests.export.conftest import EXACT, Trained
 Exports = Callable[[str], Trained]
 
 
+_SLOW_BUT_ONNX = [kind if kind == "onnx" else pytest.param(kind, marks=pytest.mark.slow) for kind in EXACT]
+
+
 def test_a_process_that_takes_too_long_fails_and_is_ended(
     exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,7 +52,7 @@ def test_an_isolated_process_cannot_import_the_project(name: str) -> None:
     assert f"ImportError: {name} is blocked" in ended.stderr
 
 
-@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("kind", _SLOW_BUT_ONNX)
 def test_an_isolated_process_ends_when_nobody_gives_it_a_file(kind: str, tmp_path: Path) -> None:
     command = [sys.executable, "-I", isolated.__file__, FORMATS[kind].source, "no.artifact", str(tmp_path)]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
@@ -87,7 +90,7 @@ def test_latency_is_measured_when_the_other_processes_are_idle_and_nothing_of_ou
     assert events == [*work, *(f"measure {k}" for k in EXACT)]
 
 
-@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("kind", _SLOW_BUT_ONNX)
 def test_an_isolated_process_computes_on_one_thread_as_two_would_wait_for_each_other(kind: str, exports: Exports) -> None:
     path = str(exports("cnn").run.folder / FOLDER / FILES[kind])
     script = (

@@ -47,7 +47,9 @@ def verdicts(exports: Exports) -> Callable[[str], Verdict]:
     return get
 
 
-@pytest.mark.parametrize("variant", ONE_EACH)
+@pytest.mark.parametrize(
+    "variant", [v if v in ("cnn", "polynomial-linear") else pytest.param(v, marks=pytest.mark.slow) for v in ONE_EACH]
+)
 def test_every_format_agrees_with_torch_in_a_fresh_process(verdicts: Callable[[str], Verdict], variant: str) -> None:
     verdict = verdicts(variant)
     assert verdict.passed, verdict.problems

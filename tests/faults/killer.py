@@ -10,6 +10,7 @@ faults, how the processes ended, and whether the last of them ended bit for bit 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import random
@@ -46,12 +47,11 @@ def random_kills(count: int, source: random.Random) -> Iterator[list[Fault]]:
                         for _ in range(source.randint(0, 1))]  # fmt: skip
 
 
-def every_hook(_: int, source: random.Random) -> Iterator[list[Fault]]:
-    """Yield each hook with each kind that strikes a save, before it and after it."""
-    for hook in HOOKS:
-        for kind in ("SIGKILL", "ENOSPC", "EROFS"):
-            for after in (False, True):
-                yield [(hook, source.randint(4, 8), after, kind)]  # behind the calls that make the run folder
+def every_hook(count: int, source: random.Random) -> Iterator[list[Fault]]:
+    """Yield each hook with each kind that strikes a save, before it and after it: 1 of `count` of them."""
+    every = itertools.product(HOOKS, ("SIGKILL", "ENOSPC", "EROFS"), (False, True))
+    for hook, kind, after in itertools.islice(every, 0, None, count):
+        yield [(hook, source.randint(4, 8), after, kind)]  # behind the calls that make the run folder
 
 
 def signals(count: int, source: random.Random) -> Iterator[list[Fault]]:

@@ -73,7 +73,7 @@ def _again(command: str, folder: Path, cache_dir: Path) -> int:
     return main([command, "--run", str(folder), *([] if command == "export" else ["--cache_dir", str(cache_dir)])])
 
 
-@pytest.mark.parametrize("command", ["evaluate", "export", "report"])
+@pytest.mark.parametrize("command", ["evaluate", pytest.param("export", marks=pytest.mark.slow), "report"])
 def test_a_stage_that_ends_behind_any_file_write_can_be_done_again(
     command: str, proven: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
@@ -122,6 +122,7 @@ def test_a_proof_that_is_cut_off_bricks_nothing(proven: Path, cache_dir: Path, t
     assert differences(folder, proven) == []
 
 
+@pytest.mark.slow
 def test_an_mlflow_that_takes_no_model_bricks_nothing(
     proven: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_killed_worker_leads_to_a_restart_from_the_last_checkpoint_into_the_sa
     assert run.data.tags["restarts"] == "1"
 
 
+@pytest.mark.slow
 def test_killing_the_launcher_leaves_no_orphan_and_a_run_that_can_be_resumed(cache_dir: Path) -> None:
     with _job(cache_dir) as (process, ranks):
         process.kill()

@@ -37,7 +37,7 @@ def _kill(folder: Path, cache_dir: Path, kills: int, timeout: float) -> None:
 
 @pytest.mark.timeout(200)
 def test_a_trainer_killed_inside_a_save_resumes_bit_for_bit(tmp_path: Path, cache_dir: Path) -> None:
-    _kill(tmp_path, cache_dir, kills=21, timeout=180)
+    _kill(tmp_path, cache_dir, kills=7, timeout=180)
 
 
 @pytest.mark.slow
@@ -47,21 +47,27 @@ def test_two_hundred_kills_inside_a_save(tmp_path: Path, cache_dir: Path) -> Non
 
 
 @pytest.mark.timeout(300)
-def test_a_fault_at_every_hook_of_a_save_leaves_a_run_that_resumes_bit_for_bit(tmp_path: Path, cache_dir: Path) -> None:
+@pytest.mark.parametrize("one_of", [pytest.param(1, marks=pytest.mark.slow), 5])
+def test_a_fault_at_a_hook_of_a_save_leaves_a_run_that_resumes_bit_for_bit(
+    one_of: int, tmp_path: Path, cache_dir: Path
+) -> None:
     """SIGKILL, a full disk and a read-only one, before and after each; a refused save is told and training goes on."""
-    rows, errors = _run(tmp_path, cache_dir, "every", 0, 280)
-    assert len(rows) == 7 * 3 * 2
+    rows, errors = _run(tmp_path, cache_dir, "every", one_of, 280)
+    assert len(rows) == -(-7 * 3 * 2 // one_of)
     for row in rows:
         (_, _, _, kind), (status,) = row["faults"][0], row["statuses"]
         assert status == (-signal.SIGKILL if kind == "SIGKILL" else 0), row
     told = [line for line in errors.splitlines() if "the one before it is kept, and training goes on" in line]
-    assert sum("No space left on device" in line for line in told) >= 7 and sum("Read-only" in line for line in told) >= 7
+    kinds = [row["faults"][0][3] for row in rows]
+    for kind, said in (("ENOSPC", "No space left on device"), ("EROFS", "Read-only")):
+        assert sum(said in line for line in told) >= kinds.count(kind) / 2 > 0
     assert "child failed" not in errors
 
 
 @pytest.mark.timeout(200)
-def test_a_signal_at_any_step_saves_and_resumes_bit_for_bit(tmp_path: Path, cache_dir: Path) -> None:
-    rows, _ = _run(tmp_path, cache_dir, "signals", 18, 180)
+@pytest.mark.parametrize("count", [pytest.param(18, marks=pytest.mark.slow), 6])
+def test_a_signal_at_any_step_saves_and_resumes_bit_for_bit(count: int, tmp_path: Path, cache_dir: Path) -> None:
+    rows, _ = _run(tmp_path, cache_dir, "signals", count, 180)
     print(f"seed {SEED}: {len(rows)} runs, stopped at {[row['faults'][0][1] for row in rows]}, all resumed bit for bit")
     terminated = 0
     for row in rows:
@@ -72,4 +78,4 @@ def test_a_signal_at_any_step_saves_and_resumes_bit_for_bit(tmp_path: Path, cach
         else:  # the step after which the ranks agree: the end of a logging window, of an epoch, or where a save is due
             assert step <= saved < step + 3, row
             terminated += kind == "SIGTERM"
-    assert terminated >= 10
+    assert terminated >= count / 2

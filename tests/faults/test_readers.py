@@ -57,7 +57,7 @@ def test_a_training_whose_streams_are_closed_from_the_start_goes_on(cache_dir: P
 
 @pytest.mark.parametrize(
     ("controlling", "nproc"),
-    [(True, 1), pytest.param(False, 1, marks=pytest.mark.slow), pytest.param(True, 2, marks=pytest.mark.slow)],
+    [pytest.param(controlling, nproc, marks=pytest.mark.slow) for controlling, nproc in ((True, 1), (False, 1), (True, 2))],
 )
 def test_a_training_on_a_terminal_that_dies_goes_on(cache_dir: Path, controlling: bool, nproc: int) -> None:
     """Writing to it fails with EIO; a controlling terminal, as that of an ssh connection, sends SIGHUP too."""

@@ -165,6 +165,7 @@ def struck_while_beginning(tmp_path_factory: pytest.TempPathFactory, cache_dir: 
     return found
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_anywhere_in_its_beginning_is_closed_by_the_next_start(
     struck_while_beginning: dict[str, str], capfd: Any
 ) -> None:

@@ -143,6 +143,7 @@ with process_group("cpu"):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100, env=os.environ | {"OMP_NUM_THREADS": "2"})
 
 
+@pytest.mark.slow
 def test_a_whole_run_builds_its_model_once(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside what has shapes and no values: a large network takes its time. It is trained, evaluated, exported and proven."""
     import models

@@ -21,6 +21,7 @@ Trained = Callable[[str], Run]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.mark.slow
 def test_evaluating_again_on_two_ranks_gives_the_same_figures(trained: Trained, command: Command, cache_dir: Path) -> None:
     run = trained("cnn")
     before = json.loads((run.folder / "test.json").read_text())
@@ -58,7 +59,9 @@ def test_a_loss_that_diverges_stops_all_ranks_with_one_message(command: Command,
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize(("kind", "status", "told"), [("TERM", 143, "KILLED"), ("KILL", 1, "FAILED")])
+@pytest.mark.parametrize(
+    ("kind", "status", "told"), [("TERM", 143, "KILLED"), pytest.param("KILL", 1, "FAILED", marks=pytest.mark.slow)]
+)
 def test_two_ranks_stop_together_and_the_run_tells_why(cache_dir: Path, kind: str, status: int, told: str) -> None:
     """SIGTERM to the launcher is a stop that can be resumed; a rank that dies by SIGKILL is a failure."""
     flags = ["--model", "two_layer", "--batch_size", "2", "--epochs", "50", "--nproc", "2", "--output_dir", "run"]

@@ -163,7 +163,9 @@ def test_no_text_of_a_run_becomes_html(model: str, trained: Callable[[str], Run]
     assert "Nothing was exported yet" in text
 
 
-@pytest.mark.parametrize("command", ["evaluate", "export", "verify"])
+@pytest.mark.parametrize(
+    "command", ["evaluate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("export", "verify"))]
+)
 def test_a_stage_that_is_done_again_takes_the_page_away(command: str, proven: Path, cache_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(proven, folder)
