@@ -18,7 +18,7 @@ LAYERS = [  # a module may import its own layer and those before it
         "spec", "builtin", "mnist", "images", "decoding", "layout", "folder", "columns", "encoding", "table_file",
         "table_target", "table_notes", "table", "arrays", "image_table", "resize", "tensors", "split", "prepare", "spill",
         "augment", "mix", "loader", "shards", "shards.places", "shards.table", "shards.store", "shards.source", "shards.order",
-        "shards.rows", "shards.write"))},
+        "shards.rows", "shards.write", "bucket"))},
     {f"pipeline.{name}" for name in (
         "recipe", "checks", "resolve", "stages", "run",
         "initial", "skeleton", "layers", "norms", "ema", "muon", "optimizers", "progress",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.builtin import SOURCES
 from pipeline.data.spec import DataOptions, DataSpec, Source
 from pipeline.errors import UserError
+from pipeline.files import sha256
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -97,11 +98,31 @@ def _stamp(path: str) -> tuple[int, ...]:
 
 
 def _read(name: str, options: DataOptions) -> Source:
-    path = Path(name)
     from pipeline.data.shards import source as shards
 
     if shards.is_place(name):
         return shards.source(name, options)
+    return _in_bucket(name, options) if "://" in name else _at_path(name, options)
+
+
+def _in_bucket(name: str, options: DataOptions) -> Source:
+    from pipeline.data import bucket
+
+    if not bucket.is_file(name):
+        from pipeline.data import folder
+
+        there = bucket.listed(name)
+        return dataclasses.replace(folder.source(there, options), files=None, digest=there.digest, is_remote=True)
+    path = bucket.brought(name)
+    try:
+        found = _at_path(str(path), options)
+    except UserError as error:
+        raise UserError(*(message.replace(str(path), name) for message in error.messages)) from error
+    return dataclasses.replace(found, files=None, digest=sha256(path), is_remote=True)
+
+
+def _at_path(name: str, options: DataOptions) -> Source:
+    path = Path(name)
     if path.is_dir():
         from pipeline.data import folder
 

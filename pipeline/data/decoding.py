@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ _BLOCK = 8  # files that a thread takes at a time: few, so that a signal is obey
 _QUIET = 1.0  # s without a bar: short work needs none
 _EVERY = 10.0  # s between lines where there is no terminal
 _NAMED = 20  # bad files that a sentence names
+_HEAD = 1 << 16  # bytes of a file in a bucket that are read for its header
 _KNOWN = 1_000_000  # files whose header and hash are remembered as long as they do not change
 
 
@@ -47,6 +48,22 @@ class Stamp(NamedTuple):
         return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
+class Remote(Protocol):
+    """A folder whose files are no paths: they are read where they lie."""
+
+    def __hash__(self) -> int: ...
+    def read(self, name: str, most: int = -1) -> bytes:
+        """Return a file, or its first bytes. Raises Failure where it cannot be had."""
+        ...
+
+    def stamp(self, name: str) -> Stamp:
+        """Return what a file is now. Raises OSError."""
+        ...
+
+
+Folder = Path | Remote
+
+
 class Bad(NamedTuple):
     """A file that cannot be read, and what it is instead: `is cut off (...)`."""
 
@@ -61,7 +78,7 @@ class ImageFiles:
     bad file are those decoded too that no `fill` has asked for yet, so that all bad ones are named at once.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], stamps: Sequence[Stamp], *, channels: int, side: int, given: str):
+    def __init__(self, folder: Folder, names: Sequence[str], stamps: Sequence[Stamp], *, channels: int, side: int, given: str):
         self.folder, self.names, self.stamps = folder, names, stamps
         self.shape = (len(names), channels, side, side)
         self.given = given  # as the user named the data set
@@ -85,7 +102,7 @@ class ImageFiles:
         def decode(index: int, row: int) -> None:
             if not hasattr(own, "pixels"):
                 own.pixels = np.empty(self.shape[1:], np.uint8)
-            images.decode_into(own.pixels, self.folder / self.names[row])
+            images.decode_into(own.pixels, _file(self.folder, self.names[row]))
             out[index] = own.pixels
 
         if bad := self._decode(rows, decode, what="decoding"):
@@ -95,7 +112,7 @@ class ImageFiles:
         """Return the files that cannot be decoded, by decoding them. Raises UserError for those that were changed."""
         return self._decode(
             rows,
-            lambda index, row: images.decode(self.folder / self.names[row], self.shape[1]),
+            lambda index, row: images.decode(_file(self.folder, self.names[row]), self.shape[1]),
             what="looking for broken images",
         )
 
@@ -126,9 +143,18 @@ class ImageFiles:
 
     def _was_changed(self, row: int) -> bool:
         try:
-            return Stamp.of(self.folder / self.names[row]) != self.stamps[row]
+            return stamp_of(self.folder, self.names[row]) != self.stamps[row]
         except OSError:
             return True
+
+
+def _file(folder: Folder, name: str) -> Path | bytes:
+    return folder / name if isinstance(folder, Path) else folder.read(name)
+
+
+def stamp_of(folder: Folder, name: str) -> Stamp:
+    """Return what a file is now. Raises OSError."""
+    return Stamp.of(folder / name) if isinstance(folder, Path) else folder.stamp(name)
 
 
 def sentence(given: str, bad: Sequence[Bad]) -> str:
@@ -150,7 +176,7 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}{'es' if what.endswith('s') else 's'}"
 
 
-def headers(folder: Path, names: Sequence[str], stamps: Sequence[Stamp]) -> list[images.Header | str]:
+def headers(folder: Folder, names: Sequence[str], stamps: Sequence[Stamp]) -> list[images.Header | str]:
     """Return what each file says of itself, or the reason why it cannot be read."""
     found: list[images.Header | str] = [""] * len(names)
 
@@ -165,11 +191,19 @@ def headers(folder: Path, names: Sequence[str], stamps: Sequence[Stamp]) -> list
 
 
 @lru_cache(_KNOWN)
-def _header(folder: Path, name: str, stamp: Stamp) -> images.Header:
-    return images.header(folder / name)
+def _header(folder: Folder, name: str, stamp: Stamp) -> images.Header:
+    if isinstance(folder, Path):
+        return images.header(folder / name)
+    content = folder.read(name, _HEAD)
+    try:
+        return images.header(content)
+    except images.BadImage:
+        if len(content) < _HEAD:
+            raise
+    return images.header(folder.read(name))  # what says so stands behind the pixels
 
 
-def contents(folder: Path, names: Sequence[str], stamps: Sequence[Stamp]) -> NDArray[np.int64]:
+def contents(folder: Folder, names: Sequence[str], stamps: Sequence[Stamp]) -> NDArray[np.int64]:
     """Return a number for each file, the same for files of the same bytes: the place of the first of them.
 
     Only files of equal size are read. One that cannot be is equal to no other.
@@ -194,7 +228,9 @@ def contents(folder: Path, names: Sequence[str], stamps: Sequence[Stamp]) -> NDA
 
 
 @lru_cache(_KNOWN)
-def _digest(folder: Path, name: str, stamp: Stamp) -> bytes:
+def _digest(folder: Folder, name: str, stamp: Stamp) -> bytes:
+    if not isinstance(folder, Path):
+        return hashlib.sha256(folder.read(name)).digest()
     with (folder / name).open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 

@@ -25,9 +25,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.bucket import Bucket
 from pipeline.data.decoding import Bad, ImageFiles, Stamp, contents, counted, headers, listed, sentence
 from pipeline.data.images import Header
-from pipeline.data.layout import Place, find, refuse_empty
+from pipeline.data.layout import Place, find, find_in, refuse_empty
 from pipeline.data.spec import IMAGE_RANGE, DataOptions, DataSpec, Samples, Source
 from pipeline.errors import UserError
 from pipeline.output import say
@@ -57,7 +58,7 @@ class Scan(NamedTuple):
     notes: list[str]
 
 
-def source(path: Path, options: DataOptions) -> Source:
+def source(path: Path | Bucket, options: DataOptions) -> Source:
     """Return the data set in a folder. Raises UserError for one that nothing can be learnt from, and for unreadable files."""
     problems = [
         f"{flag}={value} is for tables, and dataset={path} is a folder of images. Leave it out."
@@ -88,22 +89,22 @@ def source(path: Path, options: DataOptions) -> Source:
     return Source(
         summary=f"{counted(len(entries), 'image')} of {len(found.classes)} classes, read as {colour}",
         spec=DataSpec(
-            name=Path(os.path.abspath(path)).name or "images", task=task, sample_shape=(channels, side, side), dtype="uint8",
-            value_range=IMAGE_RANGE, classes=found.classes, any_size=True,
+            name=os.path.basename(os.path.abspath(str(path))) or "images", task=task, sample_shape=(channels, side, side),
+            dtype="uint8", value_range=IMAGE_RANGE, classes=found.classes, any_size=True,
         ),
         num_train=splits["train"],
         load=load,
         has_val_set="val" in splits,
         has_test_set="test" in splits,
-        files=lambda data_dir: [path / e.name for e in entries],
+        files=(lambda data_dir: [path / e.name for e in entries]) if isinstance(path, Path) else None,
         notes=tuple(notes),
     )  # fmt: skip
 
 
-def scan(path: Path, *, skip_bad: bool = False) -> Scan:
+def scan(path: Path | Bucket, *, skip_bad: bool = False) -> Scan:
     """Return what lies in a folder. Raises UserError as `source` does; with `skip_bad` bad files are left out instead."""
     notes: list[str] = []
-    held = find(path, notes)
+    held = find(path, notes) if isinstance(path, Path) else find_in([*path.stamps], str(path), notes)
     named = sorted(((name, place) for place, names in held for name in names), key=lambda pair: pair[0])
     entries, bad = _read(path, named)
     if bad and not skip_bad:
@@ -122,13 +123,13 @@ def scan(path: Path, *, skip_bad: bool = False) -> Scan:
     return Scan(entries, classes, bad, notes)
 
 
-def _read(path: Path, named: Sequence[tuple[str, Place]]) -> tuple[list[Entry], list[Bad]]:
+def _read(path: Path | Bucket, named: Sequence[tuple[str, Place]]) -> tuple[list[Entry], list[Bad]]:
     """Return the files whose headers can be read, and those where they cannot."""
     bad: list[Bad] = []
     stamped = []
     for name, place in named:
         try:
-            stamped.append((name, place, Stamp.of(path / name)))
+            stamped.append((name, place, Stamp.of(path / name) if isinstance(path, Path) else path.stamps[name]))
         except OSError as error:
             reason = "is a link to nothing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
             bad.append(Bad(name, reason))
@@ -185,7 +186,7 @@ def _channels(entries: Sequence[Entry], notes: list[str]) -> int:
     return 3
 
 
-def _common_side(path: Path, entries: Sequence[Entry]) -> int:
+def _common_side(path: Path | Bucket, entries: Sequence[Entry]) -> int:
     """Return the side of the square that all images are. Raises UserError where they are not."""
     sizes = _sizes(entries)
     (width, height), _ = sizes.most_common(1)[0]
@@ -210,7 +211,7 @@ def _sizes(entries: Sequence[Entry]) -> Counter[tuple[int, int]]:
     return Counter(e.header[:2] for e in entries)
 
 
-def samples(path: Path, images: ImageFiles, found: Scan, *, skip_bad: bool) -> Samples:
+def samples(path: Path | Bucket, images: ImageFiles, found: Scan, *, skip_bad: bool) -> Samples:
     """Return the rows with their labels, splits and groups; with `skip_bad` without those that cannot be decoded."""
     entries, broken = found.entries, images.unreadable(np.arange(len(images))) if skip_bad else []
     if broken:

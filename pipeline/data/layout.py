@@ -6,6 +6,7 @@ From names alone: no file is opened here. Whether a folder named `train` is a sp
 from __future__ import annotations
 
 import os
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -50,6 +51,21 @@ def find(path: Path, notes: list[str]) -> Held:
         endings = listed([f"{ending or 'no ending'}: {n}" for ending, n in passed.most_common()], _MOST)
         notes.append(f"{counted(passed.total(), 'file')} with other endings than those of images passed over ({endings})")
     _check_classes(path, held, notes)
+    return held
+
+
+def find_in(names: Sequence[str], given: str, notes: list[str]) -> Held:
+    """Return the same for files that are no paths, by their names below the data set's folder, which was `given`."""
+    with tempfile.TemporaryDirectory(prefix="trainyard-names-") as folder:
+        for above in {os.path.dirname(name) for name in names}:
+            os.makedirs(os.path.join(folder, above), exist_ok=True)
+        for name in names:
+            Path(folder, name).touch()
+        try:
+            held = find(Path(folder), notes)
+        except UserError as error:
+            raise UserError(*(message.replace(folder, given) for message in error.messages)) from error
+    notes[:] = [note.replace(folder, given) for note in notes]
     return held
 
 
@@ -153,7 +169,7 @@ def _alike(values: dict[str, Hashable]) -> list[list[str]]:
     return [sorted(group) for group in groups.values() if len(group) > 1]
 
 
-def refuse_empty(path: Path, classes: Sequence[str], there: Iterable[str], what: str) -> None:
+def refuse_empty(path: object, classes: Sequence[str], there: Iterable[str], what: str) -> None:
     """Raise UserError for the classes that are not `there`."""
     found = set(there)
     if empty := [label for label in classes if label not in found]:

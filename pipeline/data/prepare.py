@@ -49,6 +49,11 @@ def prepare(config: RunConfig) -> Path:
 
     Raises UserError where the data cannot be had, the cache cannot be written, or other data lies there.
     """
+    if source_of(config).is_remote:
+        raise UserError(
+            f"dataset={config.dataset} holds raw data and no shards. Make these first, and train on them: prepare --dataset "
+            f"{config.dataset} --shards 256MB --output_dir PLACE."
+        )
     folder, identity = locate(config)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -229,7 +229,7 @@ class Source:
     share of its training samples. `files` returns the raw files, fetching into `data_dir` what is `missing`. `is_random` says
     that chance makes it, `is_own` that it is given by its path, `has_target` that one of its columns is what is predicted.
     `notes` are told before it is prepared. `digest` stands for what does not lie in the files. `shards` are those in which it
-    was prepared already.
+    was prepared already. `is_remote` says that it lies in a bucket as it was collected: only shards are made of it.
     """
 
     summary: str
@@ -248,6 +248,7 @@ class Source:
     notes: tuple[str, ...] = ()
     digest: str = ""
     shards: Shards | None = None
+    is_remote: bool = False
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:

@@ -16,6 +16,7 @@ from pipeline import data
 from pipeline.config import InspectConfig, RunConfig
 from pipeline.data import image_table, table
 from pipeline.data.prepare import check
+from pipeline.data.shards.places import is_remote
 from pipeline.data.shards.source import is_place
 from pipeline.data.spec import DataSpec, Samples, Source
 from pipeline.data.split import split
@@ -86,9 +87,13 @@ def _find(config: InspectConfig, flags: Mapping[str, str]) -> Found:
         return images.of_folder(name, options)
     if is_own and path.is_file() and path.suffix.lower() in table.SUFFIXES:
         return images.of_table(name, options) if image_table.column_of(path) else columns.of_table(name, options)
-    if is_own and is_place(name):
-        return shards.of_shards(name, options)
+    if is_remote(name) and not is_place(name):
+        raise UserError(
+            f"dataset={name} holds no shards, and raw data is looked at on this machine only. Copy some of it here."
+        )
     source = data.find(name, options)
+    if source.shards:
+        return shards.of_shards(name, options)
     kind = "" if source.is_own else source.summary
     side = min(source.spec.sample_shape[1:], default=0)
     proposed = costs.propose(side, image_size=config.image_size, name=name)

@@ -46,9 +46,15 @@ class Shards:
 
 
 def is_place(address: str) -> bool:
-    """Tell whether shards lie at a path, or whether it is an address, which only asking can tell."""
+    """Tell whether shards lie at a path or an address. Raises UserError for an address that cannot be asked."""
     place = Place(address)
-    return place.local is None or (place.local / INDEX).is_file()
+    try:
+        return (place.local / INDEX).is_file() if place.local else place.size(INDEX) >= 0
+    except UserError as error:
+        raise UserError(f"dataset: {error}") from error
+    except OSError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"dataset={address} cannot be read ({reason}).") from error
 
 
 def source(address: str, options: DataOptions) -> Source:

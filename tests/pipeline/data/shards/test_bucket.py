@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline.cli import main
+from tests import own_data
 from tests.conftest import read_rows
 from tests.disks import fill, small_disk
 from tests.servers import free_port
@@ -112,6 +114,105 @@ def test_two_ranks_share_what_they_fetch(data: Path, local: Path, tmp_path: Path
         np.array([row["train/loss"] for row in _curve(run) if "train/loss" in row]) for run in (local, tmp_path / "run")
     )
     np.testing.assert_allclose(one, two, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def raw(session_folder: Path, wire: Wire) -> Path:
+    """A folder of photos, a table and a Parquet file, and the same below s3://bucket/raw."""
+    import boto3
+
+    folder = session_folder / "raw"
+    own_data.photos(folder / "photos")
+    rows = [f"{'abc'[k % 3]},{'' if k % 7 == 0 else k},{'yes' if k % 2 else 'no'}" for k in range(120)]
+    (folder / "t.csv").write_text("letter,number,kind\n" + "\n".join(rows) + "\n")
+    client = boto3.client("s3", region_name="us-east-1")
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            client.put_object(Bucket="bucket", Key=f"raw/{path.relative_to(folder)}", Body=path.read_bytes())
+    return folder
+
+
+def _arrow(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".arrow", ".npy", ".feather")}
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("photos", ["--model", "cnn", "--shards", "20KB"]),
+        pytest.param("t.csv", ["--model", "mlp", "--target", "kind", "--shards", "1KB"], marks=pytest.mark.slow),
+    ],
+)
+def test_raw_data_in_a_bucket_becomes_the_shards_of_the_same_data_on_a_disk(
+    name: str, flags: list[str], raw: Path, tmp_path: Path
+) -> None:
+    _run(tmp_path, "prepare", "--dataset", f"s3://bucket/raw/{name}", *flags, "--output_dir", "fetched")
+    assert main(["prepare", "--dataset", str(raw / name), *flags, "--output_dir", str(tmp_path / "local")]) == 0
+    assert len(found := _arrow(tmp_path / "fetched")) > 5 and found == _arrow(tmp_path / "local")
+    before, after = (json.loads((tmp_path / each / "index.json").read_text())["spec"] for each in ("fetched", "local"))
+    assert before == after
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_raw_data_is_read_over_connections_that_break_by_as_many_processes_as_there_are(
+    raw: Path, wire: Wire, tmp_path: Path
+) -> None:
+    words = ["prepare", "--dataset", "s3://bucket/raw/photos", "--model", "cnn", "--shards", "20KB", "--output_dir", "out"]
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29557"}
+    wire.pause = 0.01
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "pipeline", *words], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, env=os.environ | job | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]  # fmt: skip
+    cuts = 0
+    try:
+        while any(process.poll() is None for process in processes):
+            time.sleep(0.7)
+            wire.cut()
+            cuts += 1
+            time.sleep(0.2)
+            wire.mend()
+    finally:
+        wire.pause = 0.0
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0] and cuts > 3, said
+    assert main(["prepare", "--dataset", str(raw / "photos"), *words[3:-1], str(tmp_path / "local")]) == 0
+    assert _arrow(tmp_path / "out") == _arrow(tmp_path / "local")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--dataset", "s3://bucket/raw/photos", "--model", "cnn"], "holds raw data and no shards. Make these first"),
+        (["inspect", "--dataset", "s3://bucket/raw/photos"], "raw data is looked at on this machine only"),
+        (["train", "--dataset", "s3://bucket/nothing"], "has no index.json, and no image either"),
+        (["train", "--dataset", "s3://nobucket/x"], "s3://nobucket/x"),
+        (["prepare", "--dataset", "s3://bucket/raw/u.csv", "--target", "a", "--model", "mlp", "--shards", "1KB",
+          "--output_dir", "x"], "dataset=s3://bucket/raw/u.csv is not there"),
+        (["prepare", "--dataset", "s3://bucket/raw/t.csv", "--target", "a", "--model", "mlp", "--shards", "1KB",
+          "--output_dir", "x"], "s3://bucket/raw/t.csv"),
+        (["prepare", "--dataset", "s3://bucket/bad", "--model", "cnn", "--shards", "1KB", "--output_dir", "x"],
+         "dataset=s3://bucket/bad has 1 file that cannot be read: a/0.png"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_with_raw_data_gets_a_sentence_and_leaves_nothing(
+    words: list[str], said: str, raw: Path, tmp_path: Path
+) -> None:
+    import boto3
+
+    client = boto3.client("s3", region_name="us-east-1")
+    for number, path in enumerate(sorted((raw / "photos").rglob("*.png"))[:6] or sorted((raw / "photos").rglob("*.*"))[:6]):
+        content = path.read_bytes() if number else b"no image"
+        client.put_object(Bucket="bucket", Key=f"bad/{'ab'[number % 2]}/{number}{path.suffix}", Body=content)
+    process = _start(tmp_path, *words)
+    text = process.communicate(timeout=200)[0]
+    suffix = min(path.suffix for path in (raw / "photos").rglob("*.*"))
+    assert process.returncode == 2 and said.replace(".png", suffix if "bad" in said else ".png") in text, text
+    assert "Traceback" not in text and not [path for path in tmp_path.iterdir() if path.name not in ("mlflow.db", "mlruns")]
 
 
 @pytest.mark.slow
