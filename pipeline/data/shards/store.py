@@ -78,16 +78,17 @@ def is_whole(path: Path, entry: Mapping[str, Any], folder: Path) -> bool:
 
     It is hashed only if it was touched since it last had: `folder` keeps the times that it had then.
     """
-    if not path.is_file():
+    try:
+        before = _stamp(path)
+        with suppress(OSError, ValueError):
+            if _seal(path, folder).read_text() == before:
+                return True
+        if path.stat().st_size != entry["bytes"] or files.sha256(path) != entry["sha256"]:
+            return False
+        if _stamp(path) == before:
+            _keep_seal(path, folder)
+    except FileNotFoundError:  # or another process of this host has just made room
         return False
-    before = _stamp(path)
-    with suppress(OSError, ValueError):
-        if _seal(path, folder).read_text() == before:
-            return True
-    if path.stat().st_size != entry["bytes"] or files.sha256(path) != entry["sha256"]:
-        return False
-    if _stamp(path) == before:
-        _keep_seal(path, folder)
     return True
 
 
@@ -150,12 +151,20 @@ class Store:
                 self._maps.move_to_end(k)
                 return self._maps[k]
         with _said_when_slow(f"waiting for {self.entries[k]['file']} of {self.place.address} ..."):
-            path = self._local(k) if self.place.local else self._fetched(k)
+            mapped = self._mapped(k)
         with self._lock:
-            found = self._maps[k] = table.open_x(path, self.shape)
+            found = self._maps[k] = mapped
             while len(self._maps) > _OPEN:
                 self._maps.popitem(last=False)
             return found
+
+    def _mapped(self, k: int) -> Array:
+        if self.place.local:
+            return table.open_x(self._local(k), self.shape)
+        while True:
+            path = self._fetched(k)
+            with suppress(FileNotFoundError):  # another process of this host may have made room in between
+                return table.open_x(path, self.shape)
 
     def rest(self) -> None:
         """Fetch nothing more ahead."""

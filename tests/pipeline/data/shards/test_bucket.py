@@ -108,8 +108,9 @@ def test_a_training_from_a_bucket_with_little_room_is_the_one_from_the_disk(data
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-def test_two_ranks_share_what_they_fetch(data: Path, local: Path, tmp_path: Path) -> None:
-    _run(tmp_path, *_train("s3://bucket/images", tmp_path, "--nproc", "2", "--device", "cpu"))
+@pytest.mark.parametrize("room", [[], ["--local_cache_gb", "0.00011"]], ids=["all", "little room"])
+def test_two_ranks_share_what_they_fetch(room: list[str], data: Path, local: Path, tmp_path: Path) -> None:
+    _run(tmp_path, *_train("s3://bucket/images", tmp_path, "--nproc", "2", "--device", "cpu", *room))
     one, two = (
         np.array([row["train/loss"] for row in _curve(run) if "train/loss" in row]) for run in (local, tmp_path / "run")
     )

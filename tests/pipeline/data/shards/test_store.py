@@ -209,6 +209,22 @@ def test_two_processes_fetch_a_shard_once(bucket: Any, tmp_path: Path) -> None:
     assert sorted(texts) == ["began\ndone\n", "done\n"]
 
 
+def test_a_shard_that_another_process_takes_away_before_it_is_mapped_is_fetched_again(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries, asked, _ = bucket
+    open_x, gone = table.open_x, []
+
+    def late(path: Path, shape: tuple[int, ...]) -> Any:
+        if len(gone) < 2:
+            gone.append(path)
+            path.unlink()
+        return open_x(path, shape)
+
+    monkeypatch.setattr(table, "open_x", late)
+    assert np.array_equal(_store(entries, tmp_path).open(2), X[2 * ROWS : 3 * ROWS]) and asked.total() == 3
+
+
 def test_what_is_there_is_not_fetched_again(bucket: Any, tmp_path: Path) -> None:
     entries, asked, _ = bucket
     for _ in range(2):
