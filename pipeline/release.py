@@ -123,7 +123,7 @@ class ServeConfig:
     )
     timeout_ms: float = Field(10_000.0, "how long an answer may take; then the client gets 504", ge=1, le=3_600_000)
     max_body_mb: float = Field(16.0, "megabytes that a request may have; more gets 413", gt=0, le=4096)
-    num_threads: int = Field(0, "threads that compute; 0: one for each core", ge=0, le=1024)
+    num_threads: int = Field(0, "threads that compute; 0: one for each core, fewer for a quick model", ge=0, le=1024)
 
 
 @dataclass(frozen=True, kw_only=True)

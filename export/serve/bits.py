@@ -17,6 +17,7 @@ from export.serve.model import Array, Model
 _PATIENCE = 3.0  # s for all trials
 _TRIES = 3  # of each size, with other values each time
 _GAIN = 0.9  # of the time that a sample takes alone: a larger batch has to be quicker than that
+_READING = 0.0005  # s of the interpreter for a request, about: its connection, reading and writing it
 _TOGETHER = 0.001  # s of work that a thread takes at once, even if each sample is computed alone
 
 
@@ -24,12 +25,17 @@ _TOGETHER = 0.001  # s of work that a thread takes at once, even if each sample 
 class Plan:
     """Sizes of batches, from 1 upward, that keep the bits and are worth it; and for which shapes of a sample that is known.
 
-    `together` is how many requests a thread takes at once.
+    `together` is how many requests a thread takes at once, `seconds` what the model takes for a sample alone.
     """
 
     sizes: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
     together: int
+    seconds: float
+
+    def num_threads(self, cores: int) -> int:
+        """Return how many threads are worth it: more than the interpreter can feed would only wait for it, and each other."""
+        return min(cores, 1 + int(self.seconds / _READING))
 
     def sizes_for(self, inputs: Sequence[Array]) -> tuple[int, ...]:
         return self.sizes if tuple(array.shape[1:] for array in inputs) == self.shapes else (1,)
@@ -58,7 +64,7 @@ def plan(model: Model, max_batch: int) -> Plan:
         if tries == _TRIES and together < _GAIN * size * alone:
             sizes.append(size)
     at_once = max(sizes[-1], min(max_batch, int(_TOGETHER / alone)), 1)
-    return Plan(sizes=tuple(sizes), shapes=tuple(array.shape[1:] for array in first), together=at_once)
+    return Plan(sizes=tuple(sizes), shapes=tuple(array.shape[1:] for array in first), together=at_once, seconds=alone)
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -173,7 +173,7 @@ def numbers(items: list[Any], dtype: str, *, may_have_booleans: bool, is_missing
     if not x.size:
         raise BadRequest("a list of numbers is empty.")
     if dtype == "uint8":
-        if x.dtype.kind == "f" or x.min() < 0 or x.max() > 255:
+        if x.dtype.kind == "f" or int(np.bitwise_or.reduce(x, axis=None)) & ~255:  # in one pass; a sign is a bit, too
             raise BadRequest("a number is no whole one from 0 to 255, as pixels are.")
         return x.astype(np.uint8)
     largest = _FLOAT32 if dtype == "float32" else math.inf

@@ -107,13 +107,14 @@ def _run(
     import uvicorn
 
     from export.serve.batching import Batcher
+    from export.serve.packets import Protocol
     from export.serve.web import Limits, Service
 
     limits = Limits(
         max_body=int(config.max_body_mb * 1_000_000), timeout=config.timeout_ms / 1000, max_reading=config.max_queue
     )
     service = Service(model, telemetry, limits, name=found.name, version=found.version, server=version)
-    num_threads = config.num_threads or len(os.sched_getaffinity(0))
+    num_threads = config.num_threads or plan.num_threads(len(os.sched_getaffinity(0)))
 
     class Server(uvicorn.Server):
         """uvicorn's, with our signals and our words."""
@@ -157,7 +158,7 @@ def _run(
     # h11 bounds the head of a request, and answers one that asks for HTTP/2; the faster httptools does neither (uvicorn 0.54)
     server = Server(
         uvicorn.Config(
-            service.app(), loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None, log_level="critical",
+            service.app(), loop="asyncio", http=Protocol, ws="none", lifespan="off", log_config=None, log_level="critical",
             access_log=False, server_header=False, backlog=_BACKLOG, timeout_keep_alive=75,
             timeout_graceful_shutdown=math.ceil(limits.timeout) + 2,
         )

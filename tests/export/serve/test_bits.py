@@ -82,3 +82,10 @@ def test_the_sizes_found_keep_the_bits_of_other_values_too(variant: str, exports
         for k in range(size):
             for whole, single in zip(model.run(names, [x]), model.run(names, [x[k : k + 1]]), strict=True):
                 assert whole[k : k + 1].tobytes() == single.tobytes(), (variant, size)
+
+
+def test_a_quick_model_gets_one_thread_and_a_slow_one_all_cores() -> None:
+    def plan(seconds: float) -> bits.Plan:
+        return bits.Plan(sizes=(1,), shapes=((3,),), together=1, seconds=seconds)
+
+    assert [plan(s).num_threads(8) for s in (1e-5, 4e-4, 6e-4, 2e-3, 1.0)] == [1, 1, 2, 5, 8]
