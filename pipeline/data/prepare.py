@@ -49,11 +49,6 @@ def prepare(config: RunConfig) -> Path:
 
     Raises UserError where the data cannot be had, the cache cannot be written, or other data lies there.
     """
-    if source_of(config).is_remote:
-        raise UserError(
-            f"dataset={config.dataset} holds raw data and no shards. Make these first, and train on them: prepare --dataset "
-            f"{config.dataset} --shards 256MB --output_dir PLACE."
-        )
     folder, identity = locate(config)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -96,20 +91,34 @@ def prepared_folder(config: RunConfig) -> Path:
 
 
 def locate(config: RunConfig) -> tuple[Path, dict[str, Any]]:
-    """Return the folder for all that shapes the tensors, and these facts themselves."""
+    """Return the folder for all that shapes the tensors, and these facts themselves.
+
+    Raises UserError for raw data in a bucket, of which no tensors are made.
+    """
     source = source_of(config)
-    files = source.files(config.data_dir) if source.files else []
-    identity = {
-        "dataset": source.spec.name, "val_split": config.val_split, "test_split": config.test_split,
-        "split_seed": config.split_seed, "raw": source.digest + _fingerprint(files), **vars(options_of(vars(config))),
-        "code": sources.digests("pipeline.data.prepare"), "versions": machine.versions(*_LIBRARIES),
-    }  # fmt: skip
+    if source.is_remote:
+        raise UserError(
+            f"dataset={config.dataset} holds raw data and no shards. Make these first, and train on them: prepare --dataset "
+            f"{config.dataset} --shards 256MB --output_dir PLACE."
+        )
+    identity = identity_of(config)
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     try:
         cache = config.cache_dir.expanduser()  # the default; a flag was expanded when it was read
     except RuntimeError as error:
         raise UserError(f"cache_dir={config.cache_dir}: this user has no home folder. Give a folder, or set HOME.") from error
     return cache / f"{source.spec.name}-{key}", identity
+
+
+def identity_of(config: RunConfig) -> dict[str, Any]:
+    """Return all that shapes the samples."""
+    source = source_of(config)
+    files = source.files(config.data_dir) if source.files else []
+    return {
+        "dataset": source.spec.name, "val_split": config.val_split, "test_split": config.test_split,
+        "split_seed": config.split_seed, "raw": source.digest + _fingerprint(files), **vars(options_of(vars(config))),
+        "code": sources.digests("pipeline.data.prepare"), "versions": machine.versions(*_LIBRARIES),
+    }  # fmt: skip
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def _ask_a_new_database(address: str, barrier: Any) -> None:
 
 def test_several_that_ask_a_new_database_at_one_moment_all_have_it(tmp_path: Path) -> None:
     """MLflow fills it with tables at the first question, without a lock: of two at once, one fails, or both."""
-    spawn, count = multiprocessing.get_context("spawn"), 2
+    spawn, count = multiprocessing.get_context("spawn"), 3
     barrier = spawn.Barrier(count)
     asking = [
         spawn.Process(target=_ask_a_new_database, args=(f"sqlite:///{tmp_path}/new.db", barrier), daemon=True)

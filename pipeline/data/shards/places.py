@@ -6,6 +6,7 @@ file appears under its name when all of it is there, in a bucket as on a disk. W
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from pipeline.errors import UserError
 _CONNECT, _REQUEST = 5.0, 30.0  # s that a server may take
 _TRIES = 6  # of one question
 _PAUSE = 0.2  # s before the second try, twice as long before each one after it
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _PART = 1 << 24  # bytes that are read at a time: each is a request to a bucket
 
 
@@ -54,14 +56,14 @@ class Place:
             with system.open_input_file(f"{root}/{name}") as file:
                 return bytes(file.read(most))
 
-        return _answered(ask)
+        return answered(ask)
 
     def stat(self, name: str) -> tuple[int, int]:
         """Return the bytes of a file in a bucket, and when it was written, in ns. Raises FileNotFoundError, OSError."""
         from pyarrow import fs
 
         system, root = _remote(self.address)
-        found = _answered(lambda: system.get_file_info(f"{root}/{name}"))
+        found = answered(lambda: system.get_file_info(f"{root}/{name}"))
         if found.type != fs.FileType.File:
             raise FileNotFoundError(name)
         return int(found.size), int(found.mtime_ns or 0)
@@ -71,7 +73,7 @@ class Place:
         from pyarrow import fs
 
         system, root = _remote(self.address)
-        found = _answered(lambda: system.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True)))
+        found = answered(lambda: system.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True)))
         return {
             each.path.removeprefix(f"{root}/"): (int(each.size), int(each.mtime_ns or 0))
             for each in found
@@ -102,7 +104,7 @@ class Place:
             with system.open_output_stream(f"{root}/{name}") as stream:
                 stream.write(content)
 
-        _answered(ask)
+        answered(ask)
 
     def size(self, name: str) -> int:
         """Return the bytes of a file; -1 where there is none. Raises OSError as the store says it."""
@@ -111,18 +113,21 @@ class Place:
         from pyarrow import fs
 
         system, root = _remote(self.address)
-        found = _answered(lambda: system.get_file_info(f"{root}/{name}"))
+        found = answered(lambda: system.get_file_info(f"{root}/{name}"))
         return int(found.size) if found.type == fs.FileType.File else -1
 
 
-def _answered(ask: Callable[[], Found]) -> Found:
-    """Return what a store answers, asked again where a connection breaks. Raises OSError as the last answer says it."""
+def answered(ask: Callable[[], Found]) -> Found:
+    """Return what a store answers, asked again where a connection breaks, or a ValueError says that the answer is wrong.
+
+    Raises what the last answer raises; what asking again cannot mend, a file that is not there or a full disk, at once.
+    """
     for attempt in range(_TRIES - 1):
         try:
             return ask()
-        except FileNotFoundError:
-            raise
-        except OSError:
+        except (OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError) or getattr(error, "errno", 0) in FULL:
+                raise
             time.sleep(_PAUSE * 2**attempt)
     return ask()
 

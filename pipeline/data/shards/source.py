@@ -67,12 +67,6 @@ def source(address: str, options: DataOptions) -> Source:
         spec = DataSpec.from_json(index["spec"])
         num_bytes = sum(int(e["bytes"]) for split in index["splits"].values() for e in split["x"])
         number = sum(len(split["x"]) for split in index["splits"].values())
-    except FileNotFoundError:
-        raise UserError(
-            f"dataset={address} has no {INDEX}. Write shards first: prepare --shards 256MB --output_dir PLACE."
-        ) from None
-    except UserError as error:
-        raise UserError(f"dataset: {error}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"dataset={address}: its {INDEX} cannot be read ({reason}).") from error

@@ -7,7 +7,6 @@ Beyond `limit` bytes, those go that are needed last.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import threading
 import time
@@ -21,18 +20,15 @@ from numpy.typing import NDArray
 
 from pipeline import environment, files
 from pipeline.data.shards import table
-from pipeline.data.shards.places import Place
+from pipeline.data.shards.places import FULL, Place, answered
 from pipeline.errors import Failure
 from pipeline.output import say
 
 Array = NDArray[Any]
 
-_TRIES = 6  # for one file
-_PAUSE = 0.2  # s before the second try, twice as long before each one after it
 _LOOK = 0.02  # s between two looks whether there is room
 _AT_ONCE = 4  # shards that are fetched ahead at the same time: one connection does not fill a network
 _OPEN = 256  # shards that are mapped at a time
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _SLOW = 5.0  # s after which it is said what a training waits for
 
 
@@ -46,28 +42,27 @@ def fetch(place: Place, entry: Mapping[str, Any], path: Path) -> Path:
     with files.locked(path.with_name(f".{path.name}.lock")):
         if is_whole(path, entry, path.parent):
             return path
-        problem = ""
-        for attempt in range(_TRIES):
-            if attempt:
-                time.sleep(_PAUSE * 2 ** (attempt - 1))
+
+        def ask() -> None:
             digest = hashlib.sha256()
-            try:
-                with files.atomic(path) as temporary:
-                    with temporary.open("wb") as file:
-                        for part in place.parts(entry["file"]):
-                            digest.update(part)
-                            file.write(part)
-                    if digest.hexdigest() != entry["sha256"]:
-                        raise ValueError("its bytes are not those that were written (its SHA-256 differs)")
-                _keep_seal(path, path.parent)
-                return path
-            except FileNotFoundError:
-                problem = "it is not there"
-                break
-            except (OSError, ValueError) as error:
-                if isinstance(error, OSError) and error.errno in _FULL:
-                    raise
-                problem = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            with files.atomic(path) as temporary:
+                with temporary.open("wb") as file:
+                    for part in place.parts(entry["file"]):
+                        digest.update(part)
+                        file.write(part)
+                if digest.hexdigest() != entry["sha256"]:
+                    raise ValueError("its bytes are not those that were written (its SHA-256 differs)")
+
+        try:
+            answered(ask)
+            _keep_seal(path, path.parent)
+            return path
+        except FileNotFoundError:
+            problem = "it is not there"
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
+            problem = (str(error).splitlines() or [type(error).__name__])[0][:200]
     raise Failure(
         f"dataset={place.address}: {entry['file']} cannot be had: {problem}. Mend the place, and go on with --resume true."
     )
@@ -230,7 +225,7 @@ class Store:
             try:
                 return fetch(self.place, entry, path)
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in FULL:
                     raise
                 self._make_room(k, everything=True)
             finally:

@@ -47,8 +47,7 @@ def write(
     `patience` is how long rank 0 waits, in seconds, for another process to write one more shard. Raises UserError for data that
     cannot be had, or other shards that lie there; Failure where shards of other processes stay away.
     """
-    _, identity = prepare.locate(config)
-    whole = identity | {"shard_bytes": num_bytes}
+    whole = prepare.identity_of(config) | {"shard_bytes": num_bytes}
     key = digest_of(whole)
     _refuse_others(place, key)
     source = source_of(config)

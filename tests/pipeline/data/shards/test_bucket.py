@@ -189,6 +189,10 @@ def test_raw_data_is_read_over_connections_that_break_by_as_many_processes_as_th
     ("words", "said"),
     [
         (["train", "--dataset", "s3://bucket/raw/photos", "--model", "cnn"], "holds raw data and no shards. Make these first"),
+        (["prepare", "--dataset", "s3://bucket/raw/photos", "--model", "cnn"], "holds raw data and no shards"),
+        (["run", "--dataset", "s3://bucket/raw/photos", "--model", "cnn", "--explain"], "holds raw data and no shards"),
+        (["search", "--dataset", "s3://bucket/raw/photos", "--model", "cnn", "--space", "lr=0.1,0.2", "--trials", "2"],
+         "holds raw data and no shards"),
         (["inspect", "--dataset", "s3://bucket/raw/photos"], "raw data is looked at on this machine only"),
         (["train", "--dataset", "s3://bucket/nothing"], "has no index.json, and no image either"),
         (["train", "--dataset", "s3://nobucket/x"], "s3://nobucket/x"),
@@ -197,7 +201,7 @@ def test_raw_data_is_read_over_connections_that_break_by_as_many_processes_as_th
         (["prepare", "--dataset", "s3://bucket/raw/t.csv", "--target", "a", "--model", "mlp", "--shards", "1KB",
           "--output_dir", "x"], "s3://bucket/raw/t.csv"),
         (["prepare", "--dataset", "s3://bucket/bad", "--model", "cnn", "--shards", "1KB", "--output_dir", "x"],
-         "dataset=s3://bucket/bad has 1 file that cannot be read: a/0.png"),
+         "dataset=s3://bucket/bad has 1 file that cannot be read: a/0.jpg"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_with_raw_data_gets_a_sentence_and_leaves_nothing(
@@ -206,13 +210,12 @@ def test_what_cannot_be_done_with_raw_data_gets_a_sentence_and_leaves_nothing(
     import boto3
 
     client = boto3.client("s3", region_name="us-east-1")
-    for number, path in enumerate(sorted((raw / "photos").rglob("*.png"))[:6] or sorted((raw / "photos").rglob("*.*"))[:6]):
+    for number, path in enumerate(sorted((raw / "photos").rglob("*.jpg"))[:6]):
         content = path.read_bytes() if number else b"no image"
-        client.put_object(Bucket="bucket", Key=f"bad/{'ab'[number % 2]}/{number}{path.suffix}", Body=content)
+        client.put_object(Bucket="bucket", Key=f"bad/{'ab'[number % 2]}/{number}.jpg", Body=content)
     process = _start(tmp_path, *words)
     text = process.communicate(timeout=200)[0]
-    suffix = min(path.suffix for path in (raw / "photos").rglob("*.*"))
-    assert process.returncode == 2 and said.replace(".png", suffix if "bad" in said else ".png") in text, text
+    assert process.returncode == 2 and said in text, text
     assert "Traceback" not in text and not [path for path in tmp_path.iterdir() if path.name not in ("mlflow.db", "mlruns")]
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.data.shards import places, table
 from pipeline.data.shards import store as stores
-from pipeline.data.shards import table
 from pipeline.data.shards.order import within_windows
 from pipeline.data.shards.places import Place
 from pipeline.data.shards.rows import ShardRows
@@ -57,7 +57,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[s
             yield from (content[i : i + 300] for i in range(0, len(content), 300))
 
     monkeypatch.setattr(Place, "parts", parts)
-    monkeypatch.setattr(stores, "_PAUSE", 0.001)
+    monkeypatch.setattr(places, "_PAUSE", 0.001)
     return entries, asked, instead
 
 
