@@ -37,6 +37,8 @@ class Plan:
     config: RunConfig
     fixed: Mapping[str, str]
     space: tuple[Dimension, ...]
+    recipe: Mapping[str, str]  # the point of the space that is the training without a search, which is trial 0; or empty
+    missing: str  # the recipe's value that the space lacks, where it is no point of it
     trials: int
     metric: str
     pruner: str
@@ -71,8 +73,10 @@ def make_plan(config: SearchConfig, flags: Mapping[str, str], words: Sequence[st
         raise UserError(*problems)
     folder = Path(config.output_dir or f"runs/search-{name}")
     kind = task(source.spec.task)
+    recipe, missing = space.recipe_point(with_folder, dimensions, world_size=world_size)
     return Plan(
-        config=first, fixed=fixed, space=dimensions, trials=config.trials, metric=config.metric or f"val/{kind.metric}",
+        config=first, fixed=fixed, space=dimensions, recipe=recipe, missing=missing, trials=config.trials,
+        metric=config.metric or f"val/{kind.metric}",
         pruner=config.pruner, study=name, storage=config.storage or str(folder / JOURNAL), folder=folder,
         again=storage.shown(shlex.join([*program().split(), "search", *words])),
     )  # fmt: skip

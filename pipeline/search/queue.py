@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,15 +73,16 @@ class Queue:
     def __init__(
         self, storage: BaseStorage, name: str, *, direction: Literal["maximize", "minimize"] = "maximize",
         pruner: optuna.pruners.BasePruner | None = None, seed: int = 0, folder: Callable[[int], Path] | None = None,
+        first: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        """`folder` says which run folder belongs to a trial's number, if one does."""
+        """`folder` says which run folder belongs to a trial's number, if one does; `first` are the values of trial 0."""
         import optuna
 
         self.study = optuna.create_study(
             storage=storage, study_name=name, direction=direction, pruner=pruner or optuna.pruners.NopPruner(),
             load_if_exists=True,
         )  # fmt: skip
-        self._storage, self._seed, self._folder = storage, seed, folder
+        self._storage, self._seed, self._folder, self._first = storage, seed, folder, dict(first or {})
         self._id = storage.get_study_id_from_name(name)
         self._me = runs.owner() | {"token": uuid.uuid4().hex}
         self._seen: dict[int, tuple[str, float]] = {}  # of each running trial: its lease, and since when it is that
@@ -93,9 +94,8 @@ class Queue:
     def take(self, most: int) -> optuna.Trial | None:
         """Return a trial to work on: one that waits, or a new one as long as there are fewer than `most`; or None.
 
-        Its sampler draws from the seed and the trial's number alone.
+        Its sampler draws from the seed and the trial's number alone; trial 0 has the values that were given for it.
         """
-        from optuna.samplers import TPESampler
         from optuna.trial import TrialState
 
         self._return_abandoned()
@@ -108,8 +108,14 @@ class Queue:
             self.study.tell(trial, state=TrialState.FAIL)
             return None
         trial.set_user_attr("lease", self._me | {"beat": 0})
-        self.study.sampler = TPESampler(seed=(self._seed + 1_000_003 * trial.number) % 2**32, n_startup_trials=STARTUP)
+        self.study.sampler = self._sampler(trial.number)
         return trial
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        from optuna.samplers import PartialFixedSampler, TPESampler
+
+        drawn = TPESampler(seed=(self._seed + 1_000_003 * number) % 2**32, n_startup_trials=STARTUP)
+        return PartialFixedSampler(self._first, drawn) if number == 0 and self._first else drawn
 
     def lease(self, trial: optuna.Trial) -> Lease:
         """Return the lease of a trial that was taken, to be kept."""

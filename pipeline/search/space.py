@@ -75,6 +75,10 @@ class Dimension:
         number = float(f"{value:.{_DIGITS}g}")
         return f"{number:g}" if self.low <= number <= self.high else repr(value)
 
+    def param(self, text: str) -> str | int | float:
+        """Return a text of a flag as the study keeps it."""
+        return text if self.choices else int(text) if self.is_whole else float(text)
+
     def ask(self, trial: optuna.Trial) -> str:
         """Return the text that the study's sampler proposes for a trial."""
         if self.choices:
@@ -176,6 +180,37 @@ def _value(text: str) -> Any:
 def first_point(space: Sequence[Dimension]) -> dict[str, str]:
     """Return the first value of each dimension."""
     return {dimension.name: dimension.ends[0] for dimension in space}
+
+
+def recipe_point(
+    fixed: Mapping[str, str], space: Sequence[Dimension], *, world_size: int | None = None
+) -> tuple[dict[str, str], str]:
+    """Return the point of a space that is the training without a search; or nothing, and the value that the space lacks."""
+    try:
+        config = resolve(dict(fixed), world_size=world_size)
+    except UserError:  # what is searched has to be given
+        return {}, ""
+    point: dict[str, str] = {}
+    for dimension in space:
+        owner, _, argument = dimension.name.partition(".")
+        value = getattr(config, owner)
+        value = value.get(argument) if argument else value
+        if value is None:  # what the network itself takes
+            return {}, ""
+        text = _text_of(dimension, value)
+        if text is None:
+            return {}, f"{dimension.name}={value:g}" if isinstance(value, float) else f"{dimension.name}={value}"
+        point[dimension.name] = text
+    return (point, "") if resolve(flags_of(fixed, point), world_size=world_size) == config else ({}, "")
+
+
+def _text_of(dimension: Dimension, value: Any) -> str | None:
+    """Return the text in a dimension that means a value; None where it has none."""
+    if not dimension.choices:
+        is_in = isinstance(value, int | float) and dimension.low <= value <= dimension.high
+        return dimension.written(value) if is_in else None
+    means = _value if "." in dimension.name else lambda text: convert(RunConfig, {dimension.name: text})[0][dimension.name]
+    return next((text for text in dimension.choices if means(text) == value), None)
 
 
 def _corners(space: Sequence[Dimension]) -> Iterator[dict[str, str]]:

@@ -29,7 +29,7 @@ from pipeline.search import space, trial, winner
 from pipeline.search.loop import Job, Worker
 from pipeline.search.plan import Plan
 from pipeline.search.queue import PROBLEM, Queue
-from pipeline.search.show import Shown, show
+from pipeline.search.show import Shown, described, show
 from pipeline.search.storage import asking, open_storage
 from pipeline.signals import Interrupted
 from pipeline.skeleton import refuse_impossible
@@ -55,6 +55,8 @@ def search_on_this_rank(plan: Plan) -> int:
         flags = dict(plan.fixed) | {"precision": settled["precision"]}
         queue = _queue(plan, opened[0]) if opened else None
         with _tracked(plan, queue, settled["mlflow_run_id"]):
+            if ranks.is_main:
+                _say_where_it_begins(plan)
             with show(plan.trials, plan.metric) as shown:
                 _worker(plan, queue, ranks, flags, settled["mlflow_run_id"], shown).work()
             winner.make(plan, queue, opened[0] if opened else None, ranks, flags, settled["mlflow_run_id"])
@@ -185,7 +187,15 @@ def _queue(plan: Plan, storage: BaseStorage) -> Queue:
         return Queue(
             storage, plan.study, direction="maximize" if plan.is_larger_better else "minimize", pruner=pruners[plan.pruner](),
             seed=plan.config.seed, folder=lambda number: folder_of(plan, number),
+            first={dimension.name: dimension.param(plan.recipe[dimension.name]) for dimension in plan.space if plan.recipe},
         )  # fmt: skip
+
+
+def _say_where_it_begins(plan: Plan) -> None:
+    if plan.recipe:
+        say(f"trial 0 is the recipe itself: {described(plan.recipe)}")
+    elif plan.missing:
+        say(f"the recipe itself is no trial: its {plan.missing} is not in --space")
 
 
 def folder_of(plan: Plan, number: int) -> Path:

@@ -113,9 +113,15 @@ def _report(plan: Plan, queue: Queue | None) -> tuple[int, dict[str, str]]:
     save(pictures.importances(shares, metric=plan.metric, num_trials=len(rows)), plan.folder / "plots" / f"{PICTURES[0]}.png",
          about=about)  # fmt: skip
     save(drawn, plan.folder / "plots" / f"{PICTURES[1]}.png", about=about)
-    say(f"best of {len(rows)} trials: trial {best.number}, {plan.metric} {best.value:.4f}: {described(best.params)}")
+    beside = f", the recipe itself {trials[0].value:.4f}" if best is not trials[0] and _is_recipe(plan, trials[0]) else ""
+    say(f"best of {len(rows)} trials: trial {best.number}, {plan.metric} {best.value:.4f}{beside}: {described(best.params)}")
     say(f"all trials: {plan.folder / REPORT}, pictures in {plan.folder / 'plots'}")
     return best.number, texts_of(plan, best)
+
+
+def _is_recipe(plan: Plan, trial: FrozenTrial) -> bool:
+    """Tell whether a trial is the recipe's, and has a result."""
+    return trial.state.name == "COMPLETE" and texts_of(plan, trial) == plan.recipe
 
 
 def _row(plan: Plan, trial: FrozenTrial) -> dict[str, Any]:

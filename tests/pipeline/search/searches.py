@@ -15,7 +15,7 @@ from pipeline.search.plan import Plan
 
 SMALL = [
     "--model", "mlp", "--dataset", "moons", "--epochs", "2", "--formats", "onnx", "--log_every", "1",
-    "--space", "lr=1e-3..1e-1:log", "optimizer=adamw,sgd",
+    "--space", "lr=1e-3..1e-1:log", "optimizer=adam,sgd",
 ]  # fmt: skip
 
 

@@ -152,6 +152,18 @@ def test_what_is_drawn_hangs_on_the_seed_and_the_number_alone() -> None:
     assert drawn(Queue(memory(), "there", seed=6), 1) != whole[:1]
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # open_storage silences it
+def test_the_first_trial_has_the_values_that_it_is_given_and_the_others_are_drawn_as_without() -> None:
+    def drawn(first: dict[str, object] | None) -> list[tuple[float, str]]:
+        queue, found = Queue(optuna.storages.InMemoryStorage(), "there", seed=5, first=first), []
+        while trial := queue.take(3):
+            found.append((trial.suggest_float("lr", 0, 1), trial.suggest_categorical("optimizer", ["adam", "sgd"])))
+        return found
+
+    given, plain = drawn({"lr": 0.25, "optimizer": "sgd"}), drawn(None)
+    assert given[0] == (0.25, "sgd") != plain[0] and given[1:] == plain[1:]
+
+
 def test_half_a_line_at_the_end_of_a_journal_costs_nothing_but_itself(tmp_path: Path) -> None:
     path = tmp_path / "journal.log"
     Queue(open_storage(str(path)), "here").take(2)

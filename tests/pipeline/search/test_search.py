@@ -71,6 +71,14 @@ def test_a_search_ends_in_a_proven_onnx_file_of_the_best_trial_trained_anew(sear
     assert "\npython -m pipeline run --model mlp --dataset moons --epochs 2 --formats onnx --log_every 1 " in searched.printed
 
 
+def test_the_first_trial_is_the_training_without_a_search_and_the_best_is_told_beside_it(searched: Searched) -> None:
+    first, found = report(searched.folder)["trials"][0], report(searched.folder)["best"]
+    assert first["values"] == {"lr": "0.01", "optimizer": "adam"}
+    assert "\ntrial 0 is the recipe itself: lr=0.01 optimizer=adam\n" in searched.printed
+    beside = f", the recipe itself {first['value']:.4f}" if found["number"] else ""
+    assert f"trial {found['number']}, val/accuracy {found['value']:.4f}{beside}: lr=" in searched.printed
+
+
 def test_no_trial_looks_at_the_test_set_and_the_winner_does(searched: Searched) -> None:
     assert searched.opened["trials"] == {"train", "val"} and "test" in searched.opened["winner"]
     assert not list(searched.folder.glob("trial-*/test.json")) and len(list(searched.folder.glob("winner-*/test.json"))) == 1
@@ -81,7 +89,7 @@ def test_no_trial_looks_at_the_test_set_and_the_winner_does(searched: Searched) 
 
 def test_each_trial_is_an_mlflow_run_below_that_of_the_search(searched: Searched) -> None:
     above, children = _runs(searched.folder)
-    assert above.info.status == "FINISHED" and above.data.params["space"] == "lr=0.001..0.1:log optimizer=adamw,sgd"
+    assert above.info.status == "FINISHED" and above.data.params["space"] == "lr=0.001..0.1:log optimizer=adam,sgd"
     assert above.data.metrics["search/best"] == report(searched.folder)["best"]["value"]
     assert sorted(run.data.tags["search.trial"] for run in children if "search.trial" in run.data.tags) == ["0", "1", "2"]
     assert len(children) == TRIALS + 1 and {run.info.status for run in children} == {"FINISHED"}
@@ -105,7 +113,7 @@ def test_the_same_command_finds_that_nothing_is_left_to_do(
     [
         (["--metric", "val/loss"], "study=mlp-moons was made with metric=val/accuracy, and this is metric=val/loss."),
         (["--weight_decay", "0.01"], "study=mlp-moons was made with weight_decay="),
-        (["--space", "lr=1e-3..1e-2"], "study=mlp-moons was made with space=lr=0.001..0.1:log optimizer=adamw,sgd, and this"),
+        (["--space", "lr=1e-3..1e-2"], "study=mlp-moons was made with space=lr=0.001..0.1:log optimizer=adam,sgd, and this"),
         (["--data_args", "noise=0.3"], "study=mlp-moons was made with data_sha256="),
         (["--model", "two_layer", "--study", "mlp-moons"], "study=mlp-moons was made with model=mlp, and this is model=two_l"),
         (["--study", "other"], "output_dir="),

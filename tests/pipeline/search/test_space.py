@@ -11,7 +11,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.search import plan as plans
-from pipeline.search.space import Dimension, flags_of, parse, resolve_first
+from pipeline.search.space import Dimension, flags_of, parse, recipe_point, resolve_first
 from tests.conftest import ROOT
 
 SPACE = ["lr=1e-4..1e-1:log", "optimizer=adamw,muon"]
@@ -94,6 +94,27 @@ def test_a_space_whose_corner_is_no_training_is_refused() -> None:
         resolve_first(fixed, parse(["optimizer=sgd,adamw", "momentum=0,0.9"]))
     with pytest.raises(UserError, match=r"^batch_size=2 is smaller than the 4 ranks"):
         resolve_first(fixed, parse(["batch_size=2..64"]), world_size=4)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "words", "found"),
+    [
+        ({"model": "mlp"}, "lr=1e-4..1e-1:log optimizer=adam,muon", {"lr": "0.01", "optimizer": "adam"}),
+        ({"model": "mlp"}, "lr=1e-4..1e-1:log model_args.hidden=8..64", {"lr": "0.01", "model_args.hidden": "25"}),
+        ({"model": "mlp"}, "lr=1e-4..1e-1:log loss=bce,focal", {"lr": "0.01", "loss": "bce"}),
+        ({"model": "mlp", "optimizer": "muon"}, "lr=1e-4..1e-1:log", {"lr": "0.02"}),
+        ({"model": "mlp"}, "lr=1e-4..1e-1:log optimizer=adamw,muon", "optimizer=adam"),
+        ({"model": "mlp"}, "lr=1e-4..5e-3:log", "lr=0.01"),
+        ({"model": "mlp", "lr": "0.0123456"}, "batch_size=16..64", {"batch_size": "32"}),
+        ({"model": "mlp"}, "model_args.dropout=0,0.5", ""),
+        ({"model": "cnn", "dataset": "mnist"}, "augment_shift=0,1 init=random,pca", {"augment_shift": "1", "init": "pca"}),
+    ],
+)  # fmt: skip
+def test_the_training_without_a_search_is_a_point_of_the_space_or_what_lacks_is_named(
+    fixed: dict[str, str], words: str, found: dict[str, str] | str
+) -> None:
+    expected = (found, "") if isinstance(found, dict) else ({}, found)
+    assert recipe_point(fixed, parse([words])) == expected
 
 
 @pytest.mark.parametrize(
