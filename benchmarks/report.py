@@ -42,7 +42,8 @@ class Row:
 
     @property
     def target(self) -> str:
-        return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
+        goals = ((">=", self.at_least), ("<=", self.at_most))
+        return " ".join(f"{sign} {goal:g}" for sign, goal in goals if goal is not None)
 
 
 def pairs(ours: Callable[[], float], theirs: Callable[[], float], count: int, *, warm_up: bool = True) -> list[Pair]:
@@ -88,7 +89,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = ["| # | what | ours | other side | ratio (median) | smallest to largest | n | target | |", "|" + "---|" * 9]
     for r in rows:
         spread = f"{min(r.ratios):.3g} to {max(r.ratios):.3g}"
-        verdict = ("met" if r.met else "**missed**") + (f" ({r.note})" if r.note else "")
+        verdict = (("met" if r.met else "**missed**") if r.target else "") + (f" ({r.note})" if r.note else "")
         lines.append(
             f"| {r.number} | {r.what} ({r.unit}) | {_text(r.ours)} | {_text(r.theirs)} | {r.ratio:.3g} | {spread} "
             f"| {len(r.ratios)} | {r.target} | {verdict} |"

@@ -127,7 +127,7 @@ class Worker:
     def _judge(self, found: Validated) -> bool:
         from optuna.exceptions import UpdateFinishedTrialError
 
-        assert self._lease
+        assert self.queue and self._lease
         if found.is_best:
             self._value = metric_of(found.metrics, self.metric)
         if self._lease.is_lost:
@@ -135,7 +135,7 @@ class Worker:
         try:
             if self._value is not None and found.epoch not in self._reported():  # or of steps that are done again after a kill
                 self._trial.report(self._value, found.epoch)
-            if found.is_last or not self._trial.should_prune():
+            if found.is_last or not self.queue.is_to_end(self._trial):
                 return False
             self._trial.set_user_attr("ended", PRUNED)  # before the checkpoint, after which it would go on
         except UpdateFinishedTrialError:  # somebody else has ended it

@@ -117,6 +117,10 @@ class Queue:
         drawn = TPESampler(seed=(self._seed + 1_000_003 * number) % 2**32, n_startup_trials=STARTUP)
         return PartialFixedSampler(self._first, drawn) if number == 0 and self._first else drawn
 
+    def is_to_end(self, trial: optuna.Trial) -> bool:
+        """Tell whether the pruner ends a trial here; never one whose values were given, to which the others are held."""
+        return not (trial.number == 0 and self._first) and trial.should_prune()
+
     def lease(self, trial: optuna.Trial) -> Lease:
         """Return the lease of a trial that was taken, to be kept."""
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)

@@ -164,6 +164,20 @@ def test_the_first_trial_has_the_values_that_it_is_given_and_the_others_are_draw
     assert given[0] == (0.25, "sgd") != plain[0] and given[1:] == plain[1:]
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # open_storage silences it
+@pytest.mark.parametrize("first", [{}, {"lr": 0.25}])
+def test_a_first_trial_whose_values_are_given_is_never_ended_early(first: dict[str, object]) -> None:
+    pruner = optuna.pruners.ThresholdPruner(upper=0)
+    queue = Queue(optuna.storages.InMemoryStorage(), "there", pruner=pruner, first=first)
+    ends = []
+    for _ in range(2):
+        trial = queue.take(2)
+        assert trial
+        trial.report(trial.suggest_float("lr", 0.1, 1), 1)
+        ends.append(queue.is_to_end(trial))
+    assert ends == [not first, True]
+
+
 def test_half_a_line_at_the_end_of_a_journal_costs_nothing_but_itself(tmp_path: Path) -> None:
     path = tmp_path / "journal.log"
     Queue(open_storage(str(path)), "here").take(2)
