@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.data.columns import dictionary
-from pipeline.plots.style import Array, class_colors, note, short_name, show_image
+from pipeline.plots.style import NO_TICKS, Array, class_colors, note, short_name, show_image
 
 MAX_CLASSES = 10  # rows of images
 PER_CLASS = 5
@@ -39,7 +39,7 @@ def image_rows(labels: Array, tile: Callable[[int], tuple[str, Array]], *, class
     shown.sort()
     num_rows = max(len(shown), 1) if len(classes) > 1 else PER_CLASS
     figure = Figure(figsize=(1.7 + 1.35 * PER_CLASS, 0.9 + 1.4 * num_rows), layout="constrained")
-    grid = figure.subplots(num_rows, PER_CLASS, squeeze=False)
+    grid = figure.subplots(num_rows, PER_CLASS, squeeze=False, subplot_kw=NO_TICKS)
     for axes in grid.ravel():
         axes.set_axis_off()
     for line, k in enumerate(shown):

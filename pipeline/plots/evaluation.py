@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from pipeline.plots.style import (
     LETTERS_PER_INCH,
     MARKERS,
+    NO_TICKS,
     Array,
     Series,
     class_colors,
@@ -69,7 +70,7 @@ def top_losses(
     num_rows = -(-num_tiles // num_columns)
     figure = Figure(figsize=(max(2.2 * num_columns, 4.4), 2.7 * num_rows + 0.7), layout="constrained")
     figure.suptitle(title)
-    grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    grid = figure.subplots(num_rows, num_columns, squeeze=False, subplot_kw=NO_TICKS).ravel()
     for axes, image, t, k, p, value in zip(grid, images, true, predicted, probability, loss, strict=False):
         show_image(axes, image)
         names = [short_name(classes[i]) for i in (t, k)]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pipeline.data import find
 from pipeline.errors import UserError
 from pipeline.plots import evaluation
-from pipeline.plots.style import Series, class_colors, draw_points, point_legend, save, show_image
+from pipeline.plots.style import NO_TICKS, Series, class_colors, draw_points, point_legend, save, show_image
 
 NOISES = (0.0, 0.2, 0.5)
 _ACTIVATIONS = "Activation functions and their derivatives"
@@ -76,7 +76,7 @@ def samples() -> Figure:
     classes = find("digits").spec.classes
     num_rows = 5
     figure = Figure(figsize=(0.9 * len(classes), 0.9 * num_rows + 0.4), layout="constrained")
-    grid = figure.subplots(num_rows, len(classes))
+    grid = figure.subplots(num_rows, len(classes), subplot_kw=NO_TICKS)
     for k, name in enumerate(classes):
         for axes, image in zip(grid[:, k], images[labels == k][:num_rows], strict=True):
             show_image(axes, image)

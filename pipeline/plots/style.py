@@ -14,7 +14,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
@@ -25,6 +27,7 @@ Series = tuple[Array, Array]
 
 DPI = 120
 LETTERS_PER_INCH = 11  # of the heading
+NO_TICKS: dict[str, Any] = {"xticks": [], "yticks": []}  # for axes of images: ticks that are not drawn are laid out too
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 _LONGEST_NAME = 24  # letters of a class name
 
@@ -38,8 +41,12 @@ def save(figure: Figure, path: Path, *, about: str) -> None:
     heading = textwrap.fill(encodable, int(figure.get_figwidth() * LETTERS_PER_INCH))
     if not figure.get_suptitle().startswith(heading):
         figure.suptitle(f"{heading}\n{figure.get_suptitle()}".strip(), fontsize=10, parse_math=False)
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # once: `savefig` draws all of it twice
+    words: dict[str, Any] = {"Software": None, "Title": encodable}
     with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None, "Title": encodable})
+        imsave(temporary, canvas.buffer_rgba(), format="png", dpi=DPI, metadata=words)
     figure.set_layout_engine("none")  # run again, it would start from its own result and move things a little
 
 
