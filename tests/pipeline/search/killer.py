@@ -23,7 +23,7 @@ from pipeline.signals import install as install_signals
 from tests.faults.inject import STEP, arm, forked
 from tests.pipeline.search.searches import outcome, without_a_winner, words
 
-TRIALS, STEPS = 4, 120  # of the search, and about how many it has in all
+TRIALS, STEPS = 4, 100  # of the search, and about as many as it has at least
 HOOKS = (STEP, "fsync", "replace", "torch.save", "write_json")
 
 
@@ -47,7 +47,7 @@ def run(base: Path, cache_dir: str, storage: str, count: int, seed: int, kinds: 
     for number in range(count):
         folder, kind = base / f"search{number}", kinds[number % len(kinds)]
         hook = HOOKS[number % len(HOOKS)] if kind == "SIGKILL" else STEP
-        call, after = source.randint(1, STEPS if hook == STEP else 20), source.random() < 0.5
+        call, after = source.randint(1, STEPS if hook == STEP else 16), source.random() < 0.5
 
         def struck(folder: Path = folder, hook: str = hook, call: int = call, after: bool = after, kind: str = kind) -> None:
             install_signals()
