@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline import precision
 from pipeline import run as run_folder
 from pipeline.data.loader import Split, open_split
 from pipeline.data.prepare import prepare, read_spec
@@ -46,10 +47,12 @@ def build(
     compute_alike()
     config = resolve(flags)
     data = prepare(config)
+    ranks = ranks or Ranks(0, 0, 1, torch.device(resolve_device(config.device)))
+    asked = Run(folder=folder, config=config, mlflow_run_id="", git_commit="", data=read_spec(data))
+    config, _ = precision.choose(asked, open_split(data, "train"), ranks)  # where it is auto
     if run_folder.is_run_dir(folder):
         run = Run.open(folder, check=False)
     else:
         run = Run.create(folder, config=config, mlflow_run_id=run_id, git_commit="", data=read_spec(data))
     train, val = (keep(name, open_split(data, name)) for name in ("train", "val"))
-    ranks = ranks or Ranks(0, 0, 1, torch.device(resolve_device(config.device)))
     return (Training if saves else _Unsaved)(run, ranks, tracker or NullTracker(), train, val)
