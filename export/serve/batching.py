@@ -1,7 +1,8 @@
-"""Requests that wait, and the threads that answer them: read, computed and written there, so that the server stays free.
+"""Requests that wait, and who answers them: threads, so that the server stays free, or the event loop where that is quicker.
 
 A queue of bounded length; a thread takes what waits, at most as much as one batch, and computes together only what keeps the
-bits of each sample (`bits.Plan`). Whose time is over is not computed any more.
+bits of each sample (`bits.Plan`). Whose time is over is not computed any more. To hand a request to a thread, and its answer
+back, takes longer than a quick model does: there a small body is read, computed and written by the event loop itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import time
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -38,24 +40,33 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A request that waits: what reads it, when it came and when its time is over (seconds of `time.monotonic`)."""
+    """A request that waits: what reads it, when it came and when its time is over (seconds of `time.monotonic`).
+
+    `is_small` says that it is read in no time; how many samples it has is known then.
+    """
 
     read: Callable[[], Question]
     arrived: float
     deadline: float
     future: asyncio.Future[Answer]
+    is_small: bool = False
 
 
 class Batcher:
-    """The queue and its threads. `submit` belongs to the thread of the event loop `loop`."""
+    """The queue and its threads. `submit` belongs to the thread of the event loop `loop`.
+
+    With `is_alone` small jobs are answered by the event loop: at once, if it says that no other request is being taken, and
+    otherwise together with what is there by the next turn.
+    """
 
     def __init__(
         self, model: Model, plan: Plan, telemetry: Telemetry, loop: asyncio.AbstractEventLoop,
-        *, num_threads: int, max_queue: int, max_delay: float,
+        *, num_threads: int, max_queue: int, max_delay: float, is_alone: Callable[[], bool] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.plan, self.telemetry, self.loop = model, plan, telemetry, loop
         self.max_queue, self.max_delay = max_queue, max_delay
-        self.waiting: deque[Job] = deque()
+        self.is_alone = is_alone
+        self.small, self.waiting = deque[Job](), deque[Job]()
         self.changed, self.num_idle, self.is_closing = threading.Condition(), 0, False
         self.threads = [threading.Thread(target=self._work, name="answering", daemon=True) for _ in range(num_threads)]
         for thread in self.threads:
@@ -63,19 +74,43 @@ class Batcher:
 
     def submit(self, job: Job) -> None:
         """Have a job answered. Raises Full."""
+        if len(self.waiting) + len(self.small) >= self.max_queue:
+            raise Full
+        if not (self.is_alone and job.is_small):
+            self._wait(job)
+            return
+        self.small.append(job)
+        if len(self.small) == 1:
+            if self.is_alone():
+                self._answer_small()
+            else:
+                self.loop.call_soon(self._answer_small)
+
+    def _wait(self, job: Job) -> None:
         with self.changed:
-            if len(self.waiting) >= self.max_queue:
-                raise Full
             self.waiting.append(job)
             self.changed.notify()
 
-    def close(self, *, timeout: float = 0) -> None:
-        """Let nothing wait for company any more, have all that waits answered, and wait so many seconds for the threads."""
+    def _answer_small(self) -> None:
+        jobs = [self.small.popleft() for _ in range(min(len(self.small), self.plan.together))]
+        if self.small:
+            self.loop.call_soon(self._answer_small)
+        _deliver(_all_failed(jobs, lambda: list(self._answered(jobs, is_short=self.plan.is_short))))
+
+    def hurry(self) -> None:
+        """Let nothing wait for company any more."""
+        with self.changed:
+            self.max_delay = 0.0
+            self.changed.notify_all()
+
+    def close(self, *, timeout: float) -> None:
+        """Have all that waits answered, and wait so many seconds for the threads to end."""
+        self.hurry()
         with self.changed:
             self.is_closing = True
             self.changed.notify_all()
         end = time.monotonic() + timeout
-        for thread in self.threads if timeout else ():
+        for thread in self.threads:
             thread.join(max(0.0, end - time.monotonic()))
 
     def _work(self) -> None:
@@ -97,7 +132,7 @@ class Batcher:
                     self.changed.wait()
                     self.num_idle -= 1
                 left = self.waiting[0].arrived + self.max_delay - time.monotonic()
-                if left <= 0 or self.is_closing or len(self.waiting) >= self.plan.together:
+                if left <= 0 or len(self.waiting) >= self.plan.together:
                     break
                 self.changed.wait(left)
             share = len(self.waiting) if self.max_delay else math.ceil(len(self.waiting) / (1 + self.num_idle))
@@ -106,7 +141,9 @@ class Batcher:
                 self.changed.notify()
             return jobs
 
-    def _answered(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
+    def _answered(
+        self, jobs: Sequence[Job], *, is_short: Callable[[int], bool] = lambda _: True
+    ) -> Iterator[tuple[Job, Answer]]:
         groups: dict[object, list[tuple[Job, Question]]] = defaultdict(list)
         for job in jobs:
             if job.deadline <= time.monotonic():  # its client has been told
@@ -114,7 +151,10 @@ class Batcher:
             try:
                 question = job.read()
             except Exception as error:
-                yield job, _failed(error)
+                yield job, told(error)
+                continue
+            if not is_short(len(question.inputs[0])):
+                self._wait(replace(job, read=partial(_same, question)))
                 continue
             kinds = tuple((array.shape[1:], array.dtype.str) for array in question.inputs)
             groups[question.outputs, kinds].append((job, question))
@@ -139,7 +179,7 @@ class Batcher:
                         sizes = (1,)
                         left.extendleft(reversed(batch))
                     else:
-                        failed[batch[0][0]] = _failed(error)
+                        failed[batch[0][0]] = told(error)
                     continue
                 for (job, _, _), row in zip(batch, found, strict=True):
                     parts[job].append(row)
@@ -150,7 +190,7 @@ class Batcher:
                 try:
                     yield job, Answer(200, question.answer([np.concatenate(rows) for rows in zip(*parts[job], strict=True)]))
                 except Exception as error:
-                    yield job, _failed(error)
+                    yield job, told(error)
 
     def _run(self, outputs: Sequence[str], samples: Sequence[Sequence[Array]]) -> list[list[Array]]:
         """Return the outputs of each sample, (1, ...) each, all computed by one call of the model."""
@@ -165,7 +205,7 @@ class Batcher:
         return [found] if single else [[values[k : k + 1] for values in found] for k in range(len(samples))]
 
 
-def _failed(error: Exception) -> Answer:
+def told(error: Exception) -> Answer:
     """Return what a client is told of an error; what is our own mistake is told on the terminal instead."""
     if isinstance(error, BadRequest):
         return Answer(400, str(error))
@@ -182,8 +222,12 @@ def _all_failed(jobs: Sequence[Job], work: Callable[[], list[tuple[Job, Answer]]
     try:
         return work()
     except Exception as error:
-        answer = _failed(error)
+        answer = told(error)
         return [(job, answer) for job in jobs]
+
+
+def _same(question: Question) -> Question:
+    return question
 
 
 def _deliver(found: Sequence[tuple[Job, Answer]]) -> None:

@@ -18,7 +18,7 @@ _PATIENCE = 3.0  # s for all trials
 _TRIES = 3  # of each size, with other values each time
 _GAIN = 0.9  # of the time that a sample takes alone: a larger batch has to be quicker than that
 _READING = 0.0005  # s of the interpreter for a request, about: its connection, reading and writing it
-_TOGETHER = 0.001  # s of work that a thread takes at once, even if each sample is computed alone
+_TOGETHER = 0.001  # s of work that is taken at once, even if each sample is computed alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,15 @@ class Plan:
         """Return how many threads are worth it: more than the interpreter can feed would only wait for it, and each other."""
         return min(cores, 1 + int(self.seconds / _READING))
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether the model takes less for a sample than the interpreter for a request."""
+        return self.seconds < _READING
+
+    def is_short(self, count: int) -> bool:
+        """Tell whether so many samples are computed before anybody else would notice, even one by one."""
+        return count * self.seconds <= _TOGETHER
+
     def sizes_for(self, inputs: Sequence[Array]) -> tuple[int, ...]:
         return self.sizes if tuple(array.shape[1:] for array in inputs) == self.shapes else (1,)
 
@@ -46,7 +55,7 @@ def plan(model: Model, max_batch: int) -> Plan:
 
     Images of other sizes than the model's own are not tried, and computed alone. Raises Unanswered where none is taken.
     """
-    names = [value.name for value in model.session.get_outputs()]
+    names = [tensor.name for tensor in model.outputs]
     rng = np.random.default_rng(0)
     first = samples(model, 1, rng)
     model.run(names, first)  # what is slow only once

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,14 @@ class Answers:
     is_finite: Array
 
 
+class Tensor(NamedTuple):
+    """An input or an output of a file: its name, its type and its sizes, as onnxruntime tells them (None or a name varies)."""
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A loaded file. `names` are those of the classes or labels, or of the targets (may be empty for one target).
@@ -59,6 +67,8 @@ class Model:
 
     path: Path
     session: Any
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
     task: str
     names: tuple[str, ...]
     input_shape: tuple[int, ...]
@@ -86,9 +96,8 @@ class Model:
 
     def run(self, outputs: Sequence[str], inputs: Sequence[Array]) -> list[Array]:
         """Return these outputs for a batch as `answer` takes it. Raises Unanswered."""
-        names = [value.name for value in self.session.get_inputs()]
         try:
-            return self.session.run(outputs, dict(zip(names, inputs, strict=True)))
+            return self.session.run(outputs, {tensor.name: values for tensor, values in zip(self.inputs, inputs, strict=True)})
         except Exception as error:  # onnxruntime's errors have no base class
             raise Unanswered(_first_line(error)) from error
 
@@ -160,8 +169,13 @@ def _model(path: Path, session: Any, found: Mapping[str, Any]) -> Model:
         raise ValueError(f"input_shape={found['input_shape']}")
     if found["input_dtype"] not in ("uint8", "float32"):
         raise ValueError(f"input_dtype={shown(found['input_dtype'])}")
+    inputs, outputs = (
+        tuple(Tensor(each.name, each.type, tuple(each.shape)) for each in side)
+        for side in (session.get_inputs(), session.get_outputs())
+    )
     return Model(
-        path=path, session=session, task=found["task"], names=tuple(names), input_shape=tuple(found["input_shape"]),
+        path=path, session=session, inputs=inputs, outputs=outputs, task=found["task"], names=tuple(names),
+        input_shape=tuple(found["input_shape"]),
         dtype=found["input_dtype"], any_size=found.get("any_size") is True,
         columns=tuple(Column.from_json(values) for values in found.get("columns") or ()),
     )  # fmt: skip
@@ -169,10 +183,10 @@ def _model(path: Path, session: Any, found: Mapping[str, Any]) -> Model:
 
 def _check(model: Model, what: str) -> None:
     """Raise UserError where the graph is not what the metadata says."""
-    outputs = [value.name for value in model.session.get_outputs()]
+    outputs = [tensor.name for tensor in model.outputs]
     if lacking := [name for name in _OUTPUTS[model.task] if name not in outputs]:
         raise UserError(f"{what} has no output {' or '.join(lacking)}, which a {model.task} model gives. {_REMEDY}")
-    num_inputs, wanted = len(model.session.get_inputs()), len(model.columns) or 1
+    num_inputs, wanted = len(model.inputs), len(model.columns) or 1
     if num_inputs != wanted:
         raise UserError(f"{what} has {num_inputs} inputs, and its metadata speaks of {wanted}. {_REMEDY}")
 

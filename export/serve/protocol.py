@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from export.serve.bodies import BadRequest, NotFinite, Question, check_shape, flat, numbers, parsed
-from export.serve.model import Array, Model
+from export.serve.model import Array, Model, Tensor
 from pipeline.values import shown
 
 _DATATYPES = {  # onnxruntime's names
@@ -30,14 +30,14 @@ def metadata(model: Model, *, name: str, version: str) -> dict[str, Any]:
         "name": name,
         "versions": [version],
         "platform": "onnx_onnxruntime",
-        "inputs": [_tensor(value) for value in model.session.get_inputs()],
-        "outputs": [_tensor(value) for value in model.session.get_outputs()],
+        "inputs": [_declared(tensor) for tensor in model.inputs],
+        "outputs": [_declared(tensor) for tensor in model.outputs],
     }
 
 
-def _tensor(value: Any) -> dict[str, Any]:
-    shape = [size if isinstance(size, int) else -1 for size in value.shape]
-    return {"name": value.name, "datatype": _DATATYPES.get(value.type, value.type), "shape": shape}
+def _declared(tensor: Tensor) -> dict[str, Any]:
+    shape = [size if isinstance(size, int) else -1 for size in tensor.shape]
+    return {"name": tensor.name, "datatype": _DATATYPES.get(tensor.type, tensor.type), "shape": shape}
 
 
 def read(content: bytes, model: Model, *, name: str, version: str) -> Question:
@@ -46,7 +46,7 @@ def read(content: bytes, model: Model, *, name: str, version: str) -> Question:
     label = body.get("id", "")
     if not isinstance(label, str):
         raise BadRequest("`id` is no text.")
-    declared = {each["name"]: each for each in map(_tensor, model.session.get_inputs())}
+    declared = {tensor.name: _declared(tensor) for tensor in model.inputs}
     given = _by_name(body.get("inputs"), "inputs")
     if set(given) != set(declared):
         raise BadRequest(f"`inputs` has {_listed(given)}, and the model takes {_listed(declared)}.")
@@ -74,7 +74,7 @@ def _listed(names: Sequence[str] | dict[str, Any]) -> str:
 
 
 def _outputs(body: dict[str, Any], model: Model) -> tuple[str, ...]:
-    known = [value.name for value in model.session.get_outputs()]
+    known = [tensor.name for tensor in model.outputs]
     if "outputs" not in body:
         return tuple(known)
     wanted = tuple(_by_name(body["outputs"], "outputs"))

@@ -1,8 +1,8 @@
 """`serve`: an exported .onnx file answers over HTTP, with onnxruntime, FastAPI and uvicorn, and without torch.
 
-One process, whose event loop only passes requests on. SIGTERM and Ctrl-C drain: no new connections, what was taken is answered
-within the time that an answer may take, and the exit status is 0, as an orchestrator expects of a server that it has stopped. A
-second signal ends it at once.
+One process, whose event loop passes requests on, and answers the small ones itself where the model is quick. SIGTERM and Ctrl-C
+drain: no new connections, what was taken is answered within the time that an answer may take, and the exit status is 0, as an
+orchestrator expects of a server that it has stopped. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -115,27 +115,31 @@ def _run(
     )
     service = Service(model, telemetry, limits, name=found.name, version=found.version, server=version)
     num_threads = config.num_threads or plan.num_threads(len(os.sched_getaffinity(0)))
+    is_quick = not (config.num_threads or config.max_delay_ms) and plan.is_quick
 
     class Server(uvicorn.Server):
         """uvicorn's, with our signals and our words."""
 
         is_cut = False
 
+        def _is_alone(self) -> bool:
+            return len(self.server_state.tasks) == 1
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             service.batcher = Batcher(
                 model, plan, telemetry, asyncio.get_running_loop(), num_threads=num_threads, max_queue=config.max_queue,
-                max_delay=config.max_delay_ms / 1000,
+                max_delay=config.max_delay_ms / 1000, is_alone=self._is_alone if is_quick else None,
             )  # fmt: skip
             await super().startup(sockets)
             gc.collect()
             gc.freeze()  # what is there now stays: no pause looks through it
             service.is_ready = True
-            say(_described(listener, found.name, plan, num_threads))
+            say(_described(listener, found.name, plan, num_threads, is_quick=is_quick))
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             service.is_ready = False
             say("stopping: no new connections; what was taken is answered")
-            service.batcher.close()
+            service.batcher.hurry()
             await super().shutdown(sockets)
             self.is_cut = bool(service.num_inside)
             service.batcher.close(timeout=0.5)
@@ -159,7 +163,7 @@ def _run(
     server = Server(
         uvicorn.Config(
             service.app(), loop="asyncio", http=Protocol, ws="none", lifespan="off", log_config=None, log_level="critical",
-            access_log=False, server_header=False, backlog=_BACKLOG, timeout_keep_alive=75,
+            access_log=False, proxy_headers=False, server_header=False, backlog=_BACKLOG, timeout_keep_alive=75,
             timeout_graceful_shutdown=math.ceil(limits.timeout) + 2,
         )
     )  # fmt: skip
@@ -170,12 +174,13 @@ def _run(
     return 0
 
 
-def _described(listener: socket.socket, name: str, plan: bits.Plan, num_threads: int) -> str:
+def _described(listener: socket.socket, name: str, plan: bits.Plan, num_threads: int, *, is_quick: bool) -> str:
     host, port = listener.getsockname()[:2]
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     sizes = f"together in batches of {', '.join(map(str, plan.sizes))}" if len(plan.sizes) > 1 else "one by one"
     threads = f"{num_threads} threads compute" if num_threads > 1 else "1 thread computes"
+    small = "; a request of few samples does not wait for it" if is_quick else ""
     return (
-        f"{threads} samples {sizes}, which keeps the bits that each has alone\n"
+        f"{threads} samples {sizes}, which keeps the bits that each has alone{small}\n"
         f"serving {name} on {where} (POST /predict and /v2/models/{name}/infer, GET /metrics; Ctrl-C stops it)"
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from onnx import TensorProto, helper
 
 from export.serve import bits, bodies
 from export.serve import model as models
-from export.serve.batching import Answer, Batcher, Job
+from export.serve.batching import Answer, Batcher, Full, Job
 from export.serve.telemetry import Telemetry
 from tests.export.conftest import Trained
 from tests.export.serve.conftest import MakeOnnx
@@ -83,13 +85,15 @@ def test_32_clients_at_once_get_the_bits_that_each_sample_has_alone(exports: Cal
         )
         for each in x
     ]
-    with served(onnx_file, max_delay_ms=5, num_threads=3, max_queue=1000) as server:
-        for answer, each in zip(_asked_at_once(server, [s.encode() for s in sent], "/v2/models/cnn/infer"), x, strict=True):
-            for found, expected in zip(json.loads(answer)["outputs"], model.run(names, [each[None]]), strict=True):
-                assert np.array(found["data"], np.float32).tobytes() == expected.tobytes()
-        seen = server.metrics()
-        assert seen["trainyard_batch_samples_sum"] == 320
-        assert seen['trainyard_requests_total{path="/v2/models/cnn/infer",status="200"}'] == 320
+    for flags in ({"max_delay_ms": 5, "num_threads": 3}, {}):  # by threads, and by the event loop
+        with served(onnx_file, max_queue=1000, **flags) as server:
+            for answer, each in zip(_asked_at_once(server, [s.encode() for s in sent], "/v2/models/cnn/infer"), x, strict=True):
+                for found, expected in zip(json.loads(answer)["outputs"], model.run(names, [each[None]]), strict=True):
+                    assert np.array(found["data"], np.float32).tobytes() == expected.tobytes()
+            seen = server.metrics()
+            assert seen["trainyard_batch_samples_sum"] == 320
+            assert seen['trainyard_requests_total{path="/v2/models/cnn/infer",status="200"}'] == 320
+            assert any("few samples" in line for line in server.said) == (not flags)
 
 
 def test_samples_that_would_change_each_other_are_never_computed_together(tmp_path: Path) -> None:
@@ -232,3 +236,83 @@ def test_many_samples_of_many_requests_come_back_to_their_own(make_onnx: MakeOnn
             found = [list(one["probabilities"].values()) for one in json.loads(answer)["predictions"]]
             expected = np.concatenate([model.answer([row[None]]).values for row in each])
             assert np.array(found, np.float32).tobytes() == expected.tobytes()
+
+
+def test_a_body_that_was_on_its_way_at_sigterm_is_answered(make_onnx: MakeOnnx) -> None:
+    body = json.dumps(VECTOR).encode()
+    for flags in ({}, {"num_threads": 1}, {"num_threads": 1, "max_delay_ms": 100}):
+        with served(make_onnx(shape=(3,)), **flags) as server:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
+                connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:5])
+                _until(server, "trainyard_inside_requests", 2)
+                server.process.send_signal(signal.SIGTERM)
+                server.wait_for("stopping")
+                connection.sendall(body[5:])
+                assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            assert server.process.wait(timeout=PATIENCE) == 0
+
+
+def _asked_of_a_batcher(model: models.Model, plan: bits.Plan, questions: list[bodies.Question], **more: Any) -> list[str]:
+    """Return the names of the threads in which small questions were computed, which came together."""
+    seen = []
+
+    def run(outputs: Any, inputs: Any) -> Any:
+        seen.append(threading.current_thread().name)
+        return model.session.run(outputs, {"input": inputs[0]})
+
+    spied = SimpleNamespace(run=run)
+
+    async def asked() -> None:
+        loop = asyncio.get_running_loop()
+        batcher = Batcher(spied, plan, Telemetry(), loop, num_threads=1, max_queue=9, max_delay=0, **more)  # type: ignore[arg-type]
+        futures = [loop.create_future() for _ in questions]
+        for question, future in zip(questions, futures, strict=True):
+            batcher.submit(Job(lambda q=question: q, time.monotonic(), time.monotonic() + PATIENCE, future, is_small=True))  # type: ignore[misc]
+        answers = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE)
+        batcher.close(timeout=PATIENCE)
+        assert [answer.status for answer in answers] == [200] * len(questions)
+
+    asyncio.run(asked())
+    return seen
+
+
+def test_the_event_loop_answers_what_is_short_and_leaves_to_a_thread_what_is_not(make_onnx: MakeOnnx) -> None:
+    model = models.load(make_onnx(shape=(3,)), threads=1)
+    plan = bits.Plan(sizes=(1, 2), shapes=((3,),), together=4, seconds=0.0001)
+
+    def question(count: int) -> bodies.Question:
+        return bodies.read(json.dumps({"instances": [[1, 2, 3]] * count}).encode(), model)
+
+    def alone() -> bool:
+        return True
+
+    few, many = question(1), question(11)
+    here, thread = "MainThread", "answering"
+    assert _asked_of_a_batcher(model, plan, [few], is_alone=alone) == [here]
+    assert _asked_of_a_batcher(model, plan, [few, few, few], is_alone=lambda: False) == [here, here]  # two together, one alone
+    assert set(_asked_of_a_batcher(model, plan, [many], is_alone=alone)) == {thread}
+    assert sorted(_asked_of_a_batcher(model, plan, [few, many, few], is_alone=lambda: False)) == [here] + [thread] * 6
+    assert set(_asked_of_a_batcher(model, plan, [few, many])) == {thread}
+
+
+def test_one_too_many_small_requests_in_one_turn_of_the_event_loop_get_429(make_onnx: MakeOnnx) -> None:
+    model = models.load(make_onnx(shape=(3,)), threads=1)
+    question = bodies.read(json.dumps(VECTOR).encode(), model)
+
+    async def asked() -> None:
+        loop = asyncio.get_running_loop()
+        batcher = Batcher(
+            model, bits.plan(model, 4), Telemetry(), loop, num_threads=1, max_queue=2, max_delay=0, is_alone=lambda: False
+        )
+        futures = [loop.create_future() for _ in range(3)]
+        jobs = [Job(lambda: question, time.monotonic(), time.monotonic() + PATIENCE, each, is_small=True) for each in futures]
+        for job in jobs[:2]:
+            batcher.submit(job)
+        with pytest.raises(Full):
+            batcher.submit(jobs[2])
+        await asyncio.wait_for(asyncio.gather(*futures[:2]), PATIENCE)
+        batcher.submit(jobs[2])
+        await asyncio.wait_for(futures[2], PATIENCE)
+        batcher.close(timeout=PATIENCE)
+
+    asyncio.run(asked())
