@@ -193,13 +193,13 @@ def _quotes(path: Path) -> tuple[int, bool, bool]:
         while size := file.readinto(chunk):
             if not num_quotes and chunk.find(b'"', 0, size) < 0:
                 continue
-            is_quote = content[:size] == ord('"')
+            quotes = np.flatnonzero(content[:size] == ord('"'))
             for end in "\n\r" if chunk.find(b"\r", 0, size) >= 0 else "\n":
                 ends = np.flatnonzero(content[:size] == ord(end))
-                odd = np.bitwise_xor.reduceat(is_quote, np.append(0, ends))[:-1]  # quotes from one end to the next
-                is_inside = bool((np.bitwise_xor.accumulate(odd) ^ (num_quotes % 2 == 1)).any())
+                before = num_quotes + np.searchsorted(quotes, ends)  # quotes before each end
+                is_inside = bool((before % 2).any())
                 has_long, has_return = has_long or is_inside, has_return or (is_inside and end == "\r")
-            num_quotes += int(np.count_nonzero(is_quote))
+            num_quotes += len(quotes)
     return num_quotes, has_long, has_return
 
 
