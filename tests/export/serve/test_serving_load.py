@@ -23,6 +23,7 @@ from export.serve import bits, bodies
 from export.serve import model as models
 from export.serve.batching import Answer, Batcher, Full, Job
 from export.serve.telemetry import Telemetry
+from export.serve.web import Limits, Service
 from tests.export.conftest import Trained
 from tests.export.serve.conftest import MakeOnnx
 from tests.export.serve.serving import PATIENCE, Server, served
@@ -222,6 +223,29 @@ def test_our_own_mistake_is_a_500_without_its_words_and_the_threads_go_on(
     assert wrong.status == 500 and isinstance(wrong.body, str) and "secret" not in wrong.body
     assert right.status == 200
     assert "KeyError: 'a secret'" in capsys.readouterr().err
+
+
+def test_a_mistake_of_ours_before_the_queue_is_a_500_without_its_words_too(
+    make_onnx: MakeOnnx, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = Limits(max_body=1000, timeout=PATIENCE, max_reading=9)
+    model = models.load(make_onnx(shape=(3,)), threads=1)
+    service = Service(model, Telemetry(), limits, name="model", version="1", server="")
+    service.batcher = SimpleNamespace(submit={}.__getitem__)  # type: ignore[assignment]  # a KeyError that tells the request
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": json.dumps(VECTOR).encode(), "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
+    asyncio.run(service.app()(scope, receive, send))
+    start, body = sent
+    assert start["status"] == 500 and set(json.loads(body["body"])) == {"error"} and b"Job" not in body["body"]
+    assert "KeyError: Job(" in capsys.readouterr().err
+    assert service.telemetry.requests["/predict", 500] == 1 and not service.num_inside
 
 
 def test_many_samples_of_many_requests_come_back_to_their_own(make_onnx: MakeOnnx) -> None:
