@@ -119,11 +119,16 @@ class ServeConfig:
         16, "samples that are computed together at most, and never where their bits would differ from one alone", ge=1, le=1024
     )
     max_delay_ms: float = Field(
-        0.0, "how long a request waits for others to be computed with; 0: only while all threads compute", ge=0, le=60_000
+        0.0, "how long a request waits for others to be computed with; 0: only while all that compute are busy", ge=0, le=60_000
     )
     timeout_ms: float = Field(10_000.0, "how long an answer may take; then the client gets 504", ge=1, le=3_600_000)
     max_body_mb: float = Field(16.0, "megabytes that a request may have; more gets 413", gt=0, le=4096)
-    num_threads: int = Field(0, "threads that compute; 0: one for each core, fewer for a quick model", ge=0, le=1024)
+    num_threads: int = Field(
+        0,
+        "threads that compute; 0: one for each core, fewer for a quick model; small requests to a very quick one need none",
+        ge=0,
+        le=1024,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,7 +154,7 @@ class Batcher:
                 yield job, told(error)
                 continue
             if not is_short(len(question.inputs[0])):
-                self._wait(replace(job, read=partial(_same, question)))
+                self._wait(replace(job, read=partial(Question._make, question)))  # it is read already
                 continue
             kinds = tuple((array.shape[1:], array.dtype.str) for array in question.inputs)
             groups[question.outputs, kinds].append((job, question))
@@ -224,10 +224,6 @@ def _all_failed(jobs: Sequence[Job], work: Callable[[], list[tuple[Job, Answer]]
     except Exception as error:
         answer = told(error)
         return [(job, answer) for job in jobs]
-
-
-def _same(question: Question) -> Question:
-    return question
 
 
 def _deliver(found: Sequence[tuple[Job, Answer]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import signal
@@ -12,18 +11,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from export.serve import bits, bodies
 from export.serve import model as models
-from export.serve.batching import Answer, Batcher, Full, Job
-from export.serve.telemetry import Telemetry
-from export.serve.web import Limits, Service
 from tests.export.conftest import Trained
 from tests.export.serve.conftest import MakeOnnx
 from tests.export.serve.serving import PATIENCE, Server, served
@@ -198,56 +192,6 @@ def test_the_metrics_count_each_request_once(make_onnx: MakeOnnx) -> None:
         assert seen["trainyard_inside_requests"] == 1 and seen["trainyard_queue_requests"] == 0
 
 
-def test_our_own_mistake_is_a_500_without_its_words_and_the_threads_go_on(
-    make_onnx: MakeOnnx, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = models.load(make_onnx(shape=(3,)), threads=1)
-
-    def broken() -> bodies.Question:
-        raise KeyError("a secret")
-
-    async def asked() -> list[Answer]:
-        loop = asyncio.get_running_loop()
-        batcher = Batcher(model, bits.plan(model, 4), Telemetry(), loop, num_threads=1, max_queue=9, max_delay=0)
-        good = json.dumps(VECTOR).encode()
-        found = []
-        for read in (broken, lambda: bodies.read(good, model)):
-            future: asyncio.Future[Answer] = loop.create_future()
-            batcher.submit(Job(read, time.monotonic(), time.monotonic() + PATIENCE, future))
-            found.append(await asyncio.wait_for(future, PATIENCE))
-        batcher.close(timeout=PATIENCE)
-        assert not any(thread.is_alive() for thread in batcher.threads)
-        return found
-
-    wrong, right = asyncio.run(asked())
-    assert wrong.status == 500 and isinstance(wrong.body, str) and "secret" not in wrong.body
-    assert right.status == 200
-    assert "KeyError: 'a secret'" in capsys.readouterr().err
-
-
-def test_a_mistake_of_ours_before_the_queue_is_a_500_without_its_words_too(
-    make_onnx: MakeOnnx, capsys: pytest.CaptureFixture[str]
-) -> None:
-    limits = Limits(max_body=1000, timeout=PATIENCE, max_reading=9)
-    model = models.load(make_onnx(shape=(3,)), threads=1)
-    service = Service(model, Telemetry(), limits, name="model", version="1", server="")
-    service.batcher = SimpleNamespace(submit={}.__getitem__)  # type: ignore[assignment]  # a KeyError that tells the request
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": json.dumps(VECTOR).encode(), "more_body": False}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
-    asyncio.run(service.app()(scope, receive, send))
-    start, body = sent
-    assert start["status"] == 500 and set(json.loads(body["body"])) == {"error"} and b"Job" not in body["body"]
-    assert "KeyError: Job(" in capsys.readouterr().err
-    assert service.telemetry.requests["/predict", 500] == 1 and not service.num_inside
-
-
 def test_many_samples_of_many_requests_come_back_to_their_own(make_onnx: MakeOnnx) -> None:
     source = random.Random(0)
     onnx_file = make_onnx(shape=(3,))
@@ -274,69 +218,3 @@ def test_a_body_that_was_on_its_way_at_sigterm_is_answered(make_onnx: MakeOnnx) 
                 connection.sendall(body[5:])
                 assert connection.recv(4096).startswith(b"HTTP/1.1 200")
             assert server.process.wait(timeout=PATIENCE) == 0
-
-
-def _asked_of_a_batcher(model: models.Model, plan: bits.Plan, questions: list[bodies.Question], **more: Any) -> list[str]:
-    """Return the names of the threads in which small questions were computed, which came together."""
-    seen = []
-
-    def run(outputs: Any, inputs: Any) -> Any:
-        seen.append(threading.current_thread().name)
-        return model.session.run(outputs, {"input": inputs[0]})
-
-    spied = SimpleNamespace(run=run)
-
-    async def asked() -> None:
-        loop = asyncio.get_running_loop()
-        batcher = Batcher(spied, plan, Telemetry(), loop, num_threads=1, max_queue=9, max_delay=0, **more)  # type: ignore[arg-type]
-        futures = [loop.create_future() for _ in questions]
-        for question, future in zip(questions, futures, strict=True):
-            batcher.submit(Job(lambda q=question: q, time.monotonic(), time.monotonic() + PATIENCE, future, is_small=True))  # type: ignore[misc]
-        answers = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE)
-        batcher.close(timeout=PATIENCE)
-        assert [answer.status for answer in answers] == [200] * len(questions)
-
-    asyncio.run(asked())
-    return seen
-
-
-def test_the_event_loop_answers_what_is_short_and_leaves_to_a_thread_what_is_not(make_onnx: MakeOnnx) -> None:
-    model = models.load(make_onnx(shape=(3,)), threads=1)
-    plan = bits.Plan(sizes=(1, 2), shapes=((3,),), together=4, seconds=0.0001)
-
-    def question(count: int) -> bodies.Question:
-        return bodies.read(json.dumps({"instances": [[1, 2, 3]] * count}).encode(), model)
-
-    def alone() -> bool:
-        return True
-
-    few, many = question(1), question(11)
-    here, thread = "MainThread", "answering"
-    assert _asked_of_a_batcher(model, plan, [few], is_alone=alone) == [here]
-    assert _asked_of_a_batcher(model, plan, [few, few, few], is_alone=lambda: False) == [here, here]  # two together, one alone
-    assert set(_asked_of_a_batcher(model, plan, [many], is_alone=alone)) == {thread}
-    assert sorted(_asked_of_a_batcher(model, plan, [few, many, few], is_alone=lambda: False)) == [here] + [thread] * 6
-    assert set(_asked_of_a_batcher(model, plan, [few, many])) == {thread}
-
-
-def test_one_too_many_small_requests_in_one_turn_of_the_event_loop_get_429(make_onnx: MakeOnnx) -> None:
-    model = models.load(make_onnx(shape=(3,)), threads=1)
-    question = bodies.read(json.dumps(VECTOR).encode(), model)
-
-    async def asked() -> None:
-        loop = asyncio.get_running_loop()
-        batcher = Batcher(
-            model, bits.plan(model, 4), Telemetry(), loop, num_threads=1, max_queue=2, max_delay=0, is_alone=lambda: False
-        )
-        futures = [loop.create_future() for _ in range(3)]
-        jobs = [Job(lambda: question, time.monotonic(), time.monotonic() + PATIENCE, each, is_small=True) for each in futures]
-        for job in jobs[:2]:
-            batcher.submit(job)
-        with pytest.raises(Full):
-            batcher.submit(jobs[2])
-        await asyncio.wait_for(asyncio.gather(*futures[:2]), PATIENCE)
-        batcher.submit(jobs[2])
-        await asyncio.wait_for(futures[2], PATIENCE)
-        batcher.close(timeout=PATIENCE)
-
-    asyncio.run(asked())
